@@ -1,0 +1,1 @@
+"""The vocabulary every room shares (names, resources, snapshot, routing rules) and the runtime kit."""

@@ -1,0 +1,70 @@
+"""What an nftables table should hold, as frozen values: the seam between policy and felix (who write it) and
+`linux.nft` (which makes it so). Pure text and tuples; nothing here talks to the kernel.
+
+Element keys have one canonical spelling so that desired and read-back compare by value:
+
+    concatenations   parts joined by " . "                 327680 . 6 . 80
+    numbers          decimal: marks, protocols, ports      6   80   80-90 (a range, never a one-port range)
+    addresses        str() of the ipaddress value          10.0.0.1   fd00::1
+    intervals        a prefix when it is one, else a-b     10.0.0.0/8   10.0.0.1-10.0.0.6
+    interface names  quoted                                "musab12cd34ef5"
+
+Verdicts are spelt as nft prints them: accept, drop, return, goto NAME, jump NAME.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from types import MappingProxyType
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Hook:
+    """Where a base chain hangs. `priority` is nft's number (raw -300, filter 0, srcnat 100). Policy is accept."""
+
+    type: str
+    hook: str
+    priority: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Chain:
+    """A chain and its rules in order, each the text that follows `add rule inet muslin NAME`."""
+
+    rules: tuple[str, ...] = ()
+    hook: Hook | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Set:
+    """A named set (`value` empty) or map (`value` e.g. "verdict").
+
+    `key` is the nft type of its elements, one part per item of a concatenation (("mark", "inet_proto",
+    "inet_service")). `counter` gives every element a packet counter.
+    """
+
+    key: tuple[str, ...]
+    value: str = ""
+    interval: bool = False
+    counter: bool = False
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Element:
+    """The name of one element: its set and its key in canonical spelling."""
+
+    set: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruleset:
+    """A whole table. Every element's set, and every chain a rule or verdict names, must be in it.
+
+    `elements` maps to the verdict of a map's element, "" for a plain set's.
+    """
+
+    chains: Mapping[str, Chain] = field(default_factory=lambda: MappingProxyType({}))
+    sets: Mapping[str, Set] = field(default_factory=lambda: MappingProxyType({}))
+    elements: Mapping[Element, str] = field(default_factory=lambda: MappingProxyType({}))

@@ -1,0 +1,233 @@
+"""The only retry loop in muslin: make what is, what should be.
+
+    desired ──┐                      ┌── upsert ──┐
+              ├── diff ──> Plan ─────┤            ├──> driver.apply ──> {key: error}
+    actual  ──┘  (pure)              └── delete ──┘          │
+      ^                                                      │ all went well: actual := desired
+      └──────── driver.read() <── actual is unknown <────────┘ any doubt: forget actual, back off, read again
+
+A `Driver` is thin: it reads what we own and applies one batch. A `Reconciler` holds one driver's desired state
+and what it believes is programmed. `run` drives several in the order given (tunnels before routes, say) and
+wakes on a new desired state, on backoff after errors, and every `resync_s` seconds, when it distrusts its cache.
+
+Nothing happens before the first `set_desired`: that is how "nothing before in-sync" holds. A failed read is never
+an empty one: it raises, and the round ends there. A plan that would remove more than a set share of what is
+programmed is held by the `Breaker`: its upserts go ahead, its deletions wait for a smaller plan or an operator.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import random
+import time
+from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Generic, Protocol, TypeVar
+
+import structlog
+
+from core.errors import MuslinError
+
+K = TypeVar("K", bound=Hashable)
+V = TypeVar("V")
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Plan(Generic[K, V]):
+    """One batch. `delete` carries the old value, because the kernel wants to be told what it is removing."""
+
+    upsert: Mapping[K, V]
+    delete: Mapping[K, V]
+
+    def __bool__(self) -> bool:
+        return bool(self.upsert or self.delete)
+
+
+def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Plan[K, V]:
+    """The least batch that turns `actual` into `desired`; values compare by equality."""
+    return Plan(
+        upsert={key: value for key, value in desired.items() if key not in actual or actual[key] != value},
+        delete={key: value for key, value in actual.items() if key not in desired},
+    )
+
+
+class Driver(Protocol[K, V]):
+    """The edge to one kind of thing: kernel routes, an nft table, sysctls, tunnels, BGP adverts."""
+
+    @property
+    def name(self) -> str:
+        """For logs and health, e.g. `routes`."""
+
+    async def read(self) -> Mapping[K, V]:
+        """Everything we own, in the terms of the desired state; raises (OSError, MuslinError) if it cannot tell."""
+
+    async def apply(self, plan: Plan[K, V]) -> Mapping[K, Exception]:
+        """Apply one batch; return what failed. Already there, or already gone, is success."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Breaker:
+    """Holds deletions of more than `share` of what is programmed, once they number more than `floor`."""
+
+    share: float = 0.5
+    floor: int = 50
+
+    def holds(self, plan: Plan[Any, Any], actual: int) -> bool:
+        """Whether `plan`'s deletions must wait, `actual` being how many things are programmed now."""
+        return len(plan.delete) > self.floor and len(plan.delete) > self.share * actual
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Progress:
+    """How far one reconciler is. `revision` is the newest desired revision that is wholly programmed (0: none).
+
+    `errors` are per key, in the words of the driver; `failure` is why the whole round failed; `held` counts
+    deletions that the breaker keeps back; `writes` counts objects written since start.
+    """
+
+    revision: int = 0
+    errors: Mapping[Any, str] = field(default_factory=dict)
+    failure: str = ""
+    held: int = 0
+    writes: int = 0
+
+    @property
+    def healthy(self) -> bool:
+        """Nothing failed and nothing is held back."""
+        return not (self.errors or self.failure or self.held)
+
+
+class Reconciler(Generic[K, V]):
+    """One driver, its desired state, and what we believe is programmed."""
+
+    def __init__(self, driver: Driver[K, V], breaker: Breaker | None = None) -> None:
+        self.driver = driver
+        self.progress = Progress()
+        self._breaker = breaker or Breaker()
+        self._desired: Mapping[K, V] | None = None
+        self._revision = 0
+        self._prune = True
+        self._released = False
+        self._actual: dict[K, V] | None = None
+
+    def set_desired(self, desired: Mapping[K, V], revision: int, *, prune: bool = True) -> None:
+        """State what should be; cheap, no I/O. With `prune` false nothing is removed (not everything is known yet)."""
+        self._desired, self._revision, self._prune = desired, revision, prune
+
+    def distrust(self) -> None:
+        """Forget what we believe is programmed; the next round reads it."""
+        self._actual = None
+
+    def release(self) -> None:
+        """Let the next round remove what the breaker holds: an operator has looked."""
+        self._released = True
+
+    @property
+    def actual(self) -> Mapping[K, V]:
+        """What we believe is programmed now; empty when unknown."""
+        return self._actual or {}
+
+    async def step(self) -> Progress:
+        """One round: read if in doubt, diff, apply. Returns (and keeps) the new progress; never raises OSError."""
+        if self._desired is None:
+            return self.progress
+        desired, revision = self._desired, self._revision
+        try:
+            self.progress = await self._round(desired, revision)
+        except (OSError, MuslinError) as failure:
+            self._actual = None
+            self.progress = self._next(errors={}, failure=f"{self.driver.name}: {failure}")
+        return self.progress
+
+    async def _round(self, desired: Mapping[K, V], revision: int) -> Progress:
+        if self._actual is None:
+            self._actual = dict(await self.driver.read())
+        plan = diff(desired, self._actual)
+        held = 0
+        if not self._prune:
+            plan = Plan(plan.upsert, {})
+        elif self._breaker.holds(plan, len(self._actual)) and not self._released:
+            held = len(plan.delete)
+            plan = Plan(plan.upsert, {})
+        if not plan:
+            return self._next(errors={}, held=held, revision=revision if not held else None)
+        errors = await self.driver.apply(plan)
+        self._released = False
+        writes = len(plan.upsert) + len(plan.delete) - len(errors)
+        if errors:
+            self._actual = None
+            said = {key: str(error) for key, error in errors.items()}
+            return self._next(errors=said, held=held, writes=writes)
+        self._actual.update(plan.upsert)
+        for key in plan.delete:
+            del self._actual[key]
+        return self._next(errors={}, held=held, writes=writes, revision=revision if not held else None)
+
+    def _next(
+        self,
+        *,
+        errors: Mapping[K, str],
+        failure: str = "",
+        held: int = 0,
+        writes: int = 0,
+        revision: int | None = None,
+    ) -> Progress:
+        return Progress(
+            revision=self.progress.revision if revision is None else revision,
+            errors=errors,
+            failure=failure,
+            held=held,
+            writes=self.progress.writes + writes,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Timing:
+    """When to try again. Seconds. Backoff doubles from `retry_s` to `retry_max_s`, with a quarter of jitter."""
+
+    retry_s: float = 0.1
+    retry_max_s: float = 10.0
+    resync_s: float = 60.0
+
+    def backoff(self, failures: int) -> float:
+        """How long to wait after `failures` failed rounds in a row (at least 1)."""
+        bound = min(self.retry_max_s, self.retry_s * 2.0 ** min(failures - 1, 30))
+        return bound * (1 + random.random() / 4)  # noqa: S311 - jitter, not a secret
+
+
+async def run(
+    reconcilers: Sequence[Reconciler[Any, Any]],
+    wake: asyncio.Event,
+    on_progress: Callable[[Sequence[Progress]], Awaitable[None]],
+    timing: Timing | None = None,
+) -> None:
+    """Drive `reconcilers` in order, for ever. Set `wake` after a `set_desired`, a `distrust` or a `release`.
+
+    One that fails does not keep the next from running: a closed pod stays closed without its neighbour's help.
+    `on_progress` hears after every round.
+    """
+    timing = timing or Timing()
+    failures = 0
+    resync_at = time.monotonic() + timing.resync_s
+    while True:
+        wait = resync_at - time.monotonic()
+        if failures:
+            wait = min(wait, timing.backoff(failures))
+        with contextlib.suppress(TimeoutError):  # backoff or resync is due
+            await asyncio.wait_for(wake.wait(), max(wait, 0))
+        wake.clear()
+        if time.monotonic() >= resync_at:
+            resync_at = time.monotonic() + timing.resync_s
+            for reconciler in reconcilers:
+                reconciler.distrust()
+        progress = [await reconciler.step() for reconciler in reconcilers]
+        failed = [each.failure or str(dict(each.errors)) for each in progress if each.failure or each.errors]
+        if failed and not failures:
+            log.warning("reconcile.failed", why=failed)
+        elif failures and not failed:
+            log.info("reconcile.recovered", rounds=failures)
+        failures = failures + 1 if failed else 0
+        await on_progress(progress)

@@ -1,0 +1,104 @@
+"""Every kind of resource muslin knows, and the registry to find one by apiVersion and kind or by key."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from types import MappingProxyType
+from typing import Final
+
+from core.names import ROOT, Key, Kind
+from core.resources.base import Base, Metadata, R, Resource
+from core.resources.network import (
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
+    EncapMode,
+    FelixConfiguration,
+    HostEndpoint,
+    IPAMBlock,
+    IPPool,
+    Namespace,
+    Node,
+    ServiceAccount,
+    WorkloadEndpoint,
+)
+from core.resources.policy import (
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    KubernetesNetworkPolicy,
+    NetworkPolicy,
+    NetworkSet,
+    Profile,
+    Tier,
+)
+from core.resources.status import FelixStatus, SpeakerStatus
+
+CLASSES: Final[tuple[type[Resource], ...]] = (
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
+    FelixConfiguration,
+    FelixStatus,
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    HostEndpoint,
+    IPAMBlock,
+    IPPool,
+    KubernetesNetworkPolicy,
+    Namespace,
+    NetworkPolicy,
+    NetworkSet,
+    Node,
+    Profile,
+    ServiceAccount,
+    SpeakerStatus,
+    Tier,
+    WorkloadEndpoint,
+)
+
+BY_KIND: Final[Mapping[Kind, type[Resource]]] = MappingProxyType({cls.KIND: cls for cls in CLASSES})
+BY_MANIFEST: Final[Mapping[tuple[str, str], type[Resource]]] = MappingProxyType(
+    {(cls.KIND.api_version, cls.KIND.name): cls for cls in CLASSES}
+)
+_BY_PATH: Final = {(cls.KIND.group, cls.KIND.plural): cls.KIND for cls in CLASSES}
+
+__all__ = [
+    "BY_KIND",
+    "BY_MANIFEST",
+    "CLASSES",
+    "BGPConfiguration",
+    "BGPFilter",
+    "BGPPeer",
+    "Base",
+    "EncapMode",
+    "FelixConfiguration",
+    "FelixStatus",
+    "GlobalNetworkPolicy",
+    "GlobalNetworkSet",
+    "HostEndpoint",
+    "IPAMBlock",
+    "IPPool",
+    "KubernetesNetworkPolicy",
+    "Metadata",
+    "Namespace",
+    "NetworkPolicy",
+    "NetworkSet",
+    "Node",
+    "Profile",
+    "R",
+    "Resource",
+    "ServiceAccount",
+    "SpeakerStatus",
+    "Tier",
+    "WorkloadEndpoint",
+    "parse_path",
+]
+
+
+def parse_path(path: str) -> Key:
+    """The key that lies at `path`; ValueError when it is none of ours."""
+    parts = path.removeprefix(ROOT).split("/")
+    kind = _BY_PATH.get((parts[0], parts[1])) if len(parts) >= 3 and path.startswith(ROOT) else None
+    if kind is None or len(parts) != (4 if kind.namespaced else 3):
+        raise ValueError(f"{path!r} is not the path of a muslin object")
+    return Key(kind, parts[2] if kind.namespaced else "", parts[-1])

@@ -1,0 +1,402 @@
+"""Kinds that describe the network: pools, blocks, nodes, peers, workloads, namespaces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from enum import Enum
+from ipaddress import ip_address, ip_interface, ip_network
+from typing import Any, ClassVar
+
+from msgspec import field
+
+from core.addr import Address, Interface, Network
+from core.names import Kind
+from core.resources.base import Base, Resource, calico
+
+
+class EncapMode(str, Enum):
+    """When a pool's traffic between nodes is encapsulated.
+
+    `Fallback` is muslin's own: natively while BGP carries the block, through the tunnel otherwise.
+    """
+
+    NEVER = "Never"
+    ALWAYS = "Always"
+    CROSS_SUBNET = "CrossSubnet"
+    FALLBACK = "Fallback"
+
+
+class IPPoolSpec(Base, frozen=True, kw_only=True):
+    """A range that pods get addresses from. `blockSize` defaults to 26 for IPv4 and 122 for IPv6."""
+
+    cidr: str = ""
+    block_size: int | None = None
+    ipip_mode: EncapMode = EncapMode.NEVER
+    vxlan_mode: EncapMode = EncapMode.NEVER
+    nat_outgoing: bool = False
+    disabled: bool = False
+    disable_bgp_export: bool = field(default=False, name="disableBGPExport")
+    node_selector: str = ""
+    namespace_selector: str = ""
+    allowed_uses: list[str] = []
+    assignment_mode: str | None = None
+
+    @property
+    def network(self) -> Network:
+        """The pool's prefix."""
+        return ip_network(self.cidr)
+
+    @property
+    def block_length(self) -> int:
+        """Prefix length of its blocks."""
+        return self.block_size or (26 if self.network.version == 4 else 122)
+
+
+class IPPool(Resource, frozen=True, kw_only=True):
+    """A pool of pod addresses and how traffic to it is carried."""
+
+    KIND: ClassVar[Kind] = calico("ippools", "IPPool")
+    spec: IPPoolSpec
+    status: Mapping[str, Any] | None = None
+
+
+class BlockSpec(Base, frozen=True, kw_only=True):
+    """A block of a pool. `affinity` is `host:NODE` for the node that routes it ("" when free of a node).
+
+    `allocations` maps an address to the handle that holds it (`k8s-pod-network.NS.POD`, `ipip-tunnel-addr-NODE`).
+    """
+
+    cidr: str
+    affinity: str = ""
+    allocations: Mapping[str, str] = {}
+
+    @property
+    def network(self) -> Network:
+        """The block's prefix."""
+        return ip_network(self.cidr)
+
+    @property
+    def node(self) -> str:
+        """The node that owns the block; "" when none does."""
+        return self.affinity.removeprefix("host:") if self.affinity.startswith("host:") else ""
+
+
+class IPAMBlock(Resource, frozen=True, kw_only=True):
+    """Who holds which address of one block. Named by its CIDR, `.` `:` and `/` replaced by `-`."""
+
+    KIND: ClassVar[Kind] = calico("ipamblocks", "IPAMBlock")
+    spec: BlockSpec
+
+
+class NodeBGPSpec(Base, frozen=True, kw_only=True):
+    """How a node speaks BGP and reaches the others. Addresses carry their subnet: `10.1.0.5/24`."""
+
+    ipv4_address: str = field(default="", name="ipv4Address")
+    ipv6_address: str = field(default="", name="ipv6Address")
+    as_number: int | str | None = None
+    route_reflector_cluster_id: str = field(default="", name="routeReflectorClusterID")
+    ipv4_ipip_tunnel_addr: str = field(default="", name="ipv4IPIPTunnelAddr")
+    interface_name: str = ""
+
+    @property
+    def interfaces(self) -> tuple[Interface, ...]:
+        """The node's addresses with their subnets, IPv4 first."""
+        return tuple(ip_interface(text) for text in (self.ipv4_address, self.ipv6_address) if text)
+
+    @property
+    def tunnel_address(self) -> Address | None:
+        """The address of the IP-in-IP device, when one is allocated."""
+        return ip_address(self.ipv4_ipip_tunnel_addr) if self.ipv4_ipip_tunnel_addr else None
+
+
+class NodeAddress(Base, frozen=True, kw_only=True):
+    """An address by which a node is known."""
+
+    address: str
+    type: str = ""
+
+
+class OrchRef(Base, frozen=True, kw_only=True):
+    """The name another orchestrator gives the node."""
+
+    orchestrator: str = ""
+    node_name: str = ""
+
+
+class NodeSpec(Base, frozen=True, kw_only=True):
+    """A host of the cluster."""
+
+    bgp: NodeBGPSpec | None = None
+    addresses: list[NodeAddress] = []
+    orch_refs: list[OrchRef] = []
+    ipv4_vxlan_tunnel_addr: str = field(default="", name="ipv4VXLANTunnelAddr")
+    ipv6_vxlan_tunnel_addr: str = field(default="", name="ipv6VXLANTunnelAddr")
+    vxlan_tunnel_mac_addr: str = field(default="", name="vxlanTunnelMACAddr")
+    vxlan_tunnel_mac_addr_v6: str = field(default="", name="vxlanTunnelMACAddrV6")
+    wireguard: Mapping[str, Any] | None = None
+
+
+class Node(Resource, frozen=True, kw_only=True):
+    """A host of the cluster, its addresses and labels."""
+
+    KIND: ClassVar[Kind] = calico("nodes", "Node")
+    spec: NodeSpec = NodeSpec()
+    status: Mapping[str, Any] | None = None
+
+    def address(self, version: int) -> Address | None:
+        """The node's address of IP `version`; None when it has none."""
+        found = (i.ip for i in (self.spec.bgp.interfaces if self.spec.bgp else ()) if i.version == version)
+        return next(found, None)
+
+    def subnet(self, version: int) -> Network | None:
+        """The subnet the node's address of IP `version` lies in."""
+        found = (i.network for i in (self.spec.bgp.interfaces if self.spec.bgp else ()) if i.version == version)
+        return next(found, None)
+
+
+class EndpointPort(Base, frozen=True, kw_only=True):
+    """A named port."""
+
+    name: str
+    port: int
+    protocol: int | str = "TCP"
+    host_port: int = 0
+    host_ip: str = field(default="", name="hostIP")
+
+
+class IPNAT(Base, frozen=True, kw_only=True):
+    """A floating address of an endpoint."""
+
+    internal_ip: str = field(default="", name="internalIP")
+    external_ip: str = field(default="", name="externalIP")
+
+
+class WorkloadEndpointSpec(Base, frozen=True, kw_only=True):
+    """One interface of one pod. `ipNetworks` are /32s and /128s; `interfaceName` is the host's end."""
+
+    orchestrator: str = ""
+    workload: str = ""
+    node: str = ""
+    container_id: str = field(default="", name="containerID")
+    pod: str = ""
+    endpoint: str = ""
+    service_account_name: str = ""
+    ip_networks: list[str] = []
+    ip_nats: list[IPNAT] = field(default_factory=list, name="ipNATs")
+    ipv4_gateway: str = field(default="", name="ipv4Gateway")
+    ipv6_gateway: str = field(default="", name="ipv6Gateway")
+    profiles: list[str] = []
+    interface_name: str = ""
+    mac: str = ""
+    ports: list[EndpointPort] = []
+    allow_spoofed_source_prefixes: list[str] = []
+
+    @property
+    def addresses(self) -> tuple[Address, ...]:
+        """The pod's addresses."""
+        return tuple(ip_interface(text).ip for text in self.ip_networks)
+
+
+class WorkloadEndpoint(Resource, frozen=True, kw_only=True):
+    """A pod's interface; written by the CNI plugin (or a lab)."""
+
+    KIND: ClassVar[Kind] = calico("workloadendpoints", "WorkloadEndpoint", namespaced=True)
+    spec: WorkloadEndpointSpec
+
+
+class HostEndpointSpec(Base, frozen=True, kw_only=True):
+    """An interface of a host (`*`: all that have no endpoint of their own)."""
+
+    node: str = ""
+    interface_name: str = ""
+    expected_ips: list[str] = field(default_factory=list, name="expectedIPs")
+    profiles: list[str] = []
+    ports: list[EndpointPort] = []
+
+
+class HostEndpoint(Resource, frozen=True, kw_only=True):
+    """A host's interface under policy."""
+
+    KIND: ClassVar[Kind] = calico("hostendpoints", "HostEndpoint")
+    spec: HostEndpointSpec = HostEndpointSpec()
+
+
+class SecretKeyRef(Base, frozen=True, kw_only=True):
+    """A key of a Secret."""
+
+    name: str = ""
+    key: str = ""
+    optional: bool | None = None
+
+
+class Secret(Base, frozen=True, kw_only=True):
+    """Where a password lies."""
+
+    secret_key_ref: SecretKeyRef | None = None
+
+
+class BGPPeerSpec(Base, frozen=True, kw_only=True):
+    """A session of some nodes with one remote (`peerIP`) or with nodes (`peerSelector`). calico.md 1.4."""
+
+    node: str = ""
+    node_selector: str = ""
+    peer_ip: str = field(default="", name="peerIP")
+    as_number: int | str | None = None
+    local_as_number: int | str | None = field(default=None, name="localASNumber")
+    peer_selector: str = ""
+    keep_original_next_hop: bool = False
+    next_hop_mode: str | None = None
+    password: Secret | None = None
+    source_address: str = ""
+    max_restart_time: str | None = None
+    keepalive_time: str | None = None
+    num_allowed_local_as_numbers: int | None = field(default=None, name="numAllowedLocalASNumbers")
+    ttl_security: int | None = field(default=None, name="ttlSecurity")
+    reachable_by: str = ""
+    filters: list[str] = []
+    local_workload_selector: str = ""
+    reverse_peering: str | None = None
+
+
+class BGPPeer(Resource, frozen=True, kw_only=True):
+    """A BGP session, or a rule for several."""
+
+    KIND: ClassVar[Kind] = calico("bgppeers", "BGPPeer")
+    spec: BGPPeerSpec = BGPPeerSpec()
+
+
+class CIDREntry(Base, frozen=True, kw_only=True):
+    """A prefix in a list of a BGPConfiguration."""
+
+    cidr: str = ""
+
+
+class Community(Base, frozen=True, kw_only=True):
+    """A named community."""
+
+    name: str = ""
+    value: str = ""
+
+
+class PrefixAdvertisement(Base, frozen=True, kw_only=True):
+    """Communities for every route inside a prefix."""
+
+    cidr: str = ""
+    communities: list[str] = []
+
+
+class BGPConfigurationSpec(Base, frozen=True, kw_only=True):
+    """Defaults of the cluster's speakers. calico.md 1.4."""
+
+    log_severity_screen: str = ""
+    node_to_node_mesh_enabled: bool | None = None
+    as_number: int | str | None = None
+    listen_port: int | None = None
+    bind_mode: str | None = None
+    node_mesh_password: Secret | None = None
+    node_mesh_max_restart_time: str | None = None
+    service_cluster_ips: list[CIDREntry] = field(default_factory=list, name="serviceClusterIPs")
+    service_external_ips: list[CIDREntry] = field(default_factory=list, name="serviceExternalIPs")
+    service_load_balancer_ips: list[CIDREntry] = field(default_factory=list, name="serviceLoadBalancerIPs")
+    service_load_balancer_aggregation: str | None = None
+    communities: list[Community] = []
+    prefix_advertisements: list[PrefixAdvertisement] = []
+    ignored_interfaces: list[str] = []
+    local_workload_peering_ipv4: str = field(default="", name="localWorkloadPeeringIPV4")
+    local_workload_peering_ipv6: str = field(default="", name="localWorkloadPeeringIPV6")
+    program_cluster_routes: str | None = None
+    ipv4_normal_route_priority: int | None = field(default=None, name="ipv4NormalRoutePriority")
+    ipv6_normal_route_priority: int | None = field(default=None, name="ipv6NormalRoutePriority")
+
+
+class BGPConfiguration(Resource, frozen=True, kw_only=True):
+    """`default` for the cluster, `node.NAME` for one node."""
+
+    KIND: ClassVar[Kind] = calico("bgpconfigurations", "BGPConfiguration")
+    spec: BGPConfigurationSpec = BGPConfigurationSpec()
+
+
+class PrefixLength(Base, frozen=True, kw_only=True):
+    """Bounds of a prefix length."""
+
+    min: int | None = None
+    max: int | None = None
+
+
+class CommunityMatch(Base, frozen=True, kw_only=True):
+    """Communities a route must carry."""
+
+    values: list[str] = []
+
+
+class FilterOperation(Base, frozen=True, kw_only=True):
+    """What an accepting filter rule changes."""
+
+    add_community: Mapping[str, Any] | None = None
+    prepend_as_path: Mapping[str, Any] | None = field(default=None, name="prependASPath")
+    set_priority: Mapping[str, Any] | None = None
+
+
+class BGPFilterRule(Base, frozen=True, kw_only=True):
+    """One filter rule; all that is set must match. `action` Accept or Reject."""
+
+    action: str
+    cidr: str = ""
+    match_operator: str = ""
+    prefix_length: PrefixLength | None = None
+    source: str = ""
+    interface: str = ""
+    peer_type: str | None = None
+    communities: CommunityMatch | None = None
+    as_path_prefix: list[int | str] = field(default_factory=list, name="asPathPrefix")
+    priority: int | None = None
+    operations: list[FilterOperation] = []
+
+
+class BGPFilterSpec(Base, frozen=True, kw_only=True):
+    """Ordered rules per family and direction."""
+
+    import_v4: list[BGPFilterRule] = field(default_factory=list, name="importV4")
+    export_v4: list[BGPFilterRule] = field(default_factory=list, name="exportV4")
+    import_v6: list[BGPFilterRule] = field(default_factory=list, name="importV6")
+    export_v6: list[BGPFilterRule] = field(default_factory=list, name="exportV6")
+
+
+class BGPFilter(Resource, frozen=True, kw_only=True):
+    """Named filters that peers refer to."""
+
+    KIND: ClassVar[Kind] = calico("bgpfilters", "BGPFilter")
+    spec: BGPFilterSpec = BGPFilterSpec()
+
+
+class FelixConfigurationSpec(Base, frozen=True, kw_only=True):
+    """The settings of felix that muslin knows; an unknown one is refused rather than ignored."""
+
+    default_endpoint_to_host_action: str | None = None
+    ipip_mtu: int | None = field(default=None, name="ipipMTU")
+    route_refresh_interval: str | None = None
+    nat_outgoing_exclusions: str | None = field(default=None, name="natOutgoingExclusions")
+
+
+class FelixConfiguration(Resource, frozen=True, kw_only=True):
+    """`default` for the cluster, `node.NAME` for one node."""
+
+    KIND: ClassVar[Kind] = calico("felixconfigurations", "FelixConfiguration")
+    spec: FelixConfigurationSpec = FelixConfigurationSpec()
+
+
+class Namespace(Resource, frozen=True, kw_only=True):
+    """Kubernetes' namespace: its labels feed namespaceSelector, its profile allows what no policy selects."""
+
+    KIND: ClassVar[Kind] = Kind("core", "namespaces", "Namespace", "v1", False)
+    spec: Mapping[str, Any] | None = None
+    status: Mapping[str, Any] | None = None
+
+
+class ServiceAccount(Resource, frozen=True, kw_only=True):
+    """Kubernetes' service account: its labels feed serviceAccountSelector."""
+
+    KIND: ClassVar[Kind] = Kind("core", "serviceaccounts", "ServiceAccount", "v1", True)
+    secrets: list[Mapping[str, Any]] = []
+    image_pull_secrets: list[Mapping[str, Any]] = []
+    automount_service_account_token: bool | None = None

@@ -1,0 +1,1 @@
+"""The shared store: contract, embedded and etcd backends, gRPC server and client, follower, IPAM."""
