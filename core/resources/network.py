@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from ipaddress import ip_address, ip_interface, ip_network
 from typing import Any, ClassVar
 
@@ -14,7 +14,7 @@ from core.names import Kind
 from core.resources.base import Base, Resource, calico
 
 
-class EncapMode(str, Enum):
+class EncapMode(StrEnum):
     """When a pool's traffic between nodes is encapsulated.
 
     `Fallback` is muslin's own: natively while BGP carries the block, through the tunnel otherwise.

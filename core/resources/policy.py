@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from enum import Enum
+from enum import StrEnum
 from typing import Any, ClassVar
 
 from msgspec import field
@@ -12,7 +12,7 @@ from core.names import Kind
 from core.resources.base import Base, Resource, calico
 
 
-class Action(str, Enum):
+class Action(StrEnum):
     """What a rule does with what it matches. Log goes on to the next rule; Pass leaves the tier."""
 
     ALLOW = "Allow"
@@ -21,7 +21,7 @@ class Action(str, Enum):
     PASS = "Pass"  # noqa: S105 - Calico's word, not a secret
 
 
-class Direction(str, Enum):
+class Direction(StrEnum):
     """Seen from the endpoint the policy selects."""
 
     INGRESS = "Ingress"
