@@ -1,0 +1,42 @@
+# The one entry point. Everything a target needs is installed by it; see deploy/install.sh.
+
+PYTHON := .venv/bin/python
+
+.PHONY: help dev uml check test demo bench fuzz proto format clean
+
+help: ## this list
+	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
+
+dev: ## install what is missing: Debian packages and the virtual environment
+	@bash deploy/install.sh
+
+uml: dev ## build the User-Mode Linux kernel that stands in where the host has no ipip (once, then cached)
+	@$(PYTHON) -m lab.uml build
+
+check: dev ## format, lint, types, meta tests: the fast gate
+	@$(PYTHON) -m ruff format --check .
+	@$(PYTHON) -m ruff check .
+	@$(PYTHON) -m mypy
+	@$(PYTHON) -m pytest -q tests/meta
+
+test: dev uml ## the whole suite, on real kernels, routers and stores
+	@$(PYTHON) -m pytest -q --durations=10
+
+demo: dev uml ## a two-rack cluster on real routers, checked step by step
+	@$(PYTHON) -m lab.demo
+
+bench: dev ## every benchmark, each beside its peer
+	@$(PYTHON) -m bench --all
+
+fuzz: dev ## the deep run of the property tests
+	@HYPOTHESIS_PROFILE=deep $(PYTHON) -m pytest -q tests/policy tests/core
+
+proto: dev ## generate the wire code anew
+	@$(PYTHON) -m grpc_tools.protoc -I . --python_out=. --pyi_out=. --grpc_python_out=. proto/v1/datastore.proto
+
+format: dev ## make the code look as `check` wants it
+	@$(PYTHON) -m ruff format .
+	@$(PYTHON) -m ruff check --fix .
+
+clean: ## remove what the build made in this folder (the kernel cache stays)
+	@rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .pytest_cache .hypothesis
