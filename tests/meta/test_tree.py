@@ -23,7 +23,11 @@ PYTHON = [path for path in tracked() if path.suffix == ".py" and not GENERATED.s
 
 
 def test_files_can_be_read_in_one_sitting() -> None:
-    long = {str(path.relative_to(HOUSE)): lines for path in PYTHON if (lines := len(path.read_text().splitlines())) > MOST_LINES}
+    long = {
+        str(path.relative_to(HOUSE)): lines
+        for path in PYTHON
+        if (lines := len(path.read_text().splitlines())) > MOST_LINES
+    }
     assert not long
 
 
