@@ -1,0 +1,275 @@
+"""Real routers, each in its own network namespace with its own run directory: what every kind can be asked and told.
+
+    Router          start, stop, sessions(), routes(), reject(prefixes), accept()
+    ├── Bird        here
+    ├── Frr         lab.frr
+    └── Kernel      here: forwards between its racks and speaks no BGP
+
+A router exports all it knows to everyone (a node sees the other racks' subnets too), takes only prefixes inside
+the lab's pools from nodes, and anything from other routers. It keeps what it refuses (an import table), so
+`reject` and `accept` work at once and leave every session up, as a change of an import filter does on a real one.
+"""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import time
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from ipaddress import ip_address, ip_network
+from pathlib import Path
+from typing import Final
+
+from core.addr import Address, Network, contains
+from core.errors import MuslinError, Unsupported
+from lab import netns, processes
+from lab.processes import Process
+from lab.wiring import Neighbour, RouterWiring
+
+ROUTER_HOLD_S: Final = 9
+"""Hold time between routers; keepalives every third of it."""
+
+READY_S: Final = 10.0
+"""How long a router's control socket may take to appear."""
+
+
+@dataclass(frozen=True, slots=True)
+class Session:
+    """A BGP session as the router sees it. `state` is in the router's own words; `Established` when up."""
+
+    neighbour: str
+    address: Address
+    state: str
+
+    @property
+    def up(self) -> bool:
+        """Whether routes are exchanged."""
+        return self.state == "Established"
+
+
+class Router(ABC):
+    """One router. Methods run short commands and return when the router has taken them."""
+
+    def __init__(self, wiring: RouterWiring, namespace: str, directory: Path) -> None:
+        self.wiring = wiring
+        self.namespace = namespace
+        self.directory = directory
+        self.rejected: tuple[Network, ...] = ()
+
+    @abstractmethod
+    def config(self) -> str:
+        """The configuration it should have now, as text."""
+
+    @abstractmethod
+    def start(self) -> tuple[Process, ...]:
+        """Start it; returns its processes once it can be asked things."""
+
+    @abstractmethod
+    def sessions(self) -> tuple[Session, ...]:
+        """Its BGP sessions, by the order of the file."""
+
+    @abstractmethod
+    def routes(self) -> Mapping[Network, frozenset[Address]]:
+        """What it learnt over BGP and uses: prefix to next hops."""
+
+    @abstractmethod
+    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+        """Stop taking routes inside `prefixes` from nodes (none given: any route); others and sessions stay."""
+
+    @abstractmethod
+    def accept(self) -> None:
+        """Take everything inside the pools from nodes again."""
+
+    def pod_routes(self) -> Mapping[Network, frozenset[Address]]:
+        """Those of `routes` inside the lab's pools."""
+        pools = self.wiring.pools
+        return {net: hops for net, hops in self.routes().items() if any(contains(pool, net) for pool in pools)}
+
+    def to_reject(self, prefixes: Sequence[Network]) -> tuple[Network, ...]:
+        """`prefixes`, or everything."""
+        return tuple(prefixes) or (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
+
+class Kernel(Router):
+    """Nothing but forwarding, which every router's namespace does."""
+
+    def config(self) -> str:
+        """Nothing to configure."""
+        return ""
+
+    def start(self) -> tuple[Process, ...]:
+        """Nothing to start."""
+        return ()
+
+    def sessions(self) -> tuple[Session, ...]:
+        """None, ever."""
+        return ()
+
+    def routes(self) -> Mapping[Network, frozenset[Address]]:
+        """None, ever."""
+        return {}
+
+    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+        """It speaks no BGP, so this is a mistake of the caller's."""
+        raise Unsupported(f"router {self.wiring.name} is of kind kernel and speaks no BGP: use bird or frr")
+
+    def accept(self) -> None:
+        """As `reject`."""
+        self.reject()
+
+
+class Bird(Router):
+    """BIRD 2."""
+
+    def config(self) -> str:
+        """bird.conf."""
+        wiring = self.wiring
+        versions = sorted({each.address.version for each in wiring.neighbours} or {4})
+        parts = [
+            f'log "{self.directory}/bird.log" {{ info, remote, warning, error, auth, fatal, bug }};',
+            f"router id {wiring.router_id};",
+            "protocol device { scan time 5; }",
+            *(_BIRD_FAMILY.format(version=version) for version in versions),
+            *(self._taken(version) for version in versions),
+            *(self._session(each) for each in wiring.neighbours),
+        ]
+        return "\n".join(parts) + "\n"
+
+    def _taken(self, version: int) -> str:
+        """The function that says which routes of nodes are taken."""
+        refused = [f"{net}+" for net in self.rejected if net.version == version]
+        pools = [f"{net}+" for net in self.wiring.pools if net.version == version]
+        lines = [f"\tif net ~ [ {', '.join(refused)} ] then return false;"] if refused else []
+        lines.append(f"\treturn net ~ [ {', '.join(pools)} ];" if pools else "\treturn false;")
+        return "\n".join([f"function taken{version}() {{", *lines, "}"])
+
+    def _session(self, peer: Neighbour) -> str:
+        version = peer.address.version
+        hold = self.wiring.node_hold_time if peer.node else ROUTER_HOLD_S
+        timers = f"\thold time {hold}; keepalive time {max(1, hold // 3)};\n" if hold else ""
+        hide = f"\t\texport filter {{ bgp_path.delete({peer.as_number}); accept; }};\n"
+        return (
+            f"protocol bgp {_protocol(peer)} {{\n"
+            f"\tlocal {peer.local} as {self.wiring.as_number};\n"
+            f"\tneighbor {peer.address} as {peer.as_number};\n"
+            "\tgraceful restart aware;\n\tconnect delay time 1; connect retry time 2; error wait time 1, 4;\n"
+            f"{timers}"
+            f"\tipv{version} {{\n"
+            "\t\timport table on;\n"
+            f"\t\timport {f'where taken{version}()' if peer.node else 'all'};\n"
+            f"{hide if peer.shared_as else f'		export all;{chr(10)}'}"
+            "\t};\n}"
+        )
+
+    def start(self) -> tuple[Process, ...]:
+        """Start `bird` and wait for its control socket."""
+        if shutil.which("bird") is None:
+            raise Unsupported("a router of kind bird needs the package bird2: run deploy/install.sh")
+        self.directory.mkdir(parents=True, exist_ok=True)
+        (self.directory / "bird.conf").write_text(self.config())
+        argv = ["bird", "-f", "-c", str(self.directory / "bird.conf"), "-s", self._control, "-P", self._pid]
+        process = processes.start(argv, log=self.directory / "bird.out", namespace=self.namespace)
+        await_path(Path(self._control), process, self.directory / "bird.out")
+        return (process,)
+
+    @property
+    def _control(self) -> str:
+        return str(self.directory / "bird.ctl")
+
+    @property
+    def _pid(self) -> str:
+        return str(self.directory / "bird.pid")
+
+    def ask(self, command: str) -> str:
+        """What birdc prints for a command."""
+        argv = ["birdc", "-s", self._control, *command.split()]
+        done = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=10)
+        if done.returncode:
+            raise MuslinError(
+                f"router {self.wiring.name}: birdc {command}: {done.stdout.strip()} {done.stderr.strip()}"
+            )
+        return done.stdout
+
+    def sessions(self) -> tuple[Session, ...]:
+        """From `show protocols`."""
+        states = {}
+        for line in self.ask("show protocols").splitlines():
+            words = line.split()
+            if len(words) >= 4 and words[1] == "BGP":
+                states[words[0]] = words[5] if len(words) > 5 and words[3] != "down" else "Down"
+        return tuple(
+            Session(each.name, each.address, states.get(_protocol(each), "Down")) for each in self.wiring.neighbours
+        )
+
+    def routes(self) -> Mapping[Network, frozenset[Address]]:
+        """From `show route`, the primary ones and those of equal cost."""
+        return parse_bird_routes(self.ask("show route primary where source = RTS_BGP"))
+
+    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+        """Write the filter anew and `birdc configure`."""
+        self._refuse(self.to_reject(prefixes))
+
+    def accept(self) -> None:
+        """As `reject`, the other way."""
+        self._refuse(())
+
+    def _refuse(self, prefixes: tuple[Network, ...]) -> None:
+        self.rejected = prefixes
+        (self.directory / "bird.conf").write_text(self.config())
+        answer = self.ask("configure")
+        if "Reconfigured" not in answer and "Reconfiguration in progress" not in answer:
+            raise MuslinError(f"router {self.wiring.name} refused its configuration: {answer.strip()}")
+
+
+_BIRD_FAMILY: Final = """\
+protocol direct direct{version} {{ ipv{version}; }}
+protocol kernel kernel{version} {{
+\tmerge paths on;
+\tipv{version} {{ import none; export where source = RTS_BGP; }};
+}}"""
+
+
+def _protocol(peer: Neighbour) -> str:
+    return f"{peer.name.replace('-', '_')}_v{peer.address.version}"
+
+
+def parse_bird_routes(text: str) -> Mapping[Network, frozenset[Address]]:
+    """Prefix to next hops, from what `show route` prints."""
+    found: dict[Network, frozenset[Address]] = {}
+    prefix: Network | None = None
+    for line in text.splitlines():
+        if head := re.match(r"([0-9a-f.:]+/\d+)\s", line):
+            prefix = ip_network(head[1])
+            found.setdefault(prefix, frozenset())
+        if prefix is not None and (via := re.match(r"\s+via ([0-9a-f.:]+) on", line)):
+            found[prefix] |= {ip_address(via[1])}
+    return found
+
+
+def await_path(path: Path, process: Process, log: Path) -> None:
+    """Wait until `path` exists; if the process dies or takes too long, raise with the end of its log."""
+    deadline = time.monotonic() + READY_S
+    while not path.exists():
+        if not process.alive() or time.monotonic() > deadline:
+            tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
+            raise MuslinError(
+                f"{path.name} did not appear: the process {'hangs' if process.alive() else 'died'}\n{tail}"
+            )
+        time.sleep(processes.POLL_S)
+
+
+def forward(namespace: str) -> None:
+    """Make a namespace forward packets of both families, over several paths by flow, and answer from any address."""
+    netns.sysctl(
+        namespace,
+        {
+            "net/ipv4/ip_forward": "1",
+            "net/ipv6/conf/all/forwarding": "1",
+            "net/ipv4/fib_multipath_hash_policy": "1",
+            "net/ipv4/conf/all/rp_filter": "0",
+            "net/ipv4/conf/default/rp_filter": "0",
+        },
+    )

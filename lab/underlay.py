@@ -1,0 +1,76 @@
+"""The lab's ground: namespaces, links, addresses and routers, as the wiring says; no muslin yet.
+
+mus.LAB.HOST      a router, a node or an external host
+mus.LAB.NS.POD    a pod
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Final
+
+from lab import netns
+from lab.frr import Frr
+from lab.routers import Bird, Kernel, Router, forward
+from lab.topology import RouterKind
+from lab.wiring import Port, Wiring
+
+_CLASSES: Final[Mapping[RouterKind, type[Router]]] = {
+    RouterKind.BIRD: Bird,
+    RouterKind.FRR: Frr,
+    RouterKind.KERNEL: Kernel,
+}
+
+
+def prefix(lab: str) -> str:
+    """How the names of all namespaces of a lab begin. No host or lab has a dot in its name, so labs never mix."""
+    return f"mus.{lab}."
+
+
+def namespace(lab: str, host: str) -> str:
+    """The namespace of a host, or of a pod (`namespace/name`)."""
+    return prefix(lab) + host.replace("/", ".")
+
+
+def build(lab: str, wiring: Wiring) -> None:
+    """Make the namespaces of all hosts, wire them, and let routers and nodes forward."""
+    netns.create(namespace(lab, host) for host in wiring.hosts)
+    netns.batch(
+        f"link add {wire.a.device} netns {namespace(lab, wire.a.host)} type veth"
+        f" peer name {wire.b.device} netns {namespace(lab, wire.b.host)}"
+        for wire in wiring.wires
+    )
+    for host in wiring.hosts:
+        forward(namespace(lab, host))
+        netns.batch(_host(wiring, host), namespace(lab, host))
+
+
+def _host(wiring: Wiring, host: str) -> Iterator[str]:
+    """The `ip` lines that finish one host's namespace."""
+    router = wiring.routers.get(host)
+    for bridge, addresses in (router.bridges if router else {}).items():
+        yield f"link add {bridge} type bridge"
+        yield f"link set {bridge} up"
+        yield from (f"addr add {address} dev {bridge}{_at_once(address.version)}" for address in addresses)
+    for port in _ports(wiring, host):
+        yield from (f"addr add {each} dev {port.device}{_at_once(each.version)}" for each in port.addresses)
+        if port.bridge:
+            yield f"link set {port.device} master {port.bridge}"
+        yield f"link set {port.device} up"
+    yield from (f"route add default via {gateway}" for gateway in wiring.gateways.get(host, ()))
+
+
+def _ports(wiring: Wiring, host: str) -> Iterator[Port]:
+    return (port for wire in wiring.wires for port in (wire.a, wire.b) if port.host == host)
+
+
+def _at_once(version: int) -> str:
+    """IPv6 addresses are used without waiting for duplicates to show up: we gave them out ourselves."""
+    return " nodad" if version == 6 else ""
+
+
+def router(lab: str, wiring: Wiring, name: str, directory: Path) -> Router:
+    """The router `name`, of its kind, with its run directory below `directory`."""
+    plan = wiring.routers[name]
+    return _CLASSES[plan.kind](plan, namespace(lab, name), directory / name)
