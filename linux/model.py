@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import Enum
 from types import MappingProxyType
 
@@ -25,7 +25,7 @@ class RouteType(Enum):
     BLACKHOLE = 6
 
 
-@dataclass(frozen=True, slots=True, order=True)
+@dataclass(frozen=True, slots=True)
 class NextHop:
     """One way out. `gateway` None means on-link; `onlink` skips the check that the gateway is reachable there."""
 
@@ -34,14 +34,31 @@ class NextHop:
     onlink: bool = False
     weight: int = 1
 
+    @property
+    def order(self) -> tuple[int, int, bytes, bool, int]:
+        """What next hops are sorted by: the device, then the gateway, if any, of either family."""
+        version, packed = (self.gateway.version, self.gateway.packed) if self.gateway else (0, b"")
+        return (self.device, version, packed, self.onlink, self.weight)
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """A route's value. `next_hops` is sorted; empty for a blackhole. `source` is the preferred local address."""
+    """A route's value. `next_hops` is empty for a blackhole. `source` is the preferred local address.
+
+    However it is given, it is kept as the kernel keeps it, so that equal routes are equal: next hops sorted, and a
+    single one with weight 1 (a share of one is all of it).
+    """
 
     type: RouteType = RouteType.UNICAST
     next_hops: tuple[NextHop, ...] = ()
     source: Address | None = None
+
+    def __post_init__(self) -> None:
+        hops = self.next_hops
+        if len(hops) > 1:
+            object.__setattr__(self, "next_hops", tuple(sorted(hops, key=lambda hop: hop.order)))
+        elif hops and hops[0].weight != 1:
+            object.__setattr__(self, "next_hops", (replace(hops[0], weight=1),))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

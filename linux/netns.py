@@ -1,0 +1,96 @@
+"""Network namespaces: made, entered, left, removed.
+
+A namespace belongs to a thread, not to a process. `inside` and `scratch_namespace` move the calling thread and bring
+it back; sockets that it opens meanwhile stay in the namespace for good, and threads that it starts begin there,
+but an asyncio task that awaits in between, or a pool thread started earlier, does not move with it.
+
+Named ones lie in /run/netns, where `ip netns` keeps them. A path (/proc/PID/ns/net, /var/run/netns/x) does as well.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from core.errors import MuslinError, Unsupported
+
+_NAMED: Final = Path("/run/netns")
+_CLONE_NEWNET: Final = 0x40000000
+_OWN: Final = "/proc/thread-self/ns/net"
+
+
+def path(namespace: str) -> str:
+    """The file that stands for a namespace, given by name or by path."""
+    return namespace if "/" in namespace else str(_NAMED / namespace)
+
+
+def exists(namespace: str) -> bool:
+    """Whether there is such a namespace."""
+    return os.path.exists(path(namespace))
+
+
+def create(name: str) -> None:
+    """Make a named namespace with its loopback up; raises MuslinError if there is one already."""
+    _ip("netns", "add", name)
+    _ip("-n", name, "link", "set", "lo", "up")
+
+
+def delete(name: str) -> None:
+    """Remove a named namespace; one that is gone already is success. Processes inside keep it alive, nameless."""
+    if exists(name):
+        _ip("netns", "delete", name)
+
+
+def command(namespace: str, *argv: str) -> list[str]:
+    """The argument vector that runs `argv` inside `namespace`."""
+    return ["nsenter", f"--net={path(namespace)}", "--", *argv]
+
+
+@contextlib.contextmanager
+def inside(namespace: str) -> Iterator[None]:
+    """Move the calling thread into `namespace` and back. Raises OSError if it cannot."""
+    with open(path(namespace)) as there, _return():
+        _call("setns", there.fileno(), _CLONE_NEWNET)
+        yield
+
+
+@contextlib.contextmanager
+def scratch_namespace() -> Iterator[None]:
+    """Move the calling thread into a new, nameless namespace with its loopback up, and back.
+
+    The namespace goes when the last socket opened in it is closed.
+    """
+    with _return():
+        _call("unshare", _CLONE_NEWNET)
+        _ip("link", "set", "lo", "up")
+        yield
+
+
+@contextlib.contextmanager
+def _return() -> Iterator[None]:
+    with open(_OWN) as home:
+        try:
+            yield
+        finally:
+            _call("setns", home.fileno(), _CLONE_NEWNET)
+
+
+def _call(function: str, *arguments: int) -> None:
+    library = ctypes.CDLL(None, use_errno=True)
+    if getattr(library, function)(*arguments):
+        code = ctypes.get_errno()
+        raise OSError(code, f"{function}: {os.strerror(code)}")
+
+
+def _ip(*argv: str) -> None:
+    try:
+        done = subprocess.run(["ip", *argv], capture_output=True, text=True, check=False)
+    except FileNotFoundError as missing:
+        raise Unsupported("there is no `ip` command on this machine; install the package iproute2") from missing
+    if done.returncode:
+        raise MuslinError(f"ip {' '.join(argv)}: {done.stderr.strip()}")
