@@ -1,0 +1,115 @@
+"""What we tell peers, as a driver of the one reconciler.
+
+    key    (peer, prefix), or (peer, None) for the End-of-RIB that follows everything else
+    value  the telling: a number that changes when the peer, or ExaBGP itself, has forgotten what it was told
+    read   what ExaBGP has acknowledged
+    apply  withdrawals, then announcements, then End-of-RIBs: one command at a time, each acknowledged
+
+A peer that comes up has forgotten us, so it is told everything again, and only then End-of-RIB: what a restarted
+speaker has not announced by then, the peer drops.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import TypeAlias
+
+from bgp.line import Announce, Command, SendEndOfRib, Withdraw, batches
+from bgp.model import Session
+from core.addr import Address, Family, Network
+from core.errors import MuslinError, Unavailable
+from core.reconcile import Plan
+
+
+@dataclass(frozen=True, slots=True)
+class Advert:
+    """One thing told to one peer; `prefix` None is the End-of-RIB marker."""
+
+    peer: Address
+    prefix: Network | None
+
+
+@dataclass(frozen=True, slots=True)
+class Telling:
+    """The `session`th session with a peer, of the `speaker`th ExaBGP."""
+
+    speaker: int
+    session: int
+
+
+Send: TypeAlias = Callable[[Command], Awaitable[bool]]
+"""Gives ExaBGP a command; whether it was accepted. Raises `Unavailable` when there is no ExaBGP to ask."""
+
+
+def desired_adverts(
+    sessions: Iterable[Session],
+    prefixes: Collection[Network],
+    tellings: Mapping[Address, Telling],
+    up: Collection[Address],
+) -> Mapping[Advert, Telling]:
+    """Every prefix to every session of its family, up or not (ExaBGP remembers), and End-of-RIB to those up."""
+    wanted: dict[Advert, Telling] = {}
+    for session in sessions:
+        telling = tellings[session.peer]
+        for prefix in prefixes:
+            if prefix.version == session.family:
+                wanted[Advert(session.peer, prefix)] = telling
+        if session.peer in up:
+            wanted[Advert(session.peer, None)] = telling
+    return wanted
+
+
+class AdvertDriver:
+    """Remembers what was acknowledged. `configured` are the peers ExaBGP knows: nothing is taken back from others."""
+
+    name = "adverts"
+
+    def __init__(self, send: Send) -> None:
+        self.configured: frozenset[Address] = frozenset()
+        self._send = send
+        self._acknowledged: dict[Advert, Telling] = {}
+
+    async def read(self) -> Mapping[Advert, Telling]:
+        """What stands acknowledged."""
+        return dict(self._acknowledged)
+
+    async def apply(self, plan: Plan[Advert, Telling]) -> Mapping[Advert, Exception]:
+        """Tell peers the difference; what ExaBGP refuses (a peer it has not loaded yet) is an error of those keys."""
+        errors: dict[Advert, Exception] = {}
+        for peer, told in _by_peer(plan.delete).items():
+            for batch in batches(told if peer in self.configured else []):
+                errors.update(await self._tell(Withdraw(peer, batch), peer, batch))
+        for advert in plan.delete.keys() - errors.keys():
+            self._acknowledged.pop(advert, None)
+        for peer, untold in _by_peer(plan.upsert).items():
+            for batch in batches(untold):
+                errors.update(await self._tell(Announce(peer, batch), peer, batch))
+        failed = {advert.peer for advert in errors}
+        for advert in plan.upsert:
+            if advert.prefix is None and advert.peer not in failed:
+                command = SendEndOfRib(advert.peer, Family(advert.peer.version))
+                errors.update(await self._tell(command, advert.peer, (None,)))
+            elif advert.prefix is None:
+                errors[advert] = Unavailable("End-of-RIB waits for the announcements before it")
+        self._acknowledged.update({key: value for key, value in plan.upsert.items() if key not in errors})
+        return errors
+
+    async def _tell(
+        self, command: Command, peer: Address, about: Iterable[Network | None]
+    ) -> Mapping[Advert, Exception]:
+        try:
+            if await self._send(command):
+                return {}
+            error: MuslinError = Unavailable(f"ExaBGP does not know a session with {peer} yet")
+        except Unavailable as unavailable:
+            error = unavailable
+        return {Advert(peer, prefix): error for prefix in about}
+
+
+def _by_peer(adverts: Iterable[Advert]) -> Mapping[Address, list[Network]]:
+    grouped: dict[Address, list[Network]] = {}
+    for advert in adverts:
+        if advert.prefix is not None:
+            grouped.setdefault(advert.peer, []).append(advert.prefix)
+    return grouped

@@ -1,0 +1,258 @@
+"""The bgp agent of one node: wiring only.
+
+    datastore.follow ──> Latest[Snapshot] ──> desired ──> Speaker ─┬─> ExaBGP.configure     start, SIGUSR1
+                                                                   └─> Reconciler(adverts) ─┐
+    peers <──────────────────────────── ExaBGP <──── API commands, one by one ──────────────┘
+      └──> ExaBGP ──> bridge ──> line.decode ─┬─> Sessions ──> status, what is told again
+                                              └─> Learnt: rib, best path, import, next hops
+    linux.links ──> Latest[Facts] ───────────────┘    └──> Reconciler(kernel routes, protocol 201)
+
+Between ExaBGP and the kernel stands no queue: a line is folded into the state as it is read, and the reconciler
+programs the newest state. An agent that falls behind fills the bridge's buffer, whose overflow restarts ExaBGP.
+
+Kernel routes found at start stay until every session has sent its End-of-RIB, or `settle_s` after the first snapshot.
+When ExaBGP dies, paths turn stale and stay in the kernel until peers have spoken to the next one. When the agent
+ends, routes stay and ExaBGP is killed without a farewell, so that peers keep ours too (graceful restart).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from bgp.adverts import Advert, AdvertDriver, Telling, desired_adverts
+from bgp.desired import desired
+from bgp.fib import scope
+from bgp.learnt import Learnt
+from bgp.line import Ack, Other, PeerDown, PeerUp, decode
+from bgp.model import Speaker
+from bgp.process import ExaBGP
+from bgp.sessions import Sessions
+from core.addr import Address
+from core.errors import MuslinError, NotFound
+from core.latest import Latest
+from core.reconcile import Breaker, Driver, Progress, Reconciler, Timing, run
+from core.resources.status import SpeakerState
+from core.snapshot import Snapshot
+from linux.model import Facts, Route, RouteKey
+
+REPORT_S: Final = 1.0
+"""Least time between two status writes."""
+
+SETTLE_S: Final = 30.0
+
+NEVER_HOLD: Final = Breaker(share=1.0)
+"""What a router withdraws must leave the kernel at once, however much it is: that is what Fallback stands on."""
+
+Report = Callable[[SpeakerState], Awaitable[None]]
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Inputs:
+    """What an agent is wired to; `report` puts the node's status where others can read it."""
+
+    node: str
+    run_dir: Path
+    snapshots: Latest[Snapshot]
+    facts: Latest[Facts]
+    routes: Driver[RouteKey, Route]
+    report: Report
+    settle_s: float = SETTLE_S
+
+
+class Agent:
+    """One node's speaker."""
+
+    def __init__(self, inputs: Inputs) -> None:
+        self._in = inputs
+        self._learnt = Learnt()
+        self._sessions = Sessions()
+        self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
+        self._adverts = AdvertDriver(self.exabgp.send)
+        self._told: Reconciler[Advert, Telling] = Reconciler(self._adverts, NEVER_HOLD)
+        self._kernel: Reconciler[RouteKey, Route] = Reconciler(inputs.routes, NEVER_HOLD)
+        self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
+        self._timers, self._news = asyncio.Event(), asyncio.Event()
+        self._speaker: Speaker | None = None
+        self._snapshot = Snapshot()
+        self._facts: Facts | None = None
+        self._settle_at: float | None = None
+        self._problem = ""
+        self._since = _now()
+
+    async def run(self) -> None:
+        """Work until cancelled. Kernel routes stay as they are."""
+        self._learnt.adopt(await self._in.routes.read())
+        timing = Timing(retry_s=0.1, retry_max_s=2.0)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self.exabgp.run(), name="exabgp")
+            group.create_task(self._follow_snapshots(), name="snapshots")
+            group.create_task(self._follow_facts(), name="facts")
+            group.create_task(run([self._kernel], self._wake_kernel, self._on_progress, timing), name="kernel")
+            group.create_task(run([self._told], self._wake_told, self._on_progress, timing), name="adverts")
+            group.create_task(self._keep_time(), name="timers")
+            group.create_task(self._report(), name="status")
+
+    async def _follow_snapshots(self) -> None:
+        async for snapshot in self._in.snapshots:
+            self._snapshot = snapshot
+            try:
+                speaker = desired(snapshot, self._in.node)
+            except NotFound as error:
+                log.warning("bgp.no_node", why=str(error))
+                self._problem = str(error)
+                self._news.set()
+                continue
+            self._problem = ""
+            self._configure(speaker)
+
+    def _configure(self, speaker: Speaker) -> None:
+        before, self._speaker = self._speaker, speaker
+        if before is None:
+            self._settle_at = time.monotonic() + self._in.settle_s
+        for blocked in set(speaker.blocked) - set(before.blocked if before else ()):
+            log.warning("session.blocked", session=blocked.name, peer=blocked.peer, why=blocked.reason)
+        self._sessions.configure(speaker.sessions, _now())
+        self._adverts.configured = frozenset(session.peer for session in speaker.sessions)
+        self.exabgp.configure(speaker)
+        self._learnt.configure(speaker.sessions, scope(self._snapshot, self._in.node))
+        self._tell()
+        self._program()
+
+    async def _follow_facts(self) -> None:
+        async for facts in self._in.facts:
+            self._facts = facts
+            self._learnt.learn_facts(facts)
+            self._program()
+
+    def _on_start(self) -> None:
+        self._sessions.start_speaker()
+        self._tell()
+
+    def _on_loss(self) -> None:
+        self._sessions.lose_speaker(_now())
+        self._learnt.rib.lose_speaker(time.monotonic())
+        self._tell()
+        self._timers.set()
+
+    def _on_lines(self, lines: Sequence[str]) -> None:
+        routes = sessions = False
+        for line in lines:
+            try:
+                event = decode(line)
+            except ValueError as error:
+                log.error("exabgp.not_understood", why=str(error))
+                continue
+            if isinstance(event, (Ack, Other)):
+                continue
+            routes |= self._learnt.hear(event, time.monotonic())
+            if self._sessions.hear(event, _now()):
+                sessions = True
+                _log_session(event)
+        if sessions:
+            self._tell()
+        if routes:
+            self._program()
+        self._timers.set()
+        self._news.set()
+
+    def _tell(self) -> None:
+        """Bring the adverts' reconciler up to date."""
+        if self._speaker is None:
+            return
+        sessions, up = self._speaker.sessions, self._sessions.up
+        wanted = desired_adverts(sessions, self._speaker.adverts, self._sessions.tellings, up)
+        self._told.set_desired(wanted, self._snapshot.revision)
+        self._wake_told.set()
+        self._news.set()
+
+    def _program(self) -> None:
+        """Bring the kernel's reconciler up to date; nothing before the first snapshot and the first facts."""
+        if self._speaker is None or self._facts is None:
+            return
+        self._kernel.set_desired(self._learnt.routes(), self._snapshot.revision)
+        self._wake_kernel.set()
+        self._news.set()
+        self._timers.set()
+
+    async def _keep_time(self) -> None:
+        """Sweep what is stale for too long, and end the time of settling."""
+        while True:
+            now = time.monotonic()
+            swept = self._learnt.expire(now)
+            settled = self._settle_at is not None and (self._learnt.all_told() or now >= self._settle_at)
+            if settled:
+                log.info("bgp.settled", told_all=self._learnt.all_told())
+                self._learnt.settle()
+                self._settle_at = None
+            if swept or settled:
+                self._program()
+            self._timers.clear()
+            due = [at for at in (self._learnt.rib.deadline, self._settle_at) if at is not None]
+            try:
+                async with asyncio.timeout(max(0.0, min(due) - time.monotonic()) if due else None):
+                    await self._timers.wait()
+            except TimeoutError:
+                pass  # something is due
+
+    async def _on_progress(self, progress: Sequence[Progress]) -> None:
+        self._news.set()
+
+    async def _report(self) -> None:
+        """Write the status when it changed, seldom enough not to be a load of its own."""
+        reported: SpeakerState | None = None
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            state = self.state()
+            if state != reported:
+                try:
+                    await self._in.report(state)
+                    reported = state
+                except MuslinError as error:
+                    log.warning("status.unwritten", why=str(error))
+                    self._news.set()
+            await asyncio.sleep(REPORT_S)
+
+    def state(self) -> SpeakerState:
+        """The status of now."""
+        told, kernel, speaker = self._told.progress, self._kernel.progress, self._speaker
+        failures = [each for each in (told.failure, kernel.failure) if each]
+        failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
+        problems = [*(speaker.problems if speaker else ()), *failures]
+        return SpeakerState(
+            programmed=min(told.revision, kernel.revision),
+            stale=self._snapshot.stale,
+            ready=speaker is not None and self._settle_at is None and told.healthy and kernel.healthy,
+            since=self._since,
+            as_number=speaker.as_number if speaker else 0,
+            sessions=self._sessions.states(
+                speaker.blocked if speaker else (), self._learnt.rib.count, self._advertised
+            ),
+            routes_in=len(self._kernel.actual),
+            routes_out=[str(prefix) for prefix in speaker.adverts] if speaker else [],
+            problems=[self._problem, *problems] if self._problem else problems,
+        )
+
+    def _advertised(self, peer: Address) -> int:
+        return sum(1 for advert in self._told.actual if advert.peer == peer and advert.prefix is not None)
+
+
+def _log_session(event: object) -> None:
+    if isinstance(event, PeerUp):
+        log.info("session.up", peer=str(event.peer))
+    elif isinstance(event, PeerDown):
+        log.info("session.down", peer=str(event.peer), why=event.reason)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

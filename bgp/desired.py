@@ -1,0 +1,252 @@
+"""The speaker a node should have: pure, from a snapshot.
+
+    BGPPeer of this node (node, nodeSelector, neither)  ── peerIP ─────────> one session
+                                                        ── peerSelector ───> one per selected node and family
+    a BGPPeer elsewhere whose peerSelector takes us     ── (mirror) ───────> one per node it belongs to
+    BGPConfiguration nodeToNodeMeshEnabled              ── every node ─────> one per node and family
+    IPAMBlock of ours, in exported pools                ───────────────────> adverts: aggregates, never a pod's own
+
+A session whose peer is named and cannot be had exactly as written (a filter, a password, an address that lacks) is
+blocked with the reason: an unfiltered session in its place would be open where somebody asked for closed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from ipaddress import ip_address
+from typing import Final
+
+from bgp.model import Blocked, Session, Speaker
+from bgp.settings import (
+    DEFAULT_HOLD_S,
+    DEFAULT_PORT,
+    DEFAULT_RESTART_S,
+    MAX_HOLD_S,
+    MAX_RESTART_S,
+    Settings,
+    as_number,
+    seconds,
+    settings,
+)
+from core.addr import Address, Network
+from core.errors import Invalid, NotFound
+from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node
+from core.routing import pool_of
+from core.selector import parse
+from core.snapshot import Snapshot
+
+FAMILIES: Final = (4, 6)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Wish:
+    """A session somebody asks for. `reason` non-empty: it must not be opened."""
+
+    name: str
+    peer: Address | None
+    port: int = DEFAULT_PORT
+    remote_as: int = 0
+    calls: bool = True
+    reason: str = ""
+
+
+def desired(snapshot: Snapshot, name: str) -> Speaker:
+    """The speaker of node `name`. Raises `NotFound` when there is no such node: then nothing should be changed."""
+    node = snapshot.get(Node, name)
+    if node is None:
+        raise NotFound(f"there is no Node {name}; apply one, with its addresses in spec.bgp")
+    ours = settings(snapshot, node)
+    sessions: dict[Address, Session] = {}
+    blocked: list[Blocked] = []
+    for outcome in _outcomes(snapshot, node, ours):
+        if isinstance(outcome, Blocked):
+            blocked.append(outcome)
+        elif outcome.peer in sessions:
+            reason = f"{sessions[outcome.peer].name} has a session with this address already"
+            blocked.append(_blocked(outcome.name, outcome.peer, outcome.remote_as, reason))
+        else:
+            sessions[outcome.peer] = outcome
+    return Speaker(
+        router_id=ours.router_id,
+        as_number=ours.as_number,
+        port=ours.port,
+        listen=ours.listen,
+        sessions=tuple(sessions.values()),
+        blocked=tuple(blocked),
+        adverts=adverts(snapshot, name),
+        problems=tuple(_problems(snapshot, node)),
+    )
+
+
+def adverts(snapshot: Snapshot, node: str) -> tuple[Network, ...]:
+    """The node's blocks of pools that are exported; a block of one address is never told to anybody."""
+    pools = list(snapshot.of(IPPool).values())
+    own = (block.spec.network for block in snapshot.of(IPAMBlock).values() if block.spec.node == node)
+    return tuple(sorted((prefix for prefix in own if _exported(prefix, pools)), key=_order))
+
+
+def _exported(prefix: Network, pools: list[IPPool]) -> bool:
+    pool = pool_of(prefix, pools)
+    told = pool is not None and not pool.spec.disabled and not pool.spec.disable_bgp_export
+    return told and prefix.prefixlen < prefix.max_prefixlen
+
+
+def _outcomes(snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Session | Blocked]:
+    for key, peer in sorted(snapshot.of(BGPPeer).items()):
+        label = f"BGPPeer/{key.name}"
+        try:
+            wishes = list(_wishes(label, peer, snapshot, node))
+        except Invalid as error:
+            yield Blocked(name=label, peer=peer.spec.peer_ip, remote_as=0, reason=str(error))
+            continue
+        for wish in wishes:
+            if wish.peer is None or wish.peer not in ours.addresses:
+                yield _session(wish, peer, ours)
+    yield from _mesh(snapshot, node, ours)
+
+
+def _wishes(label: str, peer: BGPPeer, snapshot: Snapshot, node: Node) -> Iterator[_Wish]:
+    spec = peer.spec
+    here = _applies(peer, node)
+    if spec.peer_selector:
+        takes_us = spec.reverse_peering != "Manual" and parse(spec.peer_selector).matches(node.metadata.labels)
+        for key, other in sorted(snapshot.of(Node).items()):
+            mine = here and parse(spec.peer_selector).matches(other.metadata.labels)
+            mirrored = takes_us and _applies(peer, other)
+            if key.name != node.metadata.name and (mine or mirrored):
+                both = spec.reverse_peering != "Manual" or (mine and takes_us)
+                yield from _with_node(f"{label}/{key.name}", snapshot, node, other, both=both)
+    elif here and spec.local_workload_selector:
+        yield _Wish(name=label, peer=None, reason="localWorkloadSelector is not supported yet")
+    elif here:
+        yield _with_address(label, peer)
+
+
+def _applies(peer: BGPPeer, node: Node) -> bool:
+    if peer.spec.node:
+        return peer.spec.node == node.metadata.name
+    return not peer.spec.node_selector or parse(peer.spec.node_selector).matches(node.metadata.labels)
+
+
+def _with_address(label: str, peer: BGPPeer) -> _Wish:
+    spec = peer.spec
+    try:
+        address, port = _address_port(spec.peer_ip)
+    except ValueError:
+        return _Wish(name=label, peer=None, reason=f"peerIP {spec.peer_ip!r} is no address")
+    if spec.as_number is None:
+        return _Wish(name=label, peer=address, reason="asNumber is needed with peerIP")
+    return _Wish(name=label, peer=address, port=port, remote_as=as_number(spec.as_number))
+
+
+def _with_node(label: str, snapshot: Snapshot, node: Node, other: Node, *, both: bool) -> Iterator[_Wish]:
+    """One session a family that both nodes have; when both ends know of it, the higher address calls."""
+    ours, theirs = settings(snapshot, node), settings(snapshot, other)
+    for family in FAMILIES:
+        local, remote = ours.address(family), theirs.address(family)
+        if local is not None and remote is not None:
+            calls = not both or int(local) > int(remote)
+            yield _Wish(name=label, peer=remote, port=theirs.port, remote_as=theirs.as_number, calls=calls)
+
+
+def _session(wish: _Wish, peer: BGPPeer, ours: Settings) -> Session | Blocked:
+    spec = peer.spec
+    reason = wish.reason or _unsupported(peer)
+    local = ours.address(wish.peer.version) if wish.peer else None
+    if not reason and local is None and wish.peer:
+        reason = f"this node has no IPv{wish.peer.version} address"
+    if reason or wish.peer is None:
+        return _blocked(wish.name, wish.peer or peer.spec.peer_ip, wish.remote_as, reason)
+    return Session(
+        name=wish.name,
+        peer=wish.peer,
+        port=wish.port,
+        local=None if spec.source_address == "None" else local,
+        local_as=as_number(spec.local_as_number) if spec.local_as_number else ours.as_number,
+        remote_as=wish.remote_as,
+        hold_s=_hold(spec.keepalive_time),
+        restart_s=_restart(spec.max_restart_time),
+        passive=not wish.calls,
+        ttl_hops=None if spec.ttl_security is None else max(1, spec.ttl_security),
+        own_as_allowed=spec.num_allowed_local_as_numbers or 0,
+    )
+
+
+def _unsupported(peer: BGPPeer) -> str:
+    spec = peer.spec
+    if spec.filters:
+        return f"filters ({', '.join(spec.filters)}) are not supported yet; unfiltered it would be open"
+    if spec.password:
+        return "password: its Secret cannot be read; without it the session would be unprotected"
+    if spec.reachable_by:
+        return "reachableBy is not supported yet"
+    return ""
+
+
+def _mesh(snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Session | Blocked]:
+    cluster = snapshot.get(BGPConfiguration, "default")
+    spec = cluster.spec if cluster else None
+    if (spec and spec.node_to_node_mesh_enabled is False) or _reflects(node):
+        return
+    for key, other in sorted(snapshot.of(Node).items()):
+        if key.name == node.metadata.name or _reflects(other):
+            continue
+        for wish in _with_node(f"mesh/{key.name}", snapshot, node, other, both=True):
+            assert wish.peer is not None
+            if spec and spec.node_mesh_password:
+                reason = "nodeMeshPassword: its Secret cannot be read; without it the session would be unprotected"
+                yield _blocked(wish.name, wish.peer, wish.remote_as, reason)
+                continue
+            yield Session(
+                name=wish.name,
+                peer=wish.peer,
+                port=wish.port,
+                local=ours.address(wish.peer.version),
+                local_as=ours.as_number,
+                remote_as=wish.remote_as,
+                hold_s=DEFAULT_HOLD_S,
+                restart_s=_restart(spec.node_mesh_max_restart_time if spec else None),
+                passive=not wish.calls,
+            )
+
+
+def _problems(snapshot: Snapshot, node: Node) -> Iterator[str]:
+    cluster = snapshot.get(BGPConfiguration, "default")
+    if cluster and (cluster.spec.service_cluster_ips or cluster.spec.service_external_ips):
+        yield "BGPConfiguration default: services are not advertised yet"
+    if cluster and cluster.spec.prefix_advertisements:
+        yield "BGPConfiguration default: prefixAdvertisements are not applied yet"
+    if _reflects(node):
+        yield f"Node {node.metadata.name}: routeReflectorClusterID is set and routes are not reflected yet"
+
+
+def _reflects(node: Node) -> bool:
+    return bool(node.spec.bgp and node.spec.bgp.route_reflector_cluster_id)
+
+
+def _hold(keepalive: str | None) -> int:
+    return min(MAX_HOLD_S, max(3, 3 * seconds(keepalive))) if keepalive else DEFAULT_HOLD_S
+
+
+def _restart(time: str | None) -> int:
+    return min(MAX_RESTART_S, seconds(time)) if time else DEFAULT_RESTART_S
+
+
+def _address_port(text: str) -> tuple[Address, int]:
+    """`10.0.0.1`, `10.0.0.1:1790`, `fd00::1`, `[fd00::1]:1790`."""
+    if text.startswith("["):
+        host, _, port = text[1:].partition("]")
+        return ip_address(host), int(port.removeprefix(":") or DEFAULT_PORT)
+    host, colon, port = text.partition(":")
+    if colon and "." in host:
+        return ip_address(host), int(port)
+    return ip_address(text), DEFAULT_PORT
+
+
+def _blocked(name: str, peer: Address | str, remote_as: int, reason: str) -> Blocked:
+    return Blocked(name=name, peer=str(peer), remote_as=remote_as, reason=reason)
+
+
+def _order(prefix: Network) -> tuple[int, int, int]:
+    return prefix.version, int(prefix.network_address), prefix.prefixlen

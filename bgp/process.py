@@ -1,0 +1,284 @@
+"""ExaBGP as a child process: started, reloaded, watched, killed; its API reached through the bridge.
+
+    ExaBGP ── pipes ── bridge.py ── UNIX socket ── here: lines to `on_line`, commands with their answers
+
+- It never outlives us: the kernel kills it when we die (PR_SET_PDEATHSIG), so there is never a second speaker.
+- It always dies by SIGKILL, never with a CEASE: peers keep our routes under graceful restart until the next one.
+- It runs as root, for port 179 and to read its configuration wherever that lies, but with two capabilities only. A
+  change of user would clear the parent-death signal.
+- A command that is not answered in `ANSWER_S`, or a bridge that is gone, means its state is unknown: it is killed and
+  started again. It stops for good when its answers are not read, so they always are.
+- Sessions changed: SIGUSR1, other sessions stay. Another port or listening address: a new process.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import os
+import shutil
+import signal
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import structlog
+
+from bgp.conf import render
+from bgp.line import Command, Ping, encode
+from bgp.model import Speaker
+from core.errors import Unavailable, Unsupported
+from core.reconcile import Timing
+
+ANSWER_S: Final = 10.0
+PING_S: Final = 5.0
+START_S: Final = 20.0
+CHUNK: Final = 256 * 1024
+LONGEST_LINE: Final = 16 * 1024 * 1024
+SOCKET_PATH_BOUND: Final = 107
+CAPABILITIES: Final = "-all,+net_bind_service,+dac_read_search"
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class _Plan:
+    """What ExaBGP should run with: `listening` only a new process can change, `text` a reload can."""
+
+    listening: tuple[str, ...]
+    text: str
+
+
+class ExaBGP:
+    """The child. `on_line` hears every line that is no answer; `on_start` and `on_loss` frame a process's life."""
+
+    def __init__(
+        self,
+        run_dir: Path,
+        *,
+        on_line: Callable[[Sequence[str]], None],
+        on_start: Callable[[], None],
+        on_loss: Callable[[], None],
+    ) -> None:
+        self._run_dir = run_dir
+        self._conf = run_dir / "exabgp.conf"
+        self._socket = run_dir / "bridge.sock"
+        self._on_line, self._on_start, self._on_loss = on_line, on_start, on_loss
+        self._plan: _Plan | None = None
+        self._running: _Plan | None = None
+        self._changed = asyncio.Event()
+        self._lock = asyncio.Lock()
+        self._process: asyncio.subprocess.Process | None = None
+        self._bridge: asyncio.StreamWriter | None = None
+        self._bridged = asyncio.Event()
+        self._answer: asyncio.Future[bool] | None = None
+
+    @property
+    def pid(self) -> int | None:
+        """ExaBGP's process id while it runs."""
+        return self._process.pid if self._process and self._process.returncode is None else None
+
+    def configure(self, speaker: Speaker) -> None:
+        """State what it should run with; cheap."""
+        text = render(
+            speaker, [sys.executable, "-S", "-E", str(Path(__file__).with_name("bridge.py")), str(self._socket)]
+        )
+        self._plan = _Plan((*map(str, speaker.listen), str(speaker.port)), text)
+        self._changed.set()
+
+    async def send(self, command: Command) -> bool:
+        """Give one command; whether ExaBGP accepted it. `Unavailable` when it is not there or does not answer."""
+        async with self._lock:
+            if self._bridge is None:
+                raise Unavailable("ExaBGP is not running")
+            self._answer = asyncio.get_running_loop().create_future()
+            self._bridge.write(encode(command).encode() + b"\n")
+            try:
+                return await asyncio.wait_for(self._answer, ANSWER_S)
+            except TimeoutError:
+                log.error("exabgp.stuck", command=encode(command)[:100], seconds=ANSWER_S)
+                self._kill()
+                raise Unavailable(f"ExaBGP did not answer for {ANSWER_S:.0f} s and was killed") from None
+            finally:
+                self._answer = None
+
+    async def run(self) -> None:
+        """Keep one ExaBGP running until cancelled; then end it."""
+        self._require()
+        with _exclusive(self._run_dir):
+            self._socket.unlink(missing_ok=True)
+            server = await asyncio.start_unix_server(self._serve, self._socket, limit=CHUNK)
+            os.chmod(self._socket, 0o600)
+            try:
+                await self._keep_running()
+            finally:
+                self._kill()
+                server.close()
+                self._socket.unlink(missing_ok=True)
+
+    def _require(self) -> None:
+        if shutil.which("setpriv") is None:
+            raise Unsupported("bgp needs setpriv to start ExaBGP; install Debian's util-linux")
+        if len(os.fsencode(self._socket)) > SOCKET_PATH_BOUND:
+            raise Unsupported(f"{self._socket} is too long for a UNIX socket; choose a shorter run directory")
+
+    async def _keep_running(self) -> None:
+        timing = Timing(retry_s=0.2, retry_max_s=10.0)
+        failures = 0
+        while True:
+            while self._plan is None:
+                await self._changed.wait()
+                self._changed.clear()
+            lasted = await self._one_life(self._plan)
+            failures = 1 if lasted > timing.retry_max_s else failures + 1
+            await asyncio.sleep(timing.backoff(failures))
+
+    async def _one_life(self, plan: _Plan) -> float:
+        """From start to death; how long it lived, in seconds."""
+        loop = asyncio.get_running_loop()
+        born = loop.time()
+        self._write(plan)
+        self._bridged.clear()
+        process = self._process = await asyncio.create_subprocess_exec(
+            *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", f"--bounding-set={CAPABILITIES}"),
+            *(sys.executable, "-P", "-m", "exabgp", "server", str(self._conf)),
+            stdin=asyncio.subprocess.DEVNULL,
+            stdout=asyncio.subprocess.PIPE,
+            stderr=asyncio.subprocess.STDOUT,
+            cwd=self._run_dir,
+            env=self._environment(plan),
+            limit=CHUNK,
+        )
+        log.info("exabgp.started", pid=process.pid)
+        try:
+            async with asyncio.TaskGroup() as group:
+                tasks = [
+                    group.create_task(each) for each in (self._relay_log(process), self._watch(), self._follow_plan())
+                ]
+                await process.wait()
+                for task in tasks:
+                    task.cancel()
+        finally:
+            self._kill()
+            self._lose()
+            log.warning("exabgp.ended", pid=process.pid, code=process.returncode)
+        return loop.time() - born
+
+    def _write(self, plan: _Plan) -> None:
+        draft = self._conf.with_suffix(".new")
+        draft.write_text(plan.text)
+        draft.chmod(0o600)
+        draft.rename(self._conf)
+        self._running = plan
+
+    def _environment(self, plan: _Plan) -> dict[str, str]:
+        *addresses, port = plan.listening
+        settings = {
+            "EXABGP_ENVFILE": str(self._run_dir / "no-exabgp.env"),
+            "exabgp_daemon_user": "root",
+            "exabgp_api_cli": "false",
+            "exabgp_api_ack": "true",
+            "exabgp_tcp_bind": " ".join(addresses),
+            "exabgp_tcp_port": port,
+            "exabgp_log_destination": "stdout",
+            "exabgp_log_level": "ERROR",
+        }
+        inherited = {key: value for key, value in os.environ.items() if not key.lower().startswith("exabgp")}
+        return {**inherited, **settings}
+
+    async def _relay_log(self, process: asyncio.subprocess.Process) -> None:
+        assert process.stdout is not None
+        while data := await process.stdout.read(CHUNK):
+            for line in data.decode(errors="replace").splitlines():
+                log.debug("exabgp.says", line=line)
+
+    async def _watch(self) -> None:
+        """Kill it when the bridge does not come; then ask for a sign of life from time to time."""
+        try:
+            await asyncio.wait_for(self._bridged.wait(), START_S)
+        except TimeoutError:
+            log.error("exabgp.no_bridge", seconds=START_S)
+            self._kill()
+            return
+        while True:
+            await asyncio.sleep(PING_S)
+            with contextlib.suppress(Unavailable):  # it was killed for not answering; its end is handled where it ends
+                await self.send(Ping())
+
+    async def _follow_plan(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            assert self._plan is not None
+            assert self._running is not None
+            if self._plan.listening != self._running.listening:
+                self._kill()
+            elif self._plan.text != self._running.text:
+                await self._bridged.wait()  # a reload before it has read its first configuration would kill it
+                self._write(self._plan)
+                log.info("exabgp.reload")
+                self._signal(signal.SIGUSR1)
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._bridge is not None or self.pid is None:
+            writer.close()  # a second bridge: the first one's state is unknown, and its end kills ExaBGP
+            return
+        self._bridge = writer
+        self._on_start()
+        self._bridged.set()
+        try:
+            await self._read(reader)
+        except OSError as error:
+            log.warning("exabgp.bridge_lost", why=str(error))
+        finally:
+            self._kill()
+            self._lose()
+            writer.close()
+
+    async def _read(self, reader: asyncio.StreamReader) -> None:
+        rest = b""
+        while data := await reader.read(CHUNK):
+            *lines, rest = (rest + data).split(b"\n")
+            heard: list[str] = []
+            for line in (raw.decode(errors="replace") for raw in lines):
+                if line in ("done", "error"):
+                    self._answered(line == "done")
+                else:
+                    heard.append(line)
+            self._on_line(heard)
+            if len(rest) > LONGEST_LINE:
+                raise OSError(f"a line of more than {LONGEST_LINE} bytes")
+
+    def _answered(self, ok: bool) -> None:
+        if self._answer is not None and not self._answer.done():
+            self._answer.set_result(ok)
+
+    def _lose(self) -> None:
+        if self._bridge is not None:
+            self._bridge = None
+            if self._answer is not None and not self._answer.done():
+                self._answer.set_exception(Unavailable("ExaBGP ended"))
+            self._on_loss()
+
+    def _kill(self) -> None:
+        self._signal(signal.SIGKILL)
+
+    def _signal(self, number: signal.Signals) -> None:
+        if self._process is not None and self._process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
+                self._process.send_signal(number)
+
+
+@contextlib.contextmanager
+def _exclusive(run_dir: Path) -> Iterator[None]:
+    """Hold the run directory: one agent a node."""
+    run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with open(run_dir / "lock", "w") as held:
+        try:
+            fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise Unsupported(f"another muslin bgp runs in {run_dir}; one node has one") from None
+        yield

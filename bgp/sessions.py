@@ -1,0 +1,100 @@
+"""What each configured session is doing, as a fold over its events; and how often its peer has forgotten us."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+from bgp.adverts import Telling
+from bgp.line import PeerDown, PeerEvent, PeerUp
+from bgp.model import Blocked, Session
+from core.addr import Address
+from core.resources.status import SessionState
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Life:
+    session: Session
+    up: bool
+    since: str
+    reason: str
+    telling: Telling
+
+
+class Sessions:
+    """The configured sessions. Times are RFC 3339 in UTC, given by the caller."""
+
+    def __init__(self) -> None:
+        self._lives: dict[Address, _Life] = {}
+        self._speaker = 0
+
+    def configure(self, sessions: Sequence[Session], now: str) -> None:
+        """Take over the sessions that should be; those that stay keep their state."""
+        kept = {}
+        for session in sessions:
+            life = self._lives.get(session.peer)
+            first = _Life(
+                session=session, up=False, since=now, reason="not connected yet", telling=Telling(self._speaker, 0)
+            )
+            kept[session.peer] = replace(life, session=session) if life else first
+        self._lives = kept
+
+    def hear(self, event: PeerEvent, now: str) -> bool:
+        """Take a peer's event in; whether it went up or down."""
+        life = self._lives.get(event.peer)
+        if life is None:
+            return False
+        if isinstance(event, PeerUp):
+            telling = Telling(self._speaker, life.telling.session + 1)
+            self._lives[event.peer] = replace(life, up=True, since=now, reason="", telling=telling)
+            return True
+        if isinstance(event, PeerDown):
+            since = now if life.up else life.since
+            self._lives[event.peer] = replace(life, up=False, since=since, reason=event.reason)
+            return True
+        return False
+
+    def start_speaker(self) -> None:
+        """A new ExaBGP runs: whatever was told is told again."""
+        self._speaker += 1
+        for peer, life in self._lives.items():
+            self._lives[peer] = replace(life, telling=Telling(self._speaker, 0))
+
+    def lose_speaker(self, now: str) -> None:
+        """ExaBGP is gone, and every session with it."""
+        for peer, life in self._lives.items():
+            since = now if life.up else life.since
+            self._lives[peer] = replace(life, up=False, since=since, reason="our speaker is restarting")
+
+    @property
+    def up(self) -> frozenset[Address]:
+        """Peers whose session is established."""
+        return frozenset(peer for peer, life in self._lives.items() if life.up)
+
+    @property
+    def tellings(self) -> Mapping[Address, Telling]:
+        """The current telling of every configured peer."""
+        return {peer: life.telling for peer, life in self._lives.items()}
+
+    def states(
+        self, blocked: Sequence[Blocked], received: Callable[[Address], int], advertised: Callable[[Address], int]
+    ) -> list[SessionState]:
+        """For the status: the configured sessions, then those that are blocked."""
+        live = [
+            SessionState(
+                peer=str(peer),
+                name=life.session.name,
+                as_number=life.session.remote_as,
+                state="Established" if life.up else "Down",
+                since=life.since,
+                reason=life.reason,
+                received=received(peer),
+                advertised=advertised(peer),
+            )
+            for peer, life in self._lives.items()
+        ]
+        shut = [
+            SessionState(peer=each.peer, name=each.name, as_number=each.remote_as, state="Blocked", reason=each.reason)
+            for each in blocked
+        ]
+        return live + shut
