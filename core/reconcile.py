@@ -22,7 +22,7 @@ import contextlib
 import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Generic, Protocol, TypeVar
 
 import structlog
@@ -82,13 +82,15 @@ class Breaker:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """How far one reconciler is. `revision` is the newest desired revision that is wholly programmed (0: none).
+    """How far one reconciler is. `revision` is the newest desired revision that is wholly programmed (0: none),
+    `tried` the one that the last round was about.
 
     `errors` are per key, in the words of the driver; `failure` is why the whole round failed; `held` counts
     deletions that the breaker keeps back; `writes` counts objects written since start.
     """
 
     revision: int = 0
+    tried: int = 0
     errors: Mapping[Any, str] = field(default_factory=dict)
     failure: str = ""
     held: int = 0
@@ -140,6 +142,7 @@ class Reconciler(Generic[K, V]):
         except (OSError, MuslinError) as failure:
             self._actual = None
             self.progress = self._next(errors={}, failure=f"{self.driver.name}: {failure}")
+        self.progress = replace(self.progress, tried=revision)
         return self.progress
 
     async def _round(self, desired: Mapping[K, V], revision: int) -> Progress:
