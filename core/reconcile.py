@@ -114,14 +114,16 @@ class Reconciler(Generic[K, V]):
         self._prune = True
         self._released = False
         self._actual: dict[K, V] | None = None
+        self._doubts = 0
 
     def set_desired(self, desired: Mapping[K, V], revision: int, *, prune: bool = True) -> None:
         """State what should be; cheap, no I/O. With `prune` false nothing is removed (not everything is known yet)."""
         self._desired, self._revision, self._prune = desired, revision, prune
 
     def distrust(self) -> None:
-        """Forget what we believe is programmed; the next round reads it."""
+        """Forget what we believe is programmed; the next round reads it. Also during a round."""
         self._actual = None
+        self._doubts += 1
 
     def release(self) -> None:
         """Let the next round remove what the breaker holds: an operator has looked."""
@@ -146,28 +148,34 @@ class Reconciler(Generic[K, V]):
         return self.progress
 
     async def _round(self, desired: Mapping[K, V], revision: int) -> Progress:
-        if self._actual is None:
-            self._actual = dict(await self.driver.read())
-        plan = diff(desired, self._actual)
+        doubts = self._doubts
+        actual = self._actual
+        if actual is None:
+            actual = dict(await self.driver.read())
+        plan = diff(desired, actual)
         held = 0
         if not self._prune:
             plan = Plan(plan.upsert, {})
-        elif self._breaker.holds(plan, len(self._actual)) and not self._released:
+        elif self._breaker.holds(plan, len(actual)) and not self._released:
             held = len(plan.delete)
             plan = Plan(plan.upsert, {})
-        if not plan:
-            return self._next(errors={}, held=held, revision=revision if not held else None)
-        errors = await self.driver.apply(plan)
-        self._released = False
-        writes = len(plan.upsert) + len(plan.delete) - len(errors)
-        if errors:
+        errors: Mapping[K, Exception] = {}
+        if plan:
+            errors = await self.driver.apply(plan)
+            self._released = False
+        if errors or doubts != self._doubts:  # somebody distrusts what we believe, and may have while we wrote
             self._actual = None
-            said = {key: str(error) for key, error in errors.items()}
-            return self._next(errors=said, held=held, writes=writes)
-        self._actual.update(plan.upsert)
-        for key in plan.delete:
-            del self._actual[key]
-        return self._next(errors={}, held=held, writes=writes, revision=revision if not held else None)
+        else:
+            actual.update(plan.upsert)
+            for key in plan.delete:
+                del actual[key]
+            self._actual = actual
+        return self._next(
+            errors={key: str(error) for key, error in errors.items()},
+            held=held,
+            writes=len(plan.upsert) + len(plan.delete) - len(errors),
+            revision=None if held or errors else revision,
+        )
 
     def _next(
         self,
