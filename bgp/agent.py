@@ -5,7 +5,7 @@
     peers <──────────────────────────── ExaBGP <──── API commands, one by one ──────────────┘
       └──> ExaBGP ──> bridge ──> line.decode ─┬─> Sessions ──> status, what is told again
                                               └─> Learnt: rib, best path, import, next hops
-    linux.links ──> Latest[Facts] ───────────────┘    └──> Reconciler(kernel routes, protocol 201)
+    linux.links ──> Facts ───────────────────────┘    └──> Reconciler(kernel routes, protocol 201)
 
 Between ExaBGP and the kernel stands no queue: a line is folded into the state as it is read, and the reconciler
 programs the newest state. An agent that falls behind fills the bridge's buffer, whose overflow restarts ExaBGP.
@@ -38,10 +38,13 @@ from bgp.sessions import Sessions
 from core.addr import Address
 from core.errors import MuslinError, NotFound
 from core.latest import Latest
-from core.reconcile import Breaker, Driver, Progress, Reconciler, Timing, run
+from core.reconcile import Breaker, Progress, Reconciler, Timing, run
 from core.resources.status import SpeakerState
+from core.routing import RouteProtocol
 from core.snapshot import Snapshot
+from linux.links import watch_facts
 from linux.model import Facts, Route, RouteKey
+from linux.routes import RouteDriver
 
 REPORT_S: Final = 1.0
 """Least time between two status writes."""
@@ -63,8 +66,6 @@ class Inputs:
     node: str
     run_dir: Path
     snapshots: Latest[Snapshot]
-    facts: Latest[Facts]
-    routes: Driver[RouteKey, Route]
     report: Report
     settle_s: float = SETTLE_S
 
@@ -79,7 +80,8 @@ class Agent:
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
         self._adverts = AdvertDriver(self.exabgp.send)
         self._told: Reconciler[Advert, Telling] = Reconciler(self._adverts, NEVER_HOLD)
-        self._kernel: Reconciler[RouteKey, Route] = Reconciler(inputs.routes, NEVER_HOLD)
+        self._routes = RouteDriver(RouteProtocol.BGP)
+        self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes, NEVER_HOLD)
         self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
         self._speaker: Speaker | None = None
@@ -91,7 +93,7 @@ class Agent:
 
     async def run(self) -> None:
         """Work until cancelled. Kernel routes stay as they are."""
-        self._learnt.adopt(await self._in.routes.read())
+        self._learnt.adopt(await self._routes.read())
         timing = Timing(retry_s=0.1, retry_max_s=2.0)
         async with asyncio.TaskGroup() as group:
             group.create_task(self.exabgp.run(), name="exabgp")
@@ -129,10 +131,16 @@ class Agent:
         self._program()
 
     async def _follow_facts(self) -> None:
-        async for facts in self._in.facts:
+        ours = (self._routes.port,)
+        async for facts in watch_facts(protocol=RouteProtocol.BGP, ports=ours, on_drift=self._on_drift):
             self._facts = facts
             self._learnt.learn_facts(facts)
             self._program()
+
+    def _on_drift(self) -> None:
+        """Somebody else's hand was on our routes."""
+        self._kernel.distrust()
+        self._wake_kernel.set()
 
     def _on_start(self) -> None:
         self._sessions.start_speaker()
