@@ -1,20 +1,17 @@
-"""Network namespaces by name (`/run/netns`): make them, join them for a moment, find who lives in them, remove them."""
+"""Many network namespaces at once, by name: make them, write in them, find who lives in them, remove them."""
 
 from __future__ import annotations
 
-import contextlib
-import ctypes
 import os
 import socket
 import subprocess
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 from core.errors import MuslinError, Unsupported
+from linux.netns import inside
 
 HOME = Path("/run/netns")
-_CLONE_NEWNET = 0x40000000
-_libc = ctypes.CDLL(None, use_errno=True)
 
 
 def require_root() -> None:
@@ -53,23 +50,9 @@ def remove(names: Iterable[str]) -> None:
     batch(f"netns del {name}" for name in names if (HOME / name).exists())
 
 
-@contextlib.contextmanager
-def entered(name: str) -> Iterator[None]:
-    """Be in a namespace, this thread only, until the block ends. A socket made inside stays inside for good.
-
-    There must be no `await` in the block: another task would run in the wrong place.
-    """
-    with open("/proc/thread-self/ns/net") as home, open(HOME / name) as target:
-        _setns(target.fileno())
-        try:
-            yield
-        finally:
-            _setns(home.fileno())
-
-
 def open_socket(name: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
     """A socket that lives in the namespace `name`, non-blocking."""
-    with entered(name):
+    with inside(name):
         opened = socket.socket(family, kind, protocol)
     opened.setblocking(False)
     return opened
@@ -77,7 +60,7 @@ def open_socket(name: str, family: int, kind: int, protocol: int = 0) -> socket.
 
 def sysctl(name: str, values: Mapping[str, str]) -> None:
     """Write sysctls (`net/ipv4/ip_forward`) within a namespace."""
-    with entered(name):
+    with inside(name):
         for key, value in values.items():
             Path("/proc/sys", key).write_text(value)
 
@@ -94,9 +77,3 @@ def _stat(path: Path) -> os.stat_result | None:
         return path.stat()
     except OSError:
         return None
-
-
-def _setns(descriptor: int) -> None:
-    if _libc.setns(descriptor, _CLONE_NEWNET):
-        number = ctypes.get_errno()
-        raise OSError(number, os.strerror(number))

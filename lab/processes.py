@@ -86,3 +86,22 @@ def stop(processes: Iterable[Process], *, patience_s: float = 3.0) -> None:
 def known(pids: Iterable[int]) -> tuple[Process, ...]:
     """Those of `pids` that run now, with their start times."""
     return tuple(Process(pid, started) for pid in pids if (started := start_time(pid)) is not None)
+
+
+def tree(process: Process) -> tuple[Process, ...]:
+    """A process and all its descendants, itself first."""
+    children: dict[int, list[int]] = {}
+    for entry in os.listdir("/proc"):
+        if entry.isdigit() and (parent := _parent(int(entry))) is not None:
+            children.setdefault(parent, []).append(int(entry))
+    found = [process.pid]
+    for pid in found:
+        found.extend(children.get(pid, ()))
+    return known(found) if process.alive() else ()
+
+
+def _parent(pid: int) -> int | None:
+    try:
+        return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+    except OSError:
+        return None

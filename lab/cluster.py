@@ -1,0 +1,392 @@
+"""A whole cluster: brought up from a topology, asked and disturbed, taken down without a trace.
+
+    up:  record ── underlay, routers ── datastore ── manifests ─┬─ felix and bgp on every node ─┬─ all report ready
+                                                                └─ pods: address, veth, endpoint┘
+    down: end every process of the record and everyone in the lab's namespaces; remove namespaces, then the directory
+
+`up` leaves everything running, so another process can `attach`. All waiting is on a real condition, with a bound.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+import msgspec
+from datastore.client import connect
+
+from core.addr import Address
+from core.errors import MuslinError, NotFound, Unavailable
+from core.resources import FelixStatus, Node, R, SpeakerStatus
+from datastore.api import Put, Store
+from lab import capture, conditions, manifests, netns, pods, probe, processes, state, topology, underlay
+from lab.processes import Process
+from lab.routers import Router
+from lab.state import Record, Started
+from lab.topology import Topology
+from lab.wiring import UPLINK, Wiring, wire
+
+HOUSE: Final = Path(__file__).parents[1]
+AGENTS: Final = ("felix", "bgp")
+DATASTORE: Final = "datastore"
+PROBE: Final = "probe"
+POLL_S: Final = 0.1
+
+Progress = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """What a command left: its exit code and output."""
+
+    code: int
+    out: str
+    err: str
+
+
+class Cluster:
+    """A lab that is up, or on its way. Hosts are named as in the topology; pods are `namespace/name`."""
+
+    def __init__(self, plan: Topology, record: Record) -> None:
+        self.topology = plan
+        self.wiring: Wiring = wire(plan)
+        self.record = record
+        self.directory = state.directory(record.name)
+        self.socket = f"unix:{self.directory / 'datastore.sock'}"
+        self.routers: Mapping[str, Router] = {
+            name: underlay.router(record.name, self.wiring, name, self.directory) for name in self.wiring.routers
+        }
+
+    @property
+    def name(self) -> str:
+        """The lab's name."""
+        return self.record.name
+
+    def namespace(self, host: str) -> str:
+        """The network namespace of a host or pod."""
+        known = {*self.wiring.hosts, *(pod.name for pod in self.topology.pods)}
+        if host not in known:
+            raise NotFound(f"lab {self.name} has no {host!r}; it has {', '.join(sorted(known))}")
+        return underlay.namespace(self.name, host)
+
+    def address(self, host: str, version: int = 4) -> Address:
+        """The address of a node, external host or pod."""
+        own = [interface.ip for interface in self.wiring.addresses.get(host, ())]
+        found = [each for each in (*own, *self.record.pod_addresses.get(host, ())) if each.version == version]
+        if not found:
+            raise NotFound(f"{host} has no IPv{version} address in lab {self.name}")
+        return found[0]
+
+    # --- processes
+
+    def _record(self, **changes: object) -> None:
+        self.record = msgspec.structs.replace(self.record, **changes)
+        state.write(self.record)
+
+    def _started(self, label: str, process: Process) -> None:
+        entry = Started(pid=process.pid, started=process.started)
+        self._record(processes={**self.record.processes, label: entry})
+
+    def process(self, label: str) -> Process:
+        """A process by its label: `datastore`, `probe`, `felix@NODE`, `bgp@NODE`."""
+        return self.record.processes[label].process
+
+    def log(self, label: str) -> Path:
+        """Where a process of that label writes its log."""
+        return self.directory / f"{label}.log"
+
+    def start(self, label: str) -> None:
+        """Start the datastore, or an agent (`felix@NODE`, `bgp@NODE`), as it is started when the lab comes up."""
+        agent, _, node = label.partition("@")
+        if agent == DATASTORE:
+            arguments = ["--backend", f"sqlite:{self.directory / 'datastore.db'}", "--listen", self.socket]
+        else:
+            run = self.directory / label
+            run.mkdir(exist_ok=True)
+            arguments = ["--node", node, "--datastore", self.socket, "--run-dir", str(run)]
+        argv = [sys.executable, "-m", "cli", agent, *arguments]
+        namespace = self.namespace(node) if node else ""
+        self._started(label, processes.start(argv, log=self.log(label), namespace=namespace, cwd=HOUSE))
+
+    def kill(self, label: str, *, children: bool = False) -> None:
+        """`kill -9` a process (with all its descendants, if asked), and wait until it is gone."""
+        process = self.process(label)
+        doomed = processes.tree(process) if children else (process,)
+        for each in doomed:
+            each.signal(signal.SIGKILL)
+        processes.stop(doomed)
+
+    async def muslin(self, *arguments: str, datastore: bool = True) -> Said:
+        """Run `muslin ARGUMENTS --datastore SOCKET` from the project's directory."""
+        argv = [sys.executable, "-m", "cli", *arguments, *(["--datastore", self.socket] if datastore else [])]
+        child = await asyncio.create_subprocess_exec(
+            *argv, cwd=HOUSE, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE
+        )
+        try:
+            out, err = await child.communicate()
+        finally:
+            if child.returncode is None:
+                child.kill()
+                await child.wait()
+        return Said(child.returncode or 0, out.decode(), err.decode())
+
+    async def apply(self, *paths: Path) -> None:
+        """`muslin apply` files or folders, in one transaction; raises with what it said if it refused."""
+        await self._manifests("apply", paths)
+
+    async def delete(self, *paths: Path) -> None:
+        """`muslin delete` what files or folders name."""
+        await self._manifests("delete", paths)
+
+    async def _manifests(self, verb: str, paths: Iterable[Path]) -> None:
+        said = await self.muslin(verb, *(word for path in paths for word in ("-f", str(path.resolve()))))
+        if said.code:
+            raise MuslinError(f"muslin {verb} failed: {said.err.strip() or said.out.strip()}")
+
+    # --- coming up
+
+    async def build(self, progress: Progress) -> None:
+        """Everything of `up` after the record."""
+        progress(f"lab {self.name}: {len(self.wiring.hosts)} hosts, {len(self.topology.pods)} pods")
+        underlay.build(self.name, self.wiring)
+        for name, router in self.routers.items():
+            for number, process in enumerate(router.start()):
+                self._started(f"router@{name}.{number}", process)
+        progress(f"routers run: {', '.join(self.routers)}")
+        self.start(DATASTORE)
+        async with _opened(self) as store:
+            await self.until(lambda: self._serving(store), "the datastore to answer", 20, DATASTORE)
+            generated = self.directory / "generated.yaml"
+            generated.write_text(
+                manifests.as_yaml([*manifests.nodes(self.topology, self.wiring), *manifests.namespaces(self.topology)])
+            )
+            here = Path(self.record.topology).parent
+            await self.apply(generated, *(here / each for each in self.topology.manifests))
+            progress("manifests applied")
+            for node in self.topology.nodes:
+                for agent in AGENTS:
+                    self.start(f"{agent}@{node.name}")
+            revision = await self._pods(store)
+            progress("pods created; waiting for felix and bgp on every node")
+            await self.until_programmed(revision, store=store)
+            await self.until_peered(store=store)
+        self._record(complete=True)
+        progress(f"lab {self.name} is up")
+
+    async def _serving(self, store: Store) -> str:
+        try:
+            await store.list({Node.KIND})
+        except Unavailable as error:
+            return str(error)
+        return ""
+
+    async def _pods(self, store: Store) -> int:
+        """Create every pod; the revision at which all their endpoints are known."""
+        found: dict[str, tuple[Address, ...]] = {}
+        for pod in self.topology.pods:
+            found[pod.name] = await pods.addresses(store, pod, self.topology.families)
+        self._record(pods={name: tuple(map(str, addresses)) for name, addresses in found.items()})
+        pods.create(self.name, self.topology.pods, found)
+        self._started(PROBE, pods.serve(self.name, self.topology, self.directory))
+        endpoints = [manifests.endpoint(pod, found[pod.name]) for pod in self.topology.pods]
+        if not endpoints:
+            return 0
+        return await store.txn([Put(each.key, msgspec.json.encode(each)) for each in endpoints])
+
+    # --- waiting
+
+    async def until(self, condition: Callable[[], object], what: str, timeout: float, *logs: str) -> None:
+        """Wait until `condition()` says "" (it says what is missing); it may be a coroutine function.
+
+        After `timeout` seconds, or when a process of `logs` has ended, raises with what was missing and the logs' ends.
+        """
+        deadline = asyncio.get_running_loop().time() + timeout
+        while True:
+            missing = condition()
+            if asyncio.iscoroutine(missing):
+                missing = await missing
+            if not missing:
+                return
+            dead = [label for label in logs if not self.process(label).alive()]
+            if dead or asyncio.get_running_loop().time() > deadline:
+                why = f"{', '.join(dead)} ended" if dead else f"waited {timeout:.0f} s"
+                raise MuslinError(f"{why} for {what}: {missing}{self._tails(dead or logs)}")
+            await asyncio.sleep(POLL_S)
+
+    def _tails(self, labels: Iterable[str]) -> str:
+        text = ""
+        for label in labels:
+            if self.log(label).exists():
+                lines = self.log(label).read_text(errors="replace").splitlines()[-12:]
+                text += "\n".join([f"\n--- {label}", *lines])
+        return text
+
+    async def until_programmed(self, revision: int = 0, *, timeout: float = 60, store: Store | None = None) -> None:
+        """Wait until felix on every node has programmed `revision`, with every endpoint up."""
+        labels = [f"felix@{node.name}" for node in self.topology.nodes]
+        async with _opened(self, store) as opened:
+            await self.until(lambda: self._unprogrammed(opened, revision), "felix", timeout, *labels)
+
+    async def _unprogrammed(self, store: Store, revision: int) -> str:
+        found = await _read(store, FelixStatus)
+        return conditions.unprogrammed(self.topology, {each.metadata.name: each.status for each in found}, revision)
+
+    async def until_peered(self, *, timeout: float = 60, store: Store | None = None) -> None:
+        """Wait until bgp on every node, and every router, has all its sessions established."""
+        labels = [f"bgp@{node.name}" for node in self.topology.nodes]
+        async with _opened(self, store) as opened:
+            await self.until(lambda: self._unpeered(opened), "BGP", timeout, *labels)
+
+    async def _unpeered(self, store: Store) -> str:
+        found = await _read(store, SpeakerStatus)
+        sessions = {name: router.sessions() for name, router in self.routers.items()}
+        return conditions.unpeered(self.topology, {each.metadata.name: each.status for each in found}, sessions)
+
+    # --- asking
+
+    def sources(self, hosts: Iterable[str] | None = None) -> Mapping[str, probe.Source]:
+        """Places to ask from: the hosts or pods named, or all pods."""
+        return {host: probe.Source(self.namespace(host)) for host in self._pods_or(hosts)}
+
+    def destinations(self, hosts: Iterable[str] | None = None, version: int = 4) -> Mapping[str, Address]:
+        """Places to ask: the hosts or pods named, or all pods."""
+        return {host: self.address(host, version) for host in self._pods_or(hosts)}
+
+    def _pods_or(self, hosts: Iterable[str] | None) -> tuple[str, ...]:
+        return tuple(pod.name for pod in self.topology.pods) if hosts is None else tuple(hosts)
+
+    async def matrix(
+        self,
+        sources: Iterable[str] | None = None,
+        destinations: Iterable[str] | None = None,
+        *,
+        protocol: str = "tcp",
+        port: int = 8080,
+        timeout: float = 1.0,
+        version: int = 4,
+    ) -> Mapping[tuple[str, str], probe.Answer]:
+        """Who reaches whom, by (source, destination); all pods when none are named."""
+        return await probe.matrix(
+            self.sources(sources), self.destinations(destinations, version), protocol, port, timeout
+        )
+
+    def transfer(self, source: str, destination: str, port: int = 8080) -> AbstractAsyncContextManager[probe.Transfer]:
+        """A TCP transfer that runs while the block does."""
+        return probe.transfer(probe.Source(self.namespace(source)), self.address(destination), port)
+
+    def capture(self, host: str, *, protocol: int = capture.IPIP) -> capture.Capture:
+        """Count packets of an IP protocol on a host's uplink, from now on."""
+        return capture.Capture(self.namespace(host), UPLINK, protocol=protocol)
+
+    def command(self, host: str, argv: Sequence[str]) -> list[str]:
+        """The argument vector that runs `argv` in a host's or pod's namespace."""
+        return ["ip", "netns", "exec", self.namespace(host), *argv]
+
+
+async def _read(store: Store, cls: type[R]) -> list[R]:
+    return [msgspec.json.decode(entry.value, type=cls) for entry in (await store.list({cls.KIND})).entries]
+
+
+class _opened(AbstractAsyncContextManager[Store]):  # noqa: N801 - used as a function
+    """A store of the lab: the caller's, or one for the length of the block."""
+
+    def __init__(self, cluster: Cluster, store: Store | None = None) -> None:
+        self._given = store
+        self._own = None if store else connect(cluster.socket)
+
+    async def __aenter__(self) -> Store:
+        store = self._given or self._own
+        assert store is not None
+        return store
+
+    async def __aexit__(self, *_: object) -> None:
+        if self._own is not None:
+            await self._own.close()
+
+
+async def up(path: Path, progress: Progress, *, name: str | None = None) -> Cluster:
+    """Bring a topology up, as the lab `name` (the topology's own when None), and leave it running.
+
+    What a lab of that name left behind when it crashed is removed first; one that is up is an error. When anything
+    fails, or the caller is cancelled, all is taken down again.
+    """
+    netns.require_root()
+    plan = topology.load(path)
+    lab = name or plan.name
+    left = state.read(lab)
+    if left is not None and left.complete and all(each.process.alive() for each in left.processes.values()):
+        raise MuslinError(f"lab {lab} is up already: take it down first, with `muslin lab down {path}`")
+    await down(lab)
+    record = Record(name=lab, topology=str(path.resolve()))
+    state.write(record)
+    cluster = Cluster(plan, record)
+    try:
+        await cluster.build(progress)
+    except BaseException:
+        await down(lab)
+        raise
+    return cluster
+
+
+async def down(lab: str, progress: Progress | None = None) -> None:
+    """Take a lab down, whatever state it is in; one that is not there is a success."""
+    netns.require_root()
+    record = state.read(lab)
+    names = netns.existing(underlay.prefix(lab))
+    own = [each.process for each in record.processes.values()] if record else []
+    if progress and (record or names):
+        progress(f"taking lab {lab} down")
+    # agents first, while their routers still answer: they end in order and quickly
+    await asyncio.to_thread(processes.stop, [*own, *processes.known(netns.inhabitants(names))])
+    await asyncio.to_thread(processes.stop, processes.known(netns.inhabitants(names)))
+    netns.remove(names)
+    state.forget(lab)
+
+
+def attach(lab: str) -> Cluster:
+    """A lab that is up, from another process."""
+    record = state.read(lab)
+    if record is None:
+        known = ", ".join(state.all_names()) or "none"
+        raise NotFound(f"no lab {lab} is up (up now: {known}); start it with `muslin lab up FILE`")
+    return Cluster(topology.load(Path(record.topology)), record)
+
+
+def exec_in(lab: str, host: str, argv: Sequence[str]) -> int:
+    """Run a command in a host's or pod's namespace, on our own terminal; its exit code."""
+    return subprocess.run(attach(lab).command(host, argv), check=False).returncode
+
+
+@dataclass(frozen=True, slots=True)
+class HostStatus:
+    """One host: what it is, its addresses, its processes by label (do they run?), its sessions as it sees them."""
+
+    name: str
+    what: str
+    addresses: tuple[Address, ...]
+    processes: Mapping[str, bool]
+    sessions: Mapping[str, str]
+
+
+def status(lab: str) -> tuple[HostStatus, ...]:
+    """Every host and pod of a lab, as the machine and the routers (not our own agents) say."""
+    cluster = attach(lab)
+    running = {label: each.process.alive() for label, each in cluster.record.processes.items()}
+    found = []
+    for host in cluster.wiring.hosts:
+        own = {label: alive for label, alive in running.items() if label.partition("@")[2].partition(".")[0] == host}
+        router = cluster.routers.get(host)
+        sessions = {each.neighbour: each.state for each in router.sessions()} if router and all(own.values()) else {}
+        addresses = tuple(interface.ip for interface in cluster.wiring.addresses.get(host, ()))
+        what = f"router ({router.wiring.kind})" if router else "node" if own else "external"
+        found.append(HostStatus(host, what, addresses, own, sessions))
+    found += [HostStatus(pod, "pod", each, {}, {}) for pod, each in cluster.record.pod_addresses.items()]
+    machine: Mapping[str, bool] = {label: running[label] for label in (DATASTORE, PROBE) if label in running}
+    return (HostStatus(cluster.name, "lab", (), machine, {}), *found)

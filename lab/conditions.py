@@ -1,0 +1,44 @@
+"""What a lab waits for, as sentences about what is still missing ("" when nothing is). Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Final
+
+from core.resources.status import FelixState, SpeakerState
+from lab.routers import Session
+from lab.topology import Topology
+
+UP: Final = "Established"
+
+
+def unprogrammed(topology: Topology, found: Mapping[str, FelixState], revision: int) -> str:
+    """Nodes whose felix has not programmed `revision`, or not every pod of theirs."""
+    missing = []
+    for node in topology.nodes:
+        state = found.get(node.name)
+        if state is None or not state.ready or state.programmed < revision:
+            missing.append(f"{node.name} is at revision {state.programmed if state else 'none'} of {revision}")
+            continue
+        known = {name for name, endpoint in state.endpoints.items() if endpoint.state == "up"}
+        waiting = {pod.name for pod in topology.pods if pod.node == node.name} - known
+        if waiting:
+            missing.append(f"{node.name} has not programmed {', '.join(sorted(waiting))}")
+    return "; ".join(missing)
+
+
+def unpeered(topology: Topology, found: Mapping[str, SpeakerState], sessions: Mapping[str, Iterable[Session]]) -> str:
+    """Sessions that are not established, as nodes and as routers (by name) see them."""
+    down = [
+        f"{router}: {each.neighbour} is {each.state}"
+        for router, seen in sessions.items()
+        for each in seen
+        if not each.up
+    ]
+    for node in topology.nodes:
+        state = found.get(node.name)
+        if state is None or not state.ready:
+            down.append(f"{node.name} is not ready")
+        else:
+            down += [f"{node.name}: {each.peer} is {each.state}" for each in state.sessions if each.state != UP]
+    return "; ".join(down)
