@@ -1,0 +1,269 @@
+"""What policy says, as frozen values: one kind of policy and one kind of rule, wherever they came from.
+
+Policy ── rules ──> Rule ── match ──> Match ── source, destination ──> Side ── peer ──> Peer
+Decision = verdict + reason        Residual = rules a table cannot settle, then a decision
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+from typing import TypeAlias
+
+from core.addr import Network
+from core.names import Key
+from core.resources.policy import Action, Direction
+from core.selector import Selector
+
+Range: TypeAlias = tuple[int, int]
+"""First and last, both included: of ports, or of addresses as integers."""
+
+ALL_PORTS: Range = (0, 65535)
+
+
+class Verdict(StrEnum):
+    """What finally happens to a packet in one direction at one endpoint."""
+
+    ALLOW = "Allow"
+    DENY = "Deny"
+
+
+class Cause(StrEnum):
+    """The kinds of thing that can decide."""
+
+    RULE = "rule"
+    END_OF_TIER = "end of tier"
+    PROFILE_RULE = "profile rule"
+    NO_PROFILE_RULE = "no profile rule"
+    MISSING_PROFILE = "missing profile"
+    UNREADABLE = "unreadable header"
+    UNKNOWN = "unknown address"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Reason:
+    """Why: the kind of cause and, as far as it has them, tier, policy (or profile) and the rule's index from 0."""
+
+    cause: Cause
+    direction: Direction
+    tier: str = ""
+    policy: Key | None = None
+    profile: str = ""
+    rule: int | None = None
+
+    def __str__(self) -> str:
+        side = self.direction.lower()
+        words = {
+            Cause.RULE: f"{self.policy} in tier {self.tier}, {side} rule {self.rule}",
+            Cause.END_OF_TIER: f"end of tier {self.tier}: {side} policies in it apply and none of their rules matched",
+            Cause.PROFILE_RULE: f"profile {self.profile}, {side} rule {self.rule}",
+            Cause.NO_PROFILE_RULE: f"no {side} rule of any profile of the endpoint matched",
+            Cause.MISSING_PROFILE: f"profile {self.profile} does not exist",
+            Cause.UNREADABLE: "the packet is too short to tell its ports or its ICMP type",
+            Cause.UNKNOWN: "the other address is in no class that a rule admits",
+        }
+        return words[self.cause]
+
+
+@dataclass(frozen=True, slots=True)
+class Decision:
+    """A verdict and why."""
+
+    verdict: Verdict
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Peer:
+    """Which addresses one side of a rule means; all that is set must hold.
+
+    `nets` None means any, empty means none. `text` is the canonical spelling and the identity: two peers with the
+    same text match the same addresses.
+    """
+
+    selector: Selector | None = None
+    not_selector: Selector | None = None
+    nets: tuple[Network, ...] | None = None
+    not_nets: tuple[Network, ...] = ()
+    text: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """Port numbers as ranges, and names that each endpoint resolves for itself."""
+
+    ranges: tuple[Range, ...] = ()
+    names: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Side:
+    """One end of a packet, as a rule sees it. None is no condition."""
+
+    peer: Peer | None = None
+    ports: Ports | None = None
+    not_ports: Ports | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class ICMPMatch:
+    """An ICMP type and, unless None, a code."""
+
+    type: int
+    code: int | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Match:
+    """What a rule matches. Ports and ICMP come only with the protocol they need: conversion sees to that."""
+
+    family: int | None = None
+    protocol: int | None = None
+    not_protocol: int | None = None
+    icmp: ICMPMatch | None = None
+    not_icmp: ICMPMatch | None = None
+    source: Side = Side()
+    destination: Side = Side()
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """`index` is the rule's place in the manifest, from 0."""
+
+    index: int
+    action: Action
+    match: Match
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy:
+    """A policy of any kind. `selector` says which endpoints it applies to, its namespace included."""
+
+    key: Key
+    kind: str
+    tier: str
+    order: float
+    selector: Selector
+    types: frozenset[Direction]
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...]:
+        """The rules of one direction."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+    @property
+    def sort_key(self) -> tuple[float, str]:
+        """Where it stands in its tier: by order, then by name, namespace and kind as one string."""
+        return self.order, f"{self.key.name}/{self.key.namespace}/{self.kind}"
+
+
+@dataclass(frozen=True, slots=True)
+class TierOrder:
+    """A tier: when it is asked, and what its end does (Deny or Pass). A missing one comes after all others."""
+
+    name: str
+    order: float
+    default: Action
+    missing: bool = False
+
+    @property
+    def sort_key(self) -> tuple[bool, float, str]:
+        """Where it stands among the tiers."""
+        return self.missing, self.order, self.name
+
+
+@dataclass(frozen=True, slots=True)
+class ProfileRules:
+    """A profile's rules; `exists` false is a profile that is named and not there, which denies."""
+
+    name: str
+    exists: bool = True
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...]:
+        """The rules of one direction."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """One line of a program: a rule, the end of a tier or the end of the profiles (`match` None matches all).
+
+    `tier` numbers the tiers of the program; Pass goes on at the first step of the next one.
+    """
+
+    tier: int
+    action: Action
+    match: Match | None
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Tests:
+    """What is still open once class, protocol and destination port are known; all that is set must hold.
+
+    `local` are the prefixes of the endpoint's own side that the rule means; `sports` source ports. ICMP tests carry
+    the family whose ICMP they read.
+    """
+
+    local: tuple[Network, ...] | None = None
+    sports: tuple[Range, ...] | None = None
+    icmp: ICMPMatch | None = None
+    not_icmp: ICMPMatch | None = None
+    family: int = 4
+
+    @property
+    def reads_payload(self) -> bool:
+        """Whether the transport header has to be there to tell."""
+        return self.sports is not None or self.icmp is not None or self.not_icmp is not None
+
+
+@dataclass(frozen=True, slots=True)
+class Logged:
+    """What a Log rule does: note the packet and go on."""
+
+    reason: Reason
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """If `tests` hold (None: always), then `then`."""
+
+    tests: Tests | None
+    then: Logged | Outcome
+
+
+@dataclass(frozen=True, slots=True)
+class Residual:
+    """The rules still undecided, in order, and what happens when none of them matches."""
+
+    lines: tuple[Line, ...]
+    final: Decision
+
+
+Outcome: TypeAlias = Decision | Residual
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Table:
+    """One stack's decisions in one direction, asked in the order port, proto, any, otherwise.
+
+    `constant` is set when nothing about the packet matters. Keys: class; class and protocol; class, protocol and
+    range of destination ports. `otherwise` always denies.
+    """
+
+    name: str
+    direction: Direction
+    otherwise: Decision
+    constant: Outcome | None = None
+    any: dict[int, Outcome] = field(default_factory=dict)
+    proto: dict[tuple[int, int], Outcome] = field(default_factory=dict)
+    port: dict[tuple[int, int, int], Outcome] = field(default_factory=dict)
+    ranges: dict[tuple[int, int, int, int], Outcome] = field(default_factory=dict)
+
+    @property
+    def port_protocols(self) -> tuple[int, ...]:
+        """The protocols whose ports matter here."""
+        return tuple(sorted({key[1] for key in self.port} | {key[1] for key in self.ranges}))

@@ -1,0 +1,84 @@
+"""Which policies and profiles apply to an endpoint in one direction, as a program: steps in the order asked.
+
+    tier by tier      policies of the tier that select the endpoint, rules in order, then the end of the tier
+    then              the endpoint's profiles in order, then deny
+
+A tier in which no policy selects the endpoint for the direction is skipped. Endpoints to which the same policies and
+profiles apply share one program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from core.resources.policy import Action, Direction
+from policy.convert import Converted
+from policy.index import LabelIndex
+from policy.model import Cause, Policy, ProfileRules, Reason, Step, TierOrder
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Program:
+    """Steps for one direction. `names` says what it is made of, in order: the same names, the same program."""
+
+    direction: Direction
+    names: tuple[str, ...]
+    steps: tuple[Step, ...]
+
+
+class Resolver:
+    """Programs for endpoints, each distinct one built once."""
+
+    def __init__(self, converted: Converted, endpoints: Sequence[Mapping[str, str]]) -> None:
+        """`endpoints`: the effective labels of each local endpoint, by position."""
+        self._converted = converted
+        index = LabelIndex(endpoints)
+        self._applying: list[list[tuple[TierOrder, Policy]]] = [[] for _ in endpoints]
+        for tier, policies in converted.tiers:
+            for policy in policies:
+                for position in index.matching(policy.selector):
+                    self._applying[position].append((tier, policy))
+        self._programs: dict[tuple[Direction, tuple[str, ...]], Program] = {}
+
+    def program(self, position: int, profiles: Sequence[str], direction: Direction) -> Program:
+        """The program of the endpoint at `position`, which names `profiles`."""
+        applying = [(tier, policy) for tier, policy in self._applying[position] if direction in policy.types]
+        names = (
+            *(f"{tier.name}|{policy.kind}|{policy.key.namespace}|{policy.key.name}" for tier, policy in applying),
+            "",
+            *profiles,
+        )
+        found = self._programs.get((direction, names))
+        if found is None:
+            steps = (*_tier_steps(applying, direction), *self._profile_steps(profiles, direction))
+            found = self._programs[direction, names] = Program(direction=direction, names=names, steps=steps)
+        return found
+
+    def _profile_steps(self, names: Sequence[str], direction: Direction) -> list[Step]:
+        tier = len(self._converted.tiers)
+        steps = []
+        for name in names:
+            profile = self._converted.profiles.get(name, ProfileRules(name, exists=False))
+            if not profile.exists:
+                reason = Reason(cause=Cause.MISSING_PROFILE, direction=direction, profile=name)
+                steps.append(Step(tier, Action.DENY, None, reason))
+            for rule in profile.rules(direction):
+                reason = Reason(cause=Cause.PROFILE_RULE, direction=direction, profile=name, rule=rule.index)
+                steps.append(Step(tier, rule.action, rule.match, reason))
+        last = Reason(cause=Cause.NO_PROFILE_RULE, direction=direction)
+        return [*steps, Step(tier + 1, Action.DENY, None, last)]
+
+
+def _tier_steps(applying: Sequence[tuple[TierOrder, Policy]], direction: Direction) -> list[Step]:
+    steps: list[Step] = []
+    number = 0
+    for at, (tier, policy) in enumerate(applying):
+        for rule in policy.rules(direction):
+            reason = Reason(cause=Cause.RULE, direction=direction, tier=tier.name, policy=policy.key, rule=rule.index)
+            steps.append(Step(number, rule.action, rule.match, reason))
+        if at + 1 == len(applying) or applying[at + 1][0].name != tier.name:
+            end = Reason(cause=Cause.END_OF_TIER, direction=direction, tier=tier.name)
+            steps.append(Step(number, tier.default, None, end))
+            number += 1
+    return steps
