@@ -38,10 +38,12 @@ async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
         try:
             await service()
             log.error("service.ended", service=name)
-        except MuslinError as error:
-            log.error("service.failed", service=name, why=str(error))
-        except Exception:
-            log.exception("service.crashed", service=name)
+        except Exception as error:
+            reasons = on_purpose(error)
+            for reason in reasons:
+                log.error("service.failed", service=name, why=str(reason))
+            if not reasons:
+                log.exception("service.crashed", service=name)
         failed.append(name)
         stop.set()
 
@@ -58,6 +60,16 @@ async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
     finally:
         _forget_signals(loop)
     return 1 if failed else 0
+
+
+def on_purpose(error: BaseException) -> tuple[MuslinError, ...]:
+    """The MuslinErrors that `error` is, or is a group of (a TaskGroup's); empty when there is a bug among them."""
+    if isinstance(error, MuslinError):
+        return (error,)
+    if not isinstance(error, BaseExceptionGroup):
+        return ()
+    found = [on_purpose(each) for each in error.exceptions]
+    return tuple(each for group in found for each in group) if all(found) else ()
 
 
 async def _end(task: asyncio.Task[None], grace_s: float) -> None:

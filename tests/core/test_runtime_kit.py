@@ -137,6 +137,16 @@ async def test_a_signal_ends_services_in_reverse_order_with_code_0() -> None:
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+GROUPED = ExceptionGroup(
+    "tasks", [ExceptionGroup("more", [Unavailable("the store is away")]), Unavailable("so is nft")]
+)
+
+
+def test_errors_on_purpose_are_told_from_bugs_through_groups() -> None:
+    assert [str(each) for each in supervise.on_purpose(GROUPED)] == ["the store is away", "so is nft"]
+    assert supervise.on_purpose(ExceptionGroup("tasks", [Unavailable("away"), ValueError("a bug")])) == ()
+
+
 @pytest.mark.parametrize("error", [Unavailable("the store is away"), ValueError("a bug"), None])
 async def test_a_service_that_ends_takes_the_process_with_it(error: Exception | None) -> None:
     steps = Steps()
