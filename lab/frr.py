@@ -14,7 +14,7 @@ from core.addr import Address, Network
 from core.errors import MuslinError, Unsupported
 from lab import processes
 from lab.processes import Process
-from lab.routers import ROUTER_HOLD_S, Router, Session, await_path
+from lab.routers import ROUTER_HOLD_S, Router, Session, await_ready
 from lab.wiring import Neighbour
 
 HOME: Final = Path("/usr/lib/frr")
@@ -100,8 +100,9 @@ class Frr(Router):
         argv += ["-z", str(here / "zserv.api"), "--vty_socket", str(here), "-P", "0", "-u", "frr", "-g", "frr"]
         argv += ["--log", f"file:{here / name}.log", *options]
         process = processes.start(argv, log=here / f"{name}.out", namespace=self.namespace)
-        await_path(here / socket, process, here / f"{name}.out")
-        await_path(here / f"{name}.vty", process, here / f"{name}.out")
+        sockets = (here / socket, here / f"{name}.vty")
+        what = f"router {self.wiring.name} ({name})"
+        await_ready(what, lambda: all(path.exists() for path in sockets), process, here / f"{name}.out")
         return process
 
     def ask(self, *commands: str) -> str:

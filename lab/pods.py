@@ -15,7 +15,7 @@ from datastore.api import Store
 from lab import netns, processes, underlay
 from lab.manifests import GATEWAYS, HOST_MAC, handle
 from lab.processes import Process
-from lab.routers import await_path
+from lab.routers import await_ready
 from lab.topology import Pod, Topology
 from lab.wiring import UPLINK
 
@@ -35,7 +35,7 @@ def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]
     """Make the pods' namespaces and wire them to their nodes. No route on the host: that is felix's to do."""
     netns.create(underlay.namespace(lab, pod.name) for pod in pods)
     netns.batch(
-        f"link add {UPLINK} netns {underlay.namespace(lab, pod.name)} mtu {MTU} type veth"
+        f"link add name {UPLINK} netns {underlay.namespace(lab, pod.name)} mtu {MTU} type veth"
         f" peer name {_host_end(pod)} netns {underlay.namespace(lab, pod.node)} mtu {MTU} address {HOST_MAC}"
         for pod in pods
     )
@@ -72,5 +72,5 @@ def serve(lab: str, topology: Topology, directory: Path) -> Process:
     listing.write_text(json.dumps(services))
     argv = [sys.executable, "-m", "lab.probe", str(listing), str(ready)]
     process = processes.start(argv, log=directory / "probe.log", cwd=Path(__file__).parents[1])
-    await_path(ready, process, directory / "probe.log")
+    await_ready("the probe server", ready.exists, process, directory / "probe.log")
     return process

@@ -12,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import socket
 import sys
 import time
@@ -19,6 +20,7 @@ from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
+from typing import cast
 
 from core.addr import Address
 from lab import netns
@@ -68,8 +70,7 @@ class _Echo(asyncio.DatagramProtocol):
         self.name = name
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.DatagramTransport)
-        self.transport = transport
+        self.transport = cast("asyncio.DatagramTransport", transport)
 
     def datagram_received(self, data: bytes, addr: tuple[str, int]) -> None:
         self.transport.sendto(_line(self.name, addr[0]), addr)
@@ -129,7 +130,7 @@ async def ask(source: Source, destination: Address, protocol: str, port: int, ti
         except TimeoutError:
             return Answer(why="timeout")
         except OSError as error:
-            return Answer(why=error.strerror or str(error))
+            return Answer(why=os.strerror(error.errno) if error.errno else str(error))
     words = line.decode().split()
     if len(words) != 2:
         return Answer(why="the connection ended without an answer")

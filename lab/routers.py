@@ -17,7 +17,7 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -172,7 +172,7 @@ class Bird(Router):
         (self.directory / "bird.conf").write_text(self.config())
         argv = ["bird", "-f", "-c", str(self.directory / "bird.conf"), "-s", self._control, "-P", self._pid]
         process = processes.start(argv, log=self.directory / "bird.out", namespace=self.namespace)
-        await_path(Path(self._control), process, self.directory / "bird.out")
+        await_ready(f"router {self.wiring.name} (bird)", self._answers, process, self.directory / "bird.out")
         return (process,)
 
     @property
@@ -182,6 +182,11 @@ class Bird(Router):
     @property
     def _pid(self) -> str:
         return str(self.directory / "bird.pid")
+
+    def _answers(self) -> bool:
+        # the control socket is there before the configuration is read, so only an answer counts
+        argv = ["birdc", "-s", self._control, "show", "status"]
+        return Path(self._control).exists() and not subprocess.run(argv, capture_output=True, check=False).returncode
 
     def ask(self, command: str) -> str:
         """What birdc prints for a command."""
@@ -249,15 +254,13 @@ def parse_bird_routes(text: str) -> Mapping[Network, frozenset[Address]]:
     return found
 
 
-def await_path(path: Path, process: Process, log: Path) -> None:
-    """Wait until `path` exists; if the process dies or takes too long, raise with the end of its log."""
+def await_ready(what: str, ready: Callable[[], bool], process: Process, log: Path) -> None:
+    """Wait until `ready()`; if the process dies or takes longer than READY_S, raise with the end of its log."""
     deadline = time.monotonic() + READY_S
-    while not path.exists():
+    while not ready():
         if not process.alive() or time.monotonic() > deadline:
             tail = "\n".join(log.read_text(errors="replace").splitlines()[-10:])
-            raise MuslinError(
-                f"{path.name} did not appear: the process {'hangs' if process.alive() else 'died'}\n{tail}"
-            )
+            raise MuslinError(f"{what} {'does not answer' if process.alive() else 'died as it started'}:\n{tail}")
         time.sleep(processes.POLL_S)
 
 

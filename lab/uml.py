@@ -53,7 +53,7 @@ Progress = Callable[[str], None]
 def needed() -> bool:
     """Whether this host's kernel has no IP-in-IP, tried in a network namespace of its own."""
     unshare = ["unshare", "--net"] if os.geteuid() == 0 else ["unshare", "--user", "--map-root-user", "--net"]
-    argv = [*unshare, "ip", "link", "add", "try", "type", "ipip", "remote", "192.0.2.1", "local", "192.0.2.2"]
+    argv = [*unshare, "ip", "link", "add", "name", "try", "type", "ipip", "remote", "192.0.2.1", "local", "192.0.2.2"]
     return subprocess.run(argv, capture_output=True, check=False).returncode != 0
 
 

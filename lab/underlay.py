@@ -37,7 +37,7 @@ def build(lab: str, wiring: Wiring) -> None:
     """Make the namespaces of all hosts, wire them, and let routers and nodes forward."""
     netns.create(namespace(lab, host) for host in wiring.hosts)
     netns.batch(
-        f"link add {wire.a.device} netns {namespace(lab, wire.a.host)} type veth"
+        f"link add name {wire.a.device} netns {namespace(lab, wire.a.host)} type veth"
         f" peer name {wire.b.device} netns {namespace(lab, wire.b.host)}"
         for wire in wiring.wires
     )
@@ -50,7 +50,7 @@ def _host(wiring: Wiring, host: str) -> Iterator[str]:
     """The `ip` lines that finish one host's namespace."""
     router = wiring.routers.get(host)
     for bridge, addresses in (router.bridges if router else {}).items():
-        yield f"link add {bridge} type bridge"
+        yield f"link add name {bridge} type bridge"
         yield f"link set {bridge} up"
         yield from (f"addr add {address} dev {bridge}{_at_once(address.version)}" for address in addresses)
     for port in _ports(wiring, host):
