@@ -8,10 +8,8 @@ from typing import Final
 
 from core.names import ROOT, Key, Kind
 from core.resources.base import Base, Metadata, R, Resource
+from core.resources.bgp import BGPConfiguration, BGPFilter, BGPPeer
 from core.resources.network import (
-    BGPConfiguration,
-    BGPFilter,
-    BGPPeer,
     EncapMode,
     FelixConfiguration,
     HostEndpoint,

@@ -2,7 +2,7 @@
 
 Structs are frozen msgspec values with Calico's and Kubernetes' own field names on the wire (camelCase) and
 Python's inside (snake_case). Unknown fields are refused. What one object alone can be blamed for is checked by
-`core.resources.validate`; what only several objects together can get wrong, by `core.resources.admit`.
+`core.validate`; what only several objects together can get wrong, by `core.admission`.
 """
 
 from __future__ import annotations
@@ -44,9 +44,9 @@ class Resource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     KIND: ClassVar[Kind]
 
-    metadata: Metadata
     api_version: str = ""
     kind: str = ""
+    metadata: Metadata
 
     @property
     def key(self) -> Key:

@@ -1,4 +1,4 @@
-"""Kinds that describe the network: pools, blocks, nodes, peers, workloads, namespaces."""
+"""Kinds that describe the network: pools, blocks, nodes, workloads, hosts, felix's settings, namespaces."""
 
 from __future__ import annotations
 
@@ -123,6 +123,20 @@ class OrchRef(Base, frozen=True, kw_only=True):
     node_name: str = ""
 
 
+class NodeWireguardSpec(Base, frozen=True, kw_only=True):
+    """Addresses of the node's WireGuard interfaces."""
+
+    interface_ipv4_address: str = field(default="", name="interfaceIPv4Address")
+    interface_ipv6_address: str = field(default="", name="interfaceIPv6Address")
+
+
+class NodeInterface(Base, frozen=True, kw_only=True):
+    """An interface of the node and its addresses."""
+
+    name: str = ""
+    addresses: list[str] = []
+
+
 class NodeSpec(Base, frozen=True, kw_only=True):
     """A host of the cluster."""
 
@@ -133,7 +147,8 @@ class NodeSpec(Base, frozen=True, kw_only=True):
     ipv6_vxlan_tunnel_addr: str = field(default="", name="ipv6VXLANTunnelAddr")
     vxlan_tunnel_mac_addr: str = field(default="", name="vxlanTunnelMACAddr")
     vxlan_tunnel_mac_addr_v6: str = field(default="", name="vxlanTunnelMACAddrV6")
-    wireguard: Mapping[str, Any] | None = None
+    wireguard: NodeWireguardSpec | None = None
+    interfaces: list[NodeInterface] = []
 
 
 class Node(Resource, frozen=True, kw_only=True):
@@ -155,11 +170,11 @@ class Node(Resource, frozen=True, kw_only=True):
 
 
 class EndpointPort(Base, frozen=True, kw_only=True):
-    """A named port."""
+    """A named port; `name` may be absent only where there is a `hostPort`."""
 
-    name: str
+    name: str = ""
     port: int
-    protocol: int | str = "TCP"
+    protocol: int | str
     host_port: int = 0
     host_ip: str = field(default="", name="hostIP")
 
@@ -219,154 +234,6 @@ class HostEndpoint(Resource, frozen=True, kw_only=True):
 
     KIND: ClassVar[Kind] = calico("hostendpoints", "HostEndpoint")
     spec: HostEndpointSpec = HostEndpointSpec()
-
-
-class SecretKeyRef(Base, frozen=True, kw_only=True):
-    """A key of a Secret."""
-
-    name: str = ""
-    key: str = ""
-    optional: bool | None = None
-
-
-class Secret(Base, frozen=True, kw_only=True):
-    """Where a password lies."""
-
-    secret_key_ref: SecretKeyRef | None = None
-
-
-class BGPPeerSpec(Base, frozen=True, kw_only=True):
-    """A session of some nodes with one remote (`peerIP`) or with nodes (`peerSelector`). calico.md 1.4."""
-
-    node: str = ""
-    node_selector: str = ""
-    peer_ip: str = field(default="", name="peerIP")
-    as_number: int | str | None = None
-    local_as_number: int | str | None = field(default=None, name="localASNumber")
-    peer_selector: str = ""
-    keep_original_next_hop: bool = False
-    next_hop_mode: str | None = None
-    password: Secret | None = None
-    source_address: str = ""
-    max_restart_time: str | None = None
-    keepalive_time: str | None = None
-    num_allowed_local_as_numbers: int | None = field(default=None, name="numAllowedLocalASNumbers")
-    ttl_security: int | None = field(default=None, name="ttlSecurity")
-    reachable_by: str = ""
-    filters: list[str] = []
-    local_workload_selector: str = ""
-    reverse_peering: str | None = None
-
-
-class BGPPeer(Resource, frozen=True, kw_only=True):
-    """A BGP session, or a rule for several."""
-
-    KIND: ClassVar[Kind] = calico("bgppeers", "BGPPeer")
-    spec: BGPPeerSpec = BGPPeerSpec()
-
-
-class CIDREntry(Base, frozen=True, kw_only=True):
-    """A prefix in a list of a BGPConfiguration."""
-
-    cidr: str = ""
-
-
-class Community(Base, frozen=True, kw_only=True):
-    """A named community."""
-
-    name: str = ""
-    value: str = ""
-
-
-class PrefixAdvertisement(Base, frozen=True, kw_only=True):
-    """Communities for every route inside a prefix."""
-
-    cidr: str = ""
-    communities: list[str] = []
-
-
-class BGPConfigurationSpec(Base, frozen=True, kw_only=True):
-    """Defaults of the cluster's speakers. calico.md 1.4."""
-
-    log_severity_screen: str = ""
-    node_to_node_mesh_enabled: bool | None = None
-    as_number: int | str | None = None
-    listen_port: int | None = None
-    bind_mode: str | None = None
-    node_mesh_password: Secret | None = None
-    node_mesh_max_restart_time: str | None = None
-    service_cluster_ips: list[CIDREntry] = field(default_factory=list, name="serviceClusterIPs")
-    service_external_ips: list[CIDREntry] = field(default_factory=list, name="serviceExternalIPs")
-    service_load_balancer_ips: list[CIDREntry] = field(default_factory=list, name="serviceLoadBalancerIPs")
-    service_load_balancer_aggregation: str | None = None
-    communities: list[Community] = []
-    prefix_advertisements: list[PrefixAdvertisement] = []
-    ignored_interfaces: list[str] = []
-    local_workload_peering_ipv4: str = field(default="", name="localWorkloadPeeringIPV4")
-    local_workload_peering_ipv6: str = field(default="", name="localWorkloadPeeringIPV6")
-    program_cluster_routes: str | None = None
-    ipv4_normal_route_priority: int | None = field(default=None, name="ipv4NormalRoutePriority")
-    ipv6_normal_route_priority: int | None = field(default=None, name="ipv6NormalRoutePriority")
-
-
-class BGPConfiguration(Resource, frozen=True, kw_only=True):
-    """`default` for the cluster, `node.NAME` for one node."""
-
-    KIND: ClassVar[Kind] = calico("bgpconfigurations", "BGPConfiguration")
-    spec: BGPConfigurationSpec = BGPConfigurationSpec()
-
-
-class PrefixLength(Base, frozen=True, kw_only=True):
-    """Bounds of a prefix length."""
-
-    min: int | None = None
-    max: int | None = None
-
-
-class CommunityMatch(Base, frozen=True, kw_only=True):
-    """Communities a route must carry."""
-
-    values: list[str] = []
-
-
-class FilterOperation(Base, frozen=True, kw_only=True):
-    """What an accepting filter rule changes."""
-
-    add_community: Mapping[str, Any] | None = None
-    prepend_as_path: Mapping[str, Any] | None = field(default=None, name="prependASPath")
-    set_priority: Mapping[str, Any] | None = None
-
-
-class BGPFilterRule(Base, frozen=True, kw_only=True):
-    """One filter rule; all that is set must match. `action` Accept or Reject."""
-
-    action: str
-    cidr: str = ""
-    match_operator: str = ""
-    prefix_length: PrefixLength | None = None
-    source: str = ""
-    interface: str = ""
-    peer_type: str | None = None
-    communities: CommunityMatch | None = None
-    as_path_prefix: list[int | str] = field(default_factory=list, name="asPathPrefix")
-    priority: int | None = None
-    operations: list[FilterOperation] = []
-
-
-class BGPFilterSpec(Base, frozen=True, kw_only=True):
-    """Ordered rules per family and direction."""
-
-    import_v4: list[BGPFilterRule] = field(default_factory=list, name="importV4")
-    export_v4: list[BGPFilterRule] = field(default_factory=list, name="exportV4")
-    import_v6: list[BGPFilterRule] = field(default_factory=list, name="importV6")
-    export_v6: list[BGPFilterRule] = field(default_factory=list, name="exportV6")
-
-
-class BGPFilter(Resource, frozen=True, kw_only=True):
-    """Named filters that peers refer to."""
-
-    KIND: ClassVar[Kind] = calico("bgpfilters", "BGPFilter")
-    spec: BGPFilterSpec = BGPFilterSpec()
 
 
 class FelixConfigurationSpec(Base, frozen=True, kw_only=True):

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from enum import StrEnum
+from ipaddress import ip_network
 from typing import Any, ClassVar
 
 from msgspec import field
 
+from core.addr import Network
 from core.names import Kind
 from core.resources.base import Base, Resource, calico
 
@@ -101,7 +103,7 @@ class Rule(Base, frozen=True, kw_only=True):
 class NetworkPolicySpec(Base, frozen=True, kw_only=True):
     """`order` absent sorts last. `types` absent is inferred from the rules given."""
 
-    tier: str = ""
+    tier: str = "default"
     order: float | None = None
     selector: str = ""
     service_account_selector: str = ""
@@ -149,9 +151,14 @@ class Tier(Resource, frozen=True, kw_only=True):
 
 
 class NetworkSetSpec(Base, frozen=True, kw_only=True):
-    """Addresses and prefixes that carry the object's labels."""
+    """Addresses and prefixes that carry the object's labels; host bits in them are tolerated and mean nothing."""
 
     nets: list[str] = []
+
+    @property
+    def networks(self) -> tuple[Network, ...]:
+        """The prefixes, without host bits."""
+        return tuple(ip_network(text, strict=False) for text in self.nets)
 
 
 class NetworkSet(Resource, frozen=True, kw_only=True):
