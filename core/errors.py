@@ -65,3 +65,13 @@ class Unavailable(MuslinError):
 
 class Unsupported(MuslinError):
     """This machine lacks a tool, a right or a kernel feature; the sentence says what to install or run."""
+
+
+def on_purpose(error: BaseException) -> tuple[MuslinError, ...]:
+    """The MuslinErrors that `error` is, or is a group of (a TaskGroup's); empty when there is a bug among them."""
+    if isinstance(error, MuslinError):
+        return (error,)
+    if not isinstance(error, BaseExceptionGroup):
+        return ()
+    found = [on_purpose(each) for each in error.exceptions]
+    return tuple(each for group in found for each in group) if all(found) else ()

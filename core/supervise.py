@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 
 import structlog
 
-from core.errors import MuslinError
+from core.errors import on_purpose
 
 Service: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
@@ -60,16 +60,6 @@ async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
     finally:
         _forget_signals(loop)
     return 1 if failed else 0
-
-
-def on_purpose(error: BaseException) -> tuple[MuslinError, ...]:
-    """The MuslinErrors that `error` is, or is a group of (a TaskGroup's); empty when there is a bug among them."""
-    if isinstance(error, MuslinError):
-        return (error,)
-    if not isinstance(error, BaseExceptionGroup):
-        return ()
-    found = [on_purpose(each) for each in error.exceptions]
-    return tuple(each for group in found for each in group) if all(found) else ()
 
 
 async def _end(task: asyncio.Task[None], grace_s: float) -> None:

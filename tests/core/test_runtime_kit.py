@@ -11,7 +11,7 @@ import pytest
 import structlog
 
 from core import health, log, supervise
-from core.errors import Invalid, Unavailable
+from core.errors import Invalid, Unavailable, on_purpose
 
 
 @pytest.fixture(autouse=True)
@@ -143,8 +143,8 @@ GROUPED = ExceptionGroup(
 
 
 def test_errors_on_purpose_are_told_from_bugs_through_groups() -> None:
-    assert [str(each) for each in supervise.on_purpose(GROUPED)] == ["the store is away", "so is nft"]
-    assert supervise.on_purpose(ExceptionGroup("tasks", [Unavailable("away"), ValueError("a bug")])) == ()
+    assert [str(each) for each in on_purpose(GROUPED)] == ["the store is away", "so is nft"]
+    assert on_purpose(ExceptionGroup("tasks", [Unavailable("away"), ValueError("a bug")])) == ()
 
 
 @pytest.mark.parametrize("error", [Unavailable("the store is away"), ValueError("a bug"), None])
