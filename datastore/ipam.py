@@ -30,11 +30,13 @@ import msgspec
 
 from core import selector
 from core.addr import Address, Family, Network, contains
-from core.errors import Conflict, Invalid, MuslinError, Problem
+from core.errors import Conflict, MuslinError
+from core.manifest import decode
 from core.names import Kind
-from core.resources import IPAMBlock, IPPool, Metadata, Namespace, Node, R
+from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, R
 from core.resources.network import BlockSpec
-from datastore.api import ABSENT, Entry, Put, Store
+from datastore import objects
+from datastore.api import ABSENT, Entry, Store
 
 ATTEMPTS: Final = 100
 """How often a lost race is run again before the caller hears of it."""
@@ -44,7 +46,7 @@ BACKOFF_MAX_S: Final = 0.25
 
 
 class Use(StrEnum):
-    """What an address is for; a pool's `allowedUses` speaks of it."""
+    """What an address is for; a pool's `allowedUses` speaks of it. A tunnel's comes from a pool that tunnels."""
 
     WORKLOAD = "Workload"
     TUNNEL = "Tunnel"
@@ -161,6 +163,8 @@ def usable_pools(state: State, request: Request) -> tuple[IPPool, ...]:
             return False
         if spec.allowed_uses and request.use not in spec.allowed_uses:
             return False
+        if request.use is Use.TUNNEL and spec.ipip_mode is EncapMode.NEVER:
+            return False
         if request.pools is not None:
             return pool.metadata.name in request.pools
         if spec.assignment_mode == "Manual" or not selector.parse(spec.node_selector).matches(labels):
@@ -275,14 +279,13 @@ async def _read(store: Store) -> State:
 
 
 async def _write(store: Store, held: Held) -> None:
-    await store.txn([Put(held.block.key, msgspec.json.encode(held.block), held.revision)])
+    await objects.write(store, held.block, held.revision)
 
 
 def _decode(entry: Entry, cls: type[R]) -> R:
-    try:
-        return msgspec.json.decode(entry.value, type=cls)
-    except msgspec.MsgspecError as error:
-        raise Invalid([Problem(why=str(error), what=str(entry.key))]) from error
+    resource = decode(entry.key, entry.value)
+    assert isinstance(resource, cls)
+    return resource
 
 
 async def _back_off(attempt: int) -> None:

@@ -14,6 +14,7 @@ from hypothesis import settings, strategies
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from core.addr import Address, Family
+from core.errors import Invalid
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, Resource
 from core.resources.network import BlockSpec, IPPoolSpec
 from datastore import ipam
@@ -114,7 +115,7 @@ async def test_an_object_that_cannot_be_read_is_not_an_empty_one(store: SqliteSt
     await put(store, pool("pods", "10.0.0.0/24"), block("10.0.0.0/26"))
     key = block("10.0.0.64/26").key
     await store.txn([Put(key, b'{"spec":{"cidr":7}}', ABSENT)])
-    with pytest.raises(ipam.Invalid, match="10-0-0-64-26"):
+    with pytest.raises(Invalid, match="10-0-0-64-26"):
         await allocate(store, Request(node="a", handle="pod"))
 
 
@@ -146,7 +147,8 @@ SHOP = Namespace(metadata=Metadata(name="shop", labels={"team": "shop"}))
         ({"assignment_mode": "Manual"}, {}, False),
         ({"assignment_mode": "Manual"}, {"pools": ["pods"]}, True),
         ({"allowed_uses": ["Tunnel"]}, {}, False),
-        ({"allowed_uses": ["Tunnel"]}, {"use": Use.TUNNEL}, True),
+        ({"allowed_uses": ["Tunnel"], "ipip_mode": EncapMode.ALWAYS}, {"use": Use.TUNNEL}, True),
+        ({}, {"use": Use.TUNNEL}, False),
         ({}, {"pools": ["other"]}, False),
         ({}, {"family": Family.V6}, False),
     ],

@@ -1,0 +1,143 @@
+"""The frame of table `inet muslin`: which packets are a workload's, and which compiled stack judges them.
+
+    raw-prerouting ──> check-source            a workload sends from its own addresses or not at all
+
+    filter-forward     established ── accept
+                       from a workload ──> from-workload ── vmap: interface ─> goto out-STACK (return: allowed)
+                       to a workload ───> to-workload ──── vmap: interface ─> goto in-STACK (accept: allowed)
+    filter-input       IP-in-IP: only from nodes
+                       from a workload ──> workload-to-host: out-STACK as above, then defaultEndpointToHostAction
+
+Both vmaps end in drop: a workload interface that nobody has programmed is cut off, also while felix is down. The
+host to its own workloads is not policed (there is no output chain), and traffic that neither comes from nor goes to
+a workload is never judged. An established flow costs one look at conntrack in forward, and its source check.
+
+Packets are marked, in the high bits only, by the stacks: with the class of the peer. They lose the mark when they
+go on to the host or to another host; those that enter a pod lose it as they enter its namespace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from types import MappingProxyType
+from typing import Final
+
+from core.addr import Address
+from core.names import MARK_MASK, WORKLOAD_PREFIX
+from core.nftables import Chain, Element, Hook, Ruleset, Set
+from felix.endpoints import Endpoint
+
+SOURCES: Final = {4: "sources4", 6: "sources6"}
+"""The sets of (interface, address) that may send."""
+
+NODES: Final = "nodes4"
+"""The set of nodes' IPv4 addresses: who may send us IP-in-IP."""
+
+FROM_WORKLOAD: Final = "from-workload"
+TO_WORKLOAD: Final = "to-workload"
+
+_FROM: Final = f'iifname "{WORKLOAD_PREFIX}*" iifname != "muslin.*"'
+_TO: Final = f'oifname "{WORKLOAD_PREFIX}*" oifname != "muslin.*"'
+_UNMARK: Final = f"meta mark set meta mark & 0x{~MARK_MASK & 0xFFFFFFFF:08x}"
+
+_NEIGHBOUR: Final = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert"
+_LISTENER: Final = "mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report"
+
+
+def base(to_host: str, *, ipip: bool) -> Ruleset:
+    """The chains and empty sets. `to_host` is the verdict on what a workload may send the host by its policy.
+
+    With `ipip`, IP-in-IP from anyone but a node is dropped before the tunnel opens it (CVE-2020-10136); without,
+    it is not ours to judge.
+    """
+    guard = ("meta l4proto 4 goto tunnelled",) if ipip else ()
+    chains = {
+        "raw-prerouting": Chain(
+            hook=Hook(type="filter", hook="prerouting", priority=-300), rules=(f"{_FROM} jump check-source",)
+        ),
+        "check-source": Chain(
+            rules=(
+                f"iifname . ip saddr @{SOURCES[4]} return",
+                f"iifname . ip6 saddr @{SOURCES[6]} return",
+                # Finding a neighbour and joining its multicast group come before any address is usable.
+                f"ip6 saddr {{ ::, fe80::/10 }} icmpv6 type {{ {_NEIGHBOUR}, {_LISTENER} }} return",
+                "counter drop",
+            )
+        ),
+        "filter-forward": Chain(
+            hook=Hook(type="filter", hook="forward", priority=0),
+            rules=(
+                "ct state vmap { established : accept, related : accept, invalid : goto invalid }",
+                f"{_FROM} jump {FROM_WORKLOAD}",
+                f"{_TO} goto {TO_WORKLOAD}",
+                f"{_FROM} {_UNMARK}",
+            ),
+        ),
+        "invalid": Chain(rules=(f"{_FROM} counter drop", f"{_TO} counter drop")),
+        FROM_WORKLOAD: Chain(
+            rules=(
+                # A packet that a pod wraps itself would leave its wrapping on another node, past policy.
+                "meta l4proto 4 counter drop",
+                "udp dport 4789 counter drop",
+                f"iifname vmap @{FROM_WORKLOAD}",
+                "counter drop",
+            )
+        ),
+        TO_WORKLOAD: Chain(rules=(f"oifname vmap @{TO_WORKLOAD}", "counter drop")),
+        "filter-input": Chain(
+            hook=Hook(type="filter", hook="input", priority=0), rules=(*guard, f"{_FROM} goto workload-to-host")
+        ),
+        "workload-to-host": Chain(
+            rules=(
+                "ct state vmap { established : accept, related : accept, invalid : drop }",
+                f"icmpv6 type {{ {_NEIGHBOUR}, {_LISTENER} }} accept",
+                "ct original ip daddr 127.0.0.0/8 counter drop",  # route_localnet is for what others DNAT there
+                f"jump {FROM_WORKLOAD}",
+                _UNMARK,
+                to_host,
+            )
+        ),
+        **({"tunnelled": Chain(rules=(f"ip saddr @{NODES} accept", "counter drop"))} if ipip else {}),
+    }
+    sets = {
+        SOURCES[4]: Set(key=("ifname", "ipv4_addr")),
+        SOURCES[6]: Set(key=("ifname", "ipv6_addr")),
+        FROM_WORKLOAD: Set(key=("ifname",), value="verdict"),
+        TO_WORKLOAD: Set(key=("ifname",), value="verdict"),
+        **({NODES: Set(key=("ipv4_addr",))} if ipip else {}),
+    }
+    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
+
+
+def dispatch(endpoint: Endpoint, ingress: str, egress: str) -> dict[Element, str]:
+    """What makes one endpoint known: its sources, and the chains that judge its two directions."""
+    interface = f'"{endpoint.interface}"'
+    return {
+        Element(FROM_WORKLOAD, interface): f"goto {egress}",
+        Element(TO_WORKLOAD, interface): f"goto {ingress}",
+        **{Element(SOURCES[each.version], f"{interface} . {each}"): "" for each in endpoint.addresses},
+    }
+
+
+def nodes(addresses: Iterable[Address]) -> dict[Element, str]:
+    """The nodes that may send IP-in-IP."""
+    return {Element(NODES, str(address)): "" for address in addresses}
+
+
+def join(*rulesets: Ruleset) -> Ruleset:
+    """One table of several; their names must differ."""
+    chains: dict[str, Chain] = {}
+    sets: dict[str, Set] = {}
+    elements: dict[Element, str] = {}
+    for each in rulesets:
+        twice = (chains.keys() & each.chains.keys()) | (sets.keys() & each.sets.keys())
+        assert not twice, f"two parts of the table define {sorted(twice)}"
+        chains.update(each.chains)
+        sets.update(each.sets)
+        elements.update(each.elements)
+    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets), elements=MappingProxyType(elements))
+
+
+def verdict_to_host(action: str | None) -> str:
+    """nft's verdict for `defaultEndpointToHostAction`; anything unknown drops, as does none."""
+    return {"Accept": "accept", "Return": "return"}.get(action or "", "counter drop")

@@ -1,0 +1,55 @@
+"""What felix is told and what it decides, as frozen values."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from core.names import Key
+from core.nftables import Ruleset
+from felix.endpoints import Endpoint
+from linux.model import Route, RouteKey, Tunnel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Who this felix is: its node, the datastore's address (`unix:PATH` or `HOST:PORT`), and where it keeps files."""
+
+    node: str
+    datastore: str
+    run_dir: Path
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Judged:
+    """Policy for this node's endpoints: the stacks' tables, and each endpoint's chains, ingress and egress.
+
+    `problems` says per policy what was closed because it could not be enforced as written.
+    """
+
+    rules: Ruleset
+    chains: Mapping[Key, tuple[str, str]]
+    problems: Mapping[Key, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Desired:
+    """What this host's kernel should hold as of `revision`, and whom it serves.
+
+    `rejected` endpoints stay cut off, for the reason given. `problems` are sentences about what else could not be
+    carried out. `stale` says that the snapshot came from disk because the datastore is away. `tunnelled` names the
+    pools that need the tunnel; with `awaited` its device is wanted and not there yet, so neither are its routes.
+    """
+
+    revision: int
+    stale: bool
+    sysctls: Mapping[str, str]
+    tunnels: Mapping[str, Tunnel]
+    nft: Ruleset
+    routes: Mapping[RouteKey, Route]
+    endpoints: tuple[Endpoint, ...]
+    rejected: Mapping[Key, str]
+    problems: tuple[str, ...]
+    tunnelled: tuple[str, ...] = ()
+    awaited: bool = False

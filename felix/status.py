@@ -1,0 +1,109 @@
+"""What felix says of itself, from what it wanted and how each reconciler's last round went. Pure.
+
+    up        the endpoint's routes and rules are in the kernel
+    pending   its interface does not exist, or is down
+    error     it was set aside, or the kernel refused something of it: with the reason, and it stays cut off
+
+A kernel that refuses a tunnel does not hold the revision back: pods and policy are in place without it, and the
+problem is said plainly. A tunnel that is on its way does: its routes are not in yet.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+from core.reconcile import Progress
+from core.resources import FelixStatus, Metadata
+from core.resources.status import EndpointState, FelixState
+from felix.endpoints import Endpoint, host_routes, sysctls
+from felix.filter import dispatch
+from felix.model import Desired
+
+RELEASE: Final = "muslin.io/release-breaker"
+"""The Node annotation by which an operator lets held removals go: any new value does."""
+
+
+MOST_ERRORS: Final = 10
+"""Errors of one reconciler that the status repeats; when nft refuses a batch, every object in it has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """The last round of each reconciler."""
+
+    sysctls: Progress
+    tunnels: Progress
+    nft: Progress
+    routes: Progress
+
+    def __iter__(self) -> Iterator[tuple[str, Progress]]:
+        yield from (("sysctls", self.sysctls), ("tunnels", self.tunnels))
+        yield from (("nft", self.nft), ("routes", self.routes))
+
+    @property
+    def tried(self) -> int:
+        """The newest desired state that every reconciler has had its turn with."""
+        return min(progress.tried for _, progress in self)
+
+    @property
+    def done(self) -> int:
+        """The newest desired state that is in the kernel; the tunnel's absence does not count when it is refused."""
+        counted = [p for name, p in self if name != "tunnels" or not (p.errors or p.failure)]
+        return min(progress.revision for progress in counted)
+
+
+def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> FelixState:
+    """The status. `desired` is what the round was about, `programmed` the revision that is wholly in the kernel."""
+    endpoints = {each.name: _endpoint(each, outcome) for each in desired.endpoints}
+    for key, reason in desired.rejected.items():
+        endpoints[f"{key.namespace}/{key.name}"] = EndpointState(state="error", reason=reason)
+    settled = all(not p.failure and not p.errors and not p.held for name, p in outcome if name != "tunnels")
+    return FelixState(
+        programmed=programmed,
+        stale=desired.stale,
+        ready=settled and programmed == desired.revision,
+        since=since,
+        endpoints=dict(sorted(endpoints.items())),
+        routes=len(desired.routes),
+        problems=[*desired.problems, *_problems(desired, outcome)],
+    )
+
+
+def status(node: str, felix: FelixState) -> FelixStatus:
+    """The resource, named as the node."""
+    kind = FelixStatus.KIND
+    return FelixStatus(api_version=kind.api_version, kind=kind.name, metadata=Metadata(name=node), status=felix)
+
+
+def release_token(annotations: Mapping[str, str]) -> str:
+    """What changes when an operator releases the breaker."""
+    return annotations.get(RELEASE, "")
+
+
+def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
+    if endpoint.pending:
+        return EndpointState(state="pending", reason=endpoint.pending)
+    errors = [
+        *(outcome.routes.errors[key] for key, _ in host_routes(endpoint) if key in outcome.routes.errors),
+        *(outcome.sysctls.errors[key] for key, _ in sysctls(endpoint) if key in outcome.sysctls.errors),
+        *(outcome.nft.errors[key] for key in dispatch(endpoint, "", "") if key in outcome.nft.errors),
+        *filter(None, (outcome.nft.failure, outcome.routes.failure, outcome.sysctls.failure)),
+    ]
+    return EndpointState(state="error", reason=str(errors[0])) if errors else EndpointState(state="up")
+
+
+def _problems(desired: Desired, outcome: Outcome) -> Iterator[str]:
+    for name, progress in outcome:
+        if progress.failure:
+            yield progress.failure
+        if progress.held:
+            yield (
+                f"{name}: {progress.held} removals are held, being too many at once; if they are meant, give "
+                f"the Node a new value of the annotation {RELEASE}"
+            )
+        if name != "tunnels":
+            yield from sorted(set(map(str, progress.errors.values())))[:MOST_ERRORS]
+    pools = ", ".join(desired.tunnelled)
+    yield from (f"{name}: {why} (pools that need it: {pools})" for name, why in outcome.tunnels.errors.items())
