@@ -234,7 +234,7 @@ class Agent:
     def state(self) -> SpeakerState:
         """The status of now."""
         told, kernel, speaker = self._told.progress, self._kernel.progress, self._speaker
-        failures = [each for each in (told.failure, kernel.failure) if each]
+        failures = [each for each in (self._problem, self.exabgp.problem, told.failure, kernel.failure) if each]
         failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
         problems = [*(speaker.problems if speaker else ()), *failures]
         return SpeakerState(
@@ -248,7 +248,7 @@ class Agent:
             ),
             routes_in=len(self._kernel.actual),
             routes_out=[str(prefix) for prefix in speaker.adverts] if speaker else [],
-            problems=[self._problem, *problems] if self._problem else problems,
+            problems=problems,
         )
 
     def _advertised(self, peer: Address) -> int:

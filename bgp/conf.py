@@ -40,6 +40,6 @@ def _neighbor(session: Session, speaker: Speaker) -> str:
         + "".join(f"  {line};\n" for line in lines)
         + f"  capability {{\n    asn4 enable;\n    route-refresh enable;\n{restart}  }}\n"
         + f"  family {{\n    ipv{session.family.value} unicast;\n  }}\n"
-        + "  api muslin {\n    processes [ muslin ];\n    neighbor-changes;\n"
+        + f"  api muslin-{session.peer.packed.hex()} {{\n    processes [ muslin ];\n    neighbor-changes;\n"
         + "    receive {\n      parsed;\n      open;\n      update;\n    }\n  }\n}\n"
     )

@@ -39,6 +39,9 @@ START_S: Final = 20.0
 CHUNK: Final = 256 * 1024
 LONGEST_LINE: Final = 16 * 1024 * 1024
 SOCKET_PATH_BOUND: Final = 107
+UNASKED: Final = "advice"
+"""Lines of its log that begin so are about a settings file that we do without."""
+
 CAPABILITIES: Final = "-all,+net_bind_service,+dac_read_search"
 
 log = structlog.get_logger()
@@ -53,7 +56,10 @@ class _Plan:
 
 
 class ExaBGP:
-    """The child. `on_line` hears every line that is no answer; `on_start` and `on_loss` frame a process's life."""
+    """The child. `on_line` hears every line that is no answer; `on_start` and `on_loss` frame a process's life.
+
+    `problem` is why there is none, as a sentence, "" while one runs.
+    """
 
     def __init__(
         self,
@@ -75,6 +81,8 @@ class ExaBGP:
         self._bridge: asyncio.StreamWriter | None = None
         self._bridged = asyncio.Event()
         self._answer: asyncio.Future[bool] | None = None
+        self._last_words = ""
+        self.problem = ""
 
     @property
     def pid(self) -> int | None:
@@ -164,6 +172,8 @@ class ExaBGP:
         finally:
             self._kill()
             self._lose()
+            if not self._bridged.is_set():
+                self.problem = f"ExaBGP does not start: {self._last_words or process.returncode}"
             log.warning("exabgp.ended", pid=process.pid, code=process.returncode)
         return loop.time() - born
 
@@ -193,7 +203,10 @@ class ExaBGP:
         assert process.stdout is not None
         while data := await process.stdout.read(CHUNK):
             for line in data.decode(errors="replace").splitlines():
-                log.debug("exabgp.says", line=line)
+                if line.startswith(UNASKED):
+                    continue
+                log.info("exabgp.says", line=line)
+                self._last_words = " ".join(line.split())
 
     async def _watch(self) -> None:
         """Kill it when the bridge does not come; then ask for a sign of life from time to time."""
@@ -227,6 +240,7 @@ class ExaBGP:
             writer.close()  # a second bridge: the first one's state is unknown, and its end kills ExaBGP
             return
         self._bridge = writer
+        self.problem = ""
         self._on_start()
         self._bridged.set()
         try:

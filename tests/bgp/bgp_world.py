@@ -111,6 +111,8 @@ class World:
         return path
 
     def close(self) -> None:
+        for log in self.scratch.glob("*.log"):
+            print(f"--- {log.name}\n{log.read_text()[-4000:]}")  # pytest shows it when the test failed
         for process in reversed(self._processes):
             if process.poll() is None:
                 process.kill()
