@@ -7,25 +7,44 @@ A store maps keys to values (the canonical JSON of one resource) under one count
 - An operation may compare: `if_revision=None` does not care, `ABSENT` (0) wants no such key, n wants the key's
   last change at n. A guard compares without writing: nothing of that kind was written after revision n.
 - Deleting a key that is not there is a success and, alone, makes no revision (the current one is returned).
-- A read returns one consistent state and its revision.
+- An empty store is at revision 1. A read returns one consistent state and its revision.
 - `watch(after, kinds)` yields every later change of those kinds, in order, each revision whole in one `Changes`.
-  `after=0` first replays the present state as puts. When the watcher has caught up with what existed as the call
-  was made, one `Synced(revision)` follows. A watcher asking for history that is gone gets `Compacted` and the end;
-  it lists again. A watcher that is too slow is skipped forward or ended with `Compacted`, never buffered without bound.
-- A store that cannot be reached raises `Unavailable`, from any call; the same call may be retried.
+  `after=0` first replays the present state as puts, oldest change first. When the watcher has caught up with what
+  existed as the call was made, one `Synced(revision)` follows. A `Changes` without events only moves the revision
+  to resume from. A watcher asking for history that is gone, or after a revision the store has not reached (it was
+  restored from a backup), gets `Compacted` and the end; it lists again. A watcher that is too slow is ended with
+  `Compacted` too, never buffered without bound.
+- A store that cannot be reached raises `Unavailable`, from any call; the same call may be retried. Whether a
+  transaction that ended so was made is not known: one that compares finds out by its `Conflict`.
+- What no backend could keep is `Invalid` before it is tried: see `check`.
 """
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from typing import Final, Protocol, TypeAlias
 
+from core.errors import Invalid, Problem
 from core.names import Key, Kind
+from core.resources import parse_path
 
 ABSENT: Final = 0
 """As `if_revision`: the key must not exist."""
+
+VALUE_BOUND: Final = 1 << 20
+"""Longest value, in bytes; what etcd takes in one request by default leaves room for no more."""
+
+TXN_BOUND: Final = 16 << 20
+"""Most that the values of one transaction may take together, in bytes."""
+
+BATCH_EVENTS: Final = 500
+BATCH_BYTES: Final = 2 << 20
+"""Events, and bytes of values, after which a batch is full; the revision it is in still comes whole."""
+
+PROGRESS: Final = 1000
+"""Revisions of other kinds after which a watcher is told to move its revision, lest it ask for history long gone."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +91,10 @@ class Unchanged:
     kind: Kind
     since: int
 
+    def __str__(self) -> str:
+        """How a `Conflict` names the guard that did not hold."""
+        return f"any {self.kind}"
+
 
 @dataclass(frozen=True, slots=True)
 class Event:
@@ -84,7 +107,7 @@ class Event:
 
 @dataclass(frozen=True, slots=True)
 class Changes:
-    """Every change of one or more whole revisions, in order; `revision` is the last of them."""
+    """Every change of one or more whole revisions, in order; `revision` is the last of them. May be empty."""
 
     revision: int
     events: tuple[Event, ...]
@@ -117,13 +140,76 @@ class Store(Protocol):
         """Every entry of `kinds`, ordered by path."""
 
     async def txn(self, operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> int:
-        """Apply all operations or none; the new revision. Raises `Conflict` (naming the first key that failed)."""
+        """Apply all operations or none; the new revision. Raises `Conflict`, naming the first that failed."""
 
-    def watch(self, after: int, kinds: AbstractSet[Kind]) -> AsyncIterator[WatchItem]:
-        """Changes of `kinds` after revision `after`; see the module's text."""
+    def watch(self, after: int, kinds: AbstractSet[Kind]) -> AsyncGenerator[WatchItem, None]:
+        """Changes of `kinds` after revision `after`; see the module's text. Close it (`aclosing`) when done early."""
 
     async def compact(self, before: int) -> None:
         """Forget history older than revision `before`; present values stay."""
 
     async def close(self) -> None:
         """Release what the store holds."""
+
+
+def check(operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> None:
+    """Raise `Invalid`, naming every problem, when no store could make this transaction."""
+    problems: list[Problem] = []
+    seen: set[Key] = set()
+    for operation in operations:
+        key = operation.key
+        if key in seen:
+            problems.append(Problem(what=str(key), why="is written twice in one transaction; keep one of the writes"))
+        seen.add(key)
+        if not addressable(key):
+            problems.append(
+                Problem(what=str(key), why="is not the name of an object: a part is empty or holds a slash")
+            )
+        if isinstance(operation, Put) and len(operation.value) > VALUE_BOUND:
+            why = f"takes {len(operation.value)} bytes; an object may take {VALUE_BOUND}"
+            problems.append(Problem(what=str(key), why=why))
+        if operation.if_revision is not None and operation.if_revision < ABSENT:
+            problems.append(
+                Problem(what=str(key), why=f"compares with revision {operation.if_revision}; use 0 or more")
+            )
+    size = sum(len(operation.value) for operation in operations if isinstance(operation, Put))
+    if size > TXN_BOUND:
+        problems.append(Problem(why=f"the objects take {size} bytes together; write at most {TXN_BOUND} at once"))
+    problems += [
+        Problem(what=str(guard), why=f"compares with revision {guard.since}; use 0 or more")
+        for guard in guards
+        if guard.since < 0
+    ]
+    if problems:
+        raise Invalid(problems)
+
+
+def addressable(key: Key) -> bool:
+    """Whether `key` can be told from its path: no empty part, no slash inside one, valid Unicode."""
+    try:
+        key.path.encode()
+        return bool(key.name) and (bool(key.namespace) or not key.kind.namespaced) and parse_path(key.path) == key
+    except ValueError:
+        return False
+
+
+def full(events: int, size: int) -> bool:
+    """Whether a batch of so many events and bytes should be sent before the next revision."""
+    return events >= BATCH_EVENTS or size >= BATCH_BYTES
+
+
+def replay(listing: Listing) -> Iterator[Changes]:
+    """A listing as a watcher sees it that asks for everything: puts, oldest change first, revisions kept whole.
+
+    Each batch can be resumed from, because what changed later comes later.
+    """
+    events: list[Event] = []
+    size = 0
+    for entry in sorted(listing.entries, key=lambda entry: entry.revision):
+        if full(len(events), size) and events[-1].revision != entry.revision:
+            yield Changes(events[-1].revision, tuple(events))
+            events, size = [], 0
+        events.append(Event(entry.key, entry.value, entry.revision))
+        size += len(entry.value)
+    if events:
+        yield Changes(events[-1].revision, tuple(events))
