@@ -1,0 +1,1 @@
+"""The `muslin` command: objects, agents, status, explanations, labs."""

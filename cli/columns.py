@@ -1,0 +1,127 @@
+"""Which columns `get` shows for each kind: pure look-ups from a resource to text.
+
+A kind without columns of its own shows its name and age. Columns marked wide show under `-o wide` only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any, Final
+
+from core.names import Kind
+from core.resources import (
+    BGPConfiguration,
+    BGPPeer,
+    GlobalNetworkPolicy,
+    HostEndpoint,
+    IPAMBlock,
+    IPPool,
+    KubernetesNetworkPolicy,
+    NetworkPolicy,
+    Node,
+    Tier,
+    WorkloadEndpoint,
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """One column: its heading and how to read its text from a resource of the kind."""
+
+    title: str
+    text: Callable[[Any], str]
+    wide: bool = False
+
+
+def _types(given: Sequence[str] | None) -> str:
+    return "(inferred)" if given is None else ",".join(given)
+
+
+def _labels(labels: Mapping[str, str]) -> str:
+    return ",".join(f"{name}={value}" for name, value in sorted(labels.items())) or "(all)"
+
+
+def _encapsulation(pool: IPPool) -> str:
+    modes = (("ipip", pool.spec.ipip_mode), ("vxlan", pool.spec.vxlan_mode))
+    return ", ".join(f"{name} {mode}" for name, mode in modes if mode != "Never") or "Never"
+
+
+def _peers_of(peer: BGPPeer) -> str:
+    return peer.spec.node or peer.spec.node_selector or "(all nodes)"
+
+
+def _yes(value: object) -> str:
+    return "yes" if value else "no"
+
+
+def _any(value: object) -> str:
+    return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+
+_POLICY: Final = (
+    Column("TIER", lambda policy: policy.spec.tier or "default"),
+    Column("ORDER", lambda policy: _any(policy.spec.order)),
+    Column("SELECTOR", lambda policy: policy.spec.selector or "all()"),
+    Column("TYPES", lambda policy: _types(policy.spec.types), wide=True),
+    Column("INGRESS", lambda policy: str(len(policy.spec.ingress or ())), wide=True),
+    Column("EGRESS", lambda policy: str(len(policy.spec.egress or ())), wide=True),
+)
+
+COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
+    {
+        IPPool.KIND: (
+            Column("CIDR", lambda pool: pool.spec.cidr),
+            Column("ENCAPSULATION", _encapsulation),
+            Column("NAT", lambda pool: _yes(pool.spec.nat_outgoing)),
+            Column("BLOCK", lambda pool: f"/{pool.spec.block_length}", wide=True),
+            Column("NODES", lambda pool: pool.spec.node_selector or "all()", wide=True),
+            Column("DISABLED", lambda pool: _yes(pool.spec.disabled), wide=True),
+        ),
+        IPAMBlock.KIND: (
+            Column("CIDR", lambda block: block.spec.cidr),
+            Column("NODE", lambda block: block.spec.node),
+            Column("IN USE", lambda block: str(len(block.spec.allocations))),
+        ),
+        Node.KIND: (
+            Column("IPV4", lambda node: _any(node.address(4))),
+            Column("IPV6", lambda node: _any(node.address(6))),
+            Column("AS", lambda node: _any(node.spec.bgp.as_number if node.spec.bgp else None)),
+            Column("TUNNEL", lambda node: _any(node.spec.bgp.tunnel_address if node.spec.bgp else None), wide=True),
+            Column("LABELS", lambda node: _labels(node.metadata.labels), wide=True),
+        ),
+        BGPPeer.KIND: (
+            Column("NODES", _peers_of),
+            Column("PEER", lambda peer: peer.spec.peer_ip or peer.spec.peer_selector),
+            Column("AS", lambda peer: _any(peer.spec.as_number)),
+            Column("FILTERS", lambda peer: ",".join(peer.spec.filters), wide=True),
+        ),
+        BGPConfiguration.KIND: (
+            Column("AS", lambda config: _any(config.spec.as_number)),
+            Column("MESH", lambda config: _yes(config.spec.node_to_node_mesh_enabled is not False)),
+        ),
+        WorkloadEndpoint.KIND: (
+            Column("POD", lambda endpoint: endpoint.spec.pod),
+            Column("NODE", lambda endpoint: endpoint.spec.node),
+            Column("ADDRESSES", lambda endpoint: ",".join(map(str, endpoint.spec.addresses))),
+            Column("INTERFACE", lambda endpoint: endpoint.spec.interface_name, wide=True),
+            Column("LABELS", lambda endpoint: _labels(endpoint.metadata.labels), wide=True),
+        ),
+        HostEndpoint.KIND: (
+            Column("NODE", lambda endpoint: endpoint.spec.node),
+            Column("INTERFACE", lambda endpoint: endpoint.spec.interface_name),
+            Column("ADDRESSES", lambda endpoint: ",".join(endpoint.spec.expected_ips)),
+        ),
+        Tier.KIND: (
+            Column("ORDER", lambda tier: _any(tier.spec.order)),
+            Column("DEFAULT ACTION", lambda tier: _any(tier.spec.default_action) or "Deny"),
+        ),
+        NetworkPolicy.KIND: _POLICY,
+        GlobalNetworkPolicy.KIND: _POLICY,
+        KubernetesNetworkPolicy.KIND: (
+            Column("POD SELECTOR", lambda policy: _labels(policy.spec.pod_selector.match_labels)),
+            Column("TYPES", lambda policy: _types(policy.spec.policy_types)),
+        ),
+    }
+)

@@ -1,0 +1,191 @@
+"""apply, create, replace, delete, get: objects in and out of the datastore, each command one transaction."""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Annotated, Any, Final
+
+import typer
+
+from cli import options, render, store, terminal
+from cli.changes import Change, Outcome, Stored, Verb, plan
+from cli.kinds import parse_target, reference
+from core import manifest
+from core.errors import Conflict, Invalid, NotFound, Problem
+from core.names import Key, Kind
+from core.resources import Resource
+
+ATTEMPTS: Final = 4
+"""How often `apply` reads again when somebody else wrote in between."""
+
+
+def register(app: typer.Typer) -> None:
+    """Add this family's commands."""
+    app.command("apply")(apply)
+    app.command("create")(create)
+    app.command("replace")(replace)
+    app.command("delete")(delete)
+    app.command("get")(get)
+
+
+def apply(
+    filename: options.FilesOption,
+    output: options.ResultOption = options.ResultFormat.TEXT,
+    datastore: options.DatastoreOption = options.DATASTORE,
+) -> None:
+    """Create or change every object of the manifests: all of them in one transaction, or none."""
+    _write(Verb.APPLY, filename, output, datastore)
+
+
+def create(
+    filename: options.FilesOption,
+    output: options.ResultOption = options.ResultFormat.TEXT,
+    datastore: options.DatastoreOption = options.DATASTORE,
+) -> None:
+    """Create every object of the manifests; refused as a whole when one exists already."""
+    _write(Verb.CREATE, filename, output, datastore)
+
+
+def replace(
+    filename: options.FilesOption,
+    output: options.ResultOption = options.ResultFormat.TEXT,
+    datastore: options.DatastoreOption = options.DATASTORE,
+) -> None:
+    """Change every object of the manifests; refused as a whole when one does not exist."""
+    _write(Verb.REPLACE, filename, output, datastore)
+
+
+def delete(
+    target: Annotated[str | None, typer.Argument(metavar="KIND[/NAME]", help="What to delete.")] = None,
+    name: Annotated[str | None, typer.Argument(help="Its name, when KIND stands alone.")] = None,
+    filename: Annotated[
+        list[str] | None, typer.Option("--filename", "-f", help="Delete the objects that these manifests name.")
+    ] = None,
+    namespace: options.NamespaceOption = None,
+    ignore_not_found: Annotated[
+        bool, typer.Option("--ignore-not-found", help="An object that is not there is no error.")
+    ] = False,
+    output: options.ResultOption = options.ResultFormat.TEXT,
+    datastore: options.DatastoreOption = options.DATASTORE,
+) -> None:
+    """Delete one object, or all that the manifests name, in one transaction."""
+    if (target is None) == (not filename):
+        raise Invalid([Problem(why="name one object (KIND NAME) or give manifests (-f), and not both")])
+    if filename:
+        keys = [resource.key for resource in load(filename)]
+    else:
+        assert target is not None
+        kind, name, namespace = parse_target(target, name, namespace)
+        if name is None:
+            raise Invalid([Problem(why="the name of the object to delete is missing", what=kind.name)])
+        keys = [Key(kind, (namespace or manifest.DEFAULT_NAMESPACE) if kind.namespaced else "", name)]
+    revision, gone = asyncio.run(_delete(datastore, keys, ignore_not_found))
+    _report([(key, Outcome.DELETED) for key in gone], revision, output)
+
+
+def get(
+    target: Annotated[str, typer.Argument(metavar="KIND[/NAME]", help="A kind by any of its names; see docs/cli.md.")],
+    name: Annotated[str | None, typer.Argument(help="One object's name.")] = None,
+    namespace: options.NamespaceOption = None,
+    everywhere: Annotated[bool, typer.Option("--all-namespaces", "-A", help="Of every namespace.")] = False,
+    output: options.GetOption = options.GetFormat.TABLE,
+    datastore: options.DatastoreOption = options.DATASTORE,
+) -> None:
+    """Show objects, as tables or as manifests that `apply` takes back."""
+    kind, name, namespace = parse_target(target, name, namespace)
+    if kind.namespaced and not everywhere:
+        namespace = namespace or manifest.DEFAULT_NAMESPACE
+    if everywhere and (name is not None or namespace is not None):
+        raise Invalid([Problem(why="--all-namespaces goes with neither a name nor a namespace")])
+    found = asyncio.run(_get(datastore, kind, name, namespace))
+    _print(kind, found, one=name is not None, everywhere=everywhere, output=output)
+
+
+def _print(kind: Kind, found: list[Stored], *, one: bool, everywhere: bool, output: options.GetFormat) -> None:
+    match output:
+        case options.GetFormat.YAML:
+            terminal.show_lines(manifest.to_yaml([render.manifests(found, one=one)]).splitlines())
+        case options.GetFormat.JSON:
+            terminal.show_json(render.manifests(found, one=one))
+        case options.GetFormat.NAME:
+            terminal.show_lines([reference(each.resource.key) for each in found])
+        case options.GetFormat.TABLE | options.GetFormat.WIDE:
+            if not found:
+                terminal.tell(f"there is no {kind.name} here")
+                return
+            wide = output is options.GetFormat.WIDE
+            now = datetime.now(UTC)
+            terminal.show(render.objects(kind, found, wide=wide, namespaces=everywhere, now=now))
+
+
+def _write(verb: Verb, files: Sequence[str], output: options.ResultFormat, target: str) -> None:
+    resources = load(files)
+    revision, changes = asyncio.run(_transact(verb, resources, target))
+    _report([(change.key, change.outcome) for change in changes], revision, output)
+
+
+def load(files: Sequence[str]) -> list[Resource]:
+    """The resources of files, folders and stdin (`-`); `Invalid` with the problems of all of them."""
+    resources: list[Resource] = []
+    problems: list[Problem] = []
+    for file in files:
+        try:
+            resources += manifest.load(sys.stdin.read(), "stdin") if file == "-" else manifest.load_path(Path(file))
+        except Invalid as error:
+            problems += error.problems
+    if problems:
+        raise Invalid(problems)
+    return resources
+
+
+async def _transact(verb: Verb, resources: Sequence[Resource], target: str) -> tuple[int, list[Change]]:
+    """Read, plan, and write in one transaction; read again when somebody else wrote in between."""
+    async with store.opened(target) as opened:
+        for attempt in range(1, ATTEMPTS + 1):
+            state = await store.read(opened)
+            changes = plan(verb, resources, state.objects, datetime.now(UTC))
+            try:
+                return await store.write(opened, state, changes), changes
+            except Conflict:
+                if attempt == ATTEMPTS:
+                    raise
+    raise AssertionError("the last attempt returns or raises")
+
+
+async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> tuple[int, list[Key]]:
+    async with store.opened(target) as opened:
+        state = await store.read(opened)
+        missing = [key for key in keys if key not in state.revisions]
+        if missing and not ignore_not_found:
+            raise NotFound("\n".join(f"{key}: there is none" for key in missing))
+        gone = [key for key in dict.fromkeys(keys) if key in state.revisions]
+        return await store.remove(opened, state, gone), gone
+
+
+async def _get(target: str, kind: Kind, name: str | None, namespace: str | None) -> list[Stored]:
+    async with store.opened(target) as opened:
+        state = await store.read(opened, {kind})
+    found = [
+        stored
+        for key, stored in state.objects.items()
+        if (namespace is None or key.namespace == namespace) and (name is None or key.name == name)
+    ]
+    if name is not None and not found:
+        raise NotFound(f"{Key(kind, namespace or '', name)}: there is none")
+    return found
+
+
+def _report(outcomes: Sequence[tuple[Key, Outcome]], revision: int, output: options.ResultFormat) -> None:
+    if output is options.ResultFormat.JSON:
+        terminal.show_json({"revision": revision, "objects": [_document(key, outcome) for key, outcome in outcomes]})
+        return
+    terminal.show_lines([*(f"{reference(key)} {outcome}" for key, outcome in outcomes), f"revision {revision}"])
+
+
+def _document(key: Key, outcome: Outcome) -> Mapping[str, Any]:
+    head = {"apiVersion": key.kind.api_version, "kind": key.kind.name, "name": key.name}
+    return head | ({"namespace": key.namespace} if key.kind.namespaced else {}) | {"outcome": outcome.value}

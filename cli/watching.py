@@ -1,0 +1,84 @@
+"""Reading the cluster's page from a datastore, once and again whenever something in it changes."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from dataclasses import replace
+from typing import Final
+
+from cli import store
+from cli.cluster import Overview, overview
+from core.names import Kind
+from core.resources import BY_KIND, FelixStatus, Node, SpeakerStatus
+from datastore.api import Changes, Compacted, Store, Synced
+
+REPORTS: Final = frozenset({FelixStatus.KIND, SpeakerStatus.KIND})
+
+FOLLOWED: Final[frozenset[Kind]] = frozenset(BY_KIND) - REPORTS
+"""What agents follow: a change of a report is nothing that anybody programs."""
+
+
+async def page(opened: Store) -> tuple[Overview, int]:
+    """The page as of now, and the revision it was read at."""
+    state = await store.read(opened, REPORTS | {Node.KIND})
+    resources = [stored.resource for stored in state.objects.values()]
+    programmed = [each.status.programmed for each in resources if isinstance(each, FelixStatus)]
+    after = min(programmed, default=0)
+    return overview(resources, await newest(opened, after) or after), state.revision
+
+
+async def newest(opened: Store, after: int) -> int:
+    """The revision of the last change of anything felix follows after `after`, deletions too; 0 when there was none.
+
+    A listing would not do: it does not say when something was deleted.
+    """
+    last = 0
+    async with aclosing(opened.watch(after, FOLLOWED)) as items:
+        async for item in items:
+            match item:
+                case Changes(events=(*_, event)):
+                    last = event.revision
+                case Synced():
+                    break
+                case Compacted():
+                    entries = (await opened.list(FOLLOWED)).entries
+                    return max((entry.revision for entry in entries), default=0)
+    return last
+
+
+async def pages(opened: Store) -> AsyncGenerator[Overview, None]:
+    """The page, and the page anew after every change of it, for ever."""
+    while True:
+        shown, revision = await page(opened)
+        yield shown
+        async with aclosing(opened.watch(revision, BY_KIND.keys())) as items:
+            async for item in items:
+                if isinstance(item, Changes) and item.events:
+                    break
+
+
+async def rolled_out(opened: Store, timeout_s: float) -> Overview:
+    """Wait until felix on every node of now has programmed what is newest now; the last page, done or not."""
+    target: Overview | None = None
+    reached = asyncio.timeout(timeout_s)
+    try:
+        async with reached, aclosing(pages(opened)) as shown_pages:
+            async for shown in shown_pages:
+                target = _towards(shown, target)
+                if not target.behind():
+                    break
+    except TimeoutError:
+        if not reached.expired() or target is None:
+            raise
+    assert target is not None
+    return target
+
+
+def _towards(shown: Overview, target: Overview | None) -> Overview:
+    """`shown`, held to the revision and the nodes that `target` began with."""
+    if target is None:
+        return shown
+    wanted = {each.node for each in target.nodes}
+    return replace(shown, revision=target.revision, nodes=tuple(each for each in shown.nodes if each.node in wanted))
