@@ -1,0 +1,193 @@
+"""What only several objects together can get wrong, judged on the state that a transaction would leave behind.
+
+    changes ── needs ──> kinds ── read them ──> existing ── check ──> problems
+
+`changes` maps a key to its new resource, or to None when it is deleted. A transaction is judged as a whole: replacing
+a pool by two halves of it, or creating a tier together with its policies, is as sound as it will be when it is done.
+Single objects are taken as valid (`core.validate`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Final, TypeAlias, TypeVar, cast
+
+from core.addr import contains
+from core.errors import Problem
+from core.names import Key, Kind
+from core.resources import (
+    BGPPeer,
+    GlobalNetworkPolicy,
+    IPAMBlock,
+    IPPool,
+    NetworkPolicy,
+    Node,
+    Resource,
+    Tier,
+)
+from core.selector import parse
+from core.validate.policy import BUILT_IN_TIERS
+from core.values import peer_address
+
+Changes: TypeAlias = Mapping[Key, Resource | None]
+Existing: TypeAlias = Mapping[Kind, Mapping[Key, Resource]]
+
+POLICIES: Final[tuple[type[NetworkPolicy] | type[GlobalNetworkPolicy], ...]] = (NetworkPolicy, GlobalNetworkPolicy)
+
+_T = TypeVar("_T", bound=Resource)
+
+
+def needs(changes: Changes) -> frozenset[Kind]:
+    """The kinds that must be read to judge `changes`; none for most (pods, blocks, statuses)."""
+    kinds: set[Kind] = set()
+    for key, resource in changes.items():
+        if key.kind == IPPool.KIND:
+            kinds |= {IPPool.KIND} if resource is not None else {IPPool.KIND, IPAMBlock.KIND}
+        elif isinstance(resource, POLICIES) and resource.spec.tier not in BUILT_IN_TIERS:
+            kinds.add(Tier.KIND)
+        elif key.kind == Tier.KIND and resource is None:
+            kinds |= {policy.KIND for policy in POLICIES}
+        elif isinstance(resource, BGPPeer) and resource.spec.peer_ip:
+            kinds |= {BGPPeer.KIND, Node.KIND}
+    return frozenset(kinds)
+
+
+def check(changes: Changes, existing: Existing) -> list[Problem]:
+    """What is wrong with the state after `changes`; `existing` holds every object of the kinds in `needs(changes)`."""
+    return [problem for rule in RULES for problem in rule(changes, existing)]
+
+
+def _pools_overlap(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    pools = _after(IPPool, changes, existing)
+    told: set[frozenset[Key]] = set()
+    for key in _put(IPPool, changes):
+        for other, pool in pools.items():
+            mine, theirs = pools[key].spec.network, pool.spec.network
+            pair = frozenset((key, other))
+            if other != key and pair not in told and (contains(mine, theirs) or contains(theirs, mine)):
+                told.add(pair)
+                yield _problem(key, "spec.cidr", f"{mine} overlaps {theirs} of IPPool/{other.name}")
+
+
+def _pools_stay(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """A pool's blocks are cut from its cidr with its blockSize: neither can change under them."""
+    before = _of(IPPool, existing)
+    for key, pool in _put(IPPool, changes).items():
+        was = before.get(key)
+        if was is None:
+            continue
+        if pool.spec.network != was.spec.network:
+            why = f"cannot change (it is {was.spec.cidr}); create another pool, move the pods, delete this one"
+            yield _problem(key, "spec.cidr", why)
+        elif pool.spec.block_length != was.spec.block_length:
+            why = f"cannot change (it is {was.spec.block_length}); create another pool, move the pods, delete this one"
+            yield _problem(key, "spec.blockSize", why)
+
+
+def _pools_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """A pool that goes must not leave addresses behind that no pool holds."""
+    left = [pool.spec.network for pool in _after(IPPool, changes, existing).values()]
+    blocks = [block.spec for block in _after(IPAMBlock, changes, existing).values() if block.spec.allocations]
+    for key, pool in _of(IPPool, existing).items():
+        if key not in changes or changes[key] is not None:
+            continue
+        held = {
+            address: handle
+            for block in blocks
+            if contains(pool.spec.network, block.network) and not any(contains(net, block.network) for net in left)
+            for address, handle in block.allocations.items()
+        }
+        if held:
+            address, handle = min(held.items())
+            why = f"{len(held)} of its addresses are in use ({address} by {handle}); disable it and move the pods first"
+            yield _problem(key, "", why)
+
+
+def _tiers_exist(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    tiers = {key.name for key in _after(Tier, changes, existing)} | set(BUILT_IN_TIERS)
+    for cls in POLICIES:
+        for key, policy in _put(cls, changes).items():
+            if policy.spec.tier not in tiers:
+                why = f"there is no tier {policy.spec.tier!r}; create it first, or in the same apply"
+                yield _problem(key, "spec.tier", why)
+
+
+def _tiers_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """Built-in tiers exist without their object, so that one may go."""
+    gone = {key.name: key for key, resource in changes.items() if key.kind == Tier.KIND and resource is None}
+    users: dict[str, list[str]] = {}
+    for cls in POLICIES:
+        for key, policy in _after(cls, changes, existing).items():
+            users.setdefault(policy.spec.tier, []).append(str(key))
+    for name, key in gone.items():
+        if name not in BUILT_IN_TIERS and name in users:
+            others = f" and {len(users[name]) - 1} more" if len(users[name]) > 1 else ""
+            yield _problem(key, "", f"is the tier of {min(users[name])}{others}; delete or move them first")
+
+
+def _peers_apart(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """One node has one session with one address."""
+    peers = _after(BGPPeer, changes, existing)
+    nodes = _after(Node, changes, existing)
+    told: set[frozenset[Key]] = set()
+    for key, peer in _put(BGPPeer, changes).items():
+        for other, theirs in peers.items():
+            pair = frozenset((key, other))
+            if other == key or pair in told or not peer.spec.peer_ip or not theirs.spec.peer_ip:
+                continue
+            address = peer_address(peer.spec.peer_ip)[0]
+            if address != peer_address(theirs.spec.peer_ip)[0]:
+                continue
+            shared = _shared_node(peer, theirs, nodes)
+            if shared is not None:
+                told.add(pair)
+                yield _problem(key, "spec.peerIP", f"BGPPeer/{other.name} peers {shared} with {address} already")
+
+
+def _shared_node(one: BGPPeer, other: BGPPeer, nodes: Mapping[Key, Node]) -> str | None:
+    """A node that both peers are for, in words; None when there is none now."""
+    if not (one.spec.node or one.spec.node_selector) or not (other.spec.node or other.spec.node_selector):
+        narrow = other if not (one.spec.node or one.spec.node_selector) else one
+        return f"node {narrow.spec.node}" if narrow.spec.node else "every node it selects"
+    if one.spec.node and other.spec.node:
+        return f"node {one.spec.node}" if one.spec.node == other.spec.node else None
+    if one.spec.node_selector and parse(one.spec.node_selector) == parse(other.spec.node_selector or "!all()"):
+        return "the same nodes"
+    both = (node.metadata.name for node in nodes.values() if all(_is_for(peer, node) for peer in (one, other)))
+    found = min(both, default=None)
+    return f"node {found}" if found is not None else None
+
+
+def _is_for(peer: BGPPeer, node: Node) -> bool:
+    if peer.spec.node:
+        return peer.spec.node == node.metadata.name
+    return parse(peer.spec.node_selector).matches(node.metadata.labels)
+
+
+RULES: Final[tuple[Callable[[Changes, Existing], Iterator[Problem]], ...]] = (
+    _pools_overlap,
+    _pools_stay,
+    _pools_in_use,
+    _tiers_exist,
+    _tiers_in_use,
+    _peers_apart,
+)
+
+
+def _of(cls: type[_T], existing: Existing) -> Mapping[Key, _T]:
+    return cast("Mapping[Key, _T]", existing.get(cls.KIND, {}))
+
+
+def _put(cls: type[_T], changes: Changes) -> dict[Key, _T]:
+    return {key: resource for key, resource in changes.items() if isinstance(resource, cls)}
+
+
+def _after(cls: type[_T], changes: Changes, existing: Existing) -> dict[Key, _T]:
+    """Every object of a class as the changes would leave them."""
+    kept = {key: resource for key, resource in _of(cls, existing).items() if key not in changes}
+    return kept | _put(cls, changes)
+
+
+def _problem(key: Key, path: str, why: str) -> Problem:
+    what = "/".join(part for part in (key.kind.name, key.namespace, key.name) if part)
+    return Problem(what=what, path=path, why=why)

@@ -1,0 +1,134 @@
+"""Which labels a thing has in effect, and selectors of namespaces and service accounts told in those labels.
+
+A policy asks one set of labels for everything, so what an endpoint belongs to is written into its labels:
+
+    projectcalico.org/namespace, /orchestrator, /serviceaccount    what it is        nobody can write these
+    its own labels                                                 the pod's author
+    labelsToApply of its profiles, the first listed winning        an administrator
+    pcns.KEY    labels of its namespace, and pcns.projectcalico.org/name
+    pcsa.KEY    labels of its service account, and pcsa.projectcalico.org/name
+
+Own labels win over inherited ones, with one exception: a pod's own label under `pcns.` or `pcsa.` is not taken, or
+whoever may label a pod could give it any namespace's identity.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Final
+
+from core.resources import (
+    GlobalNetworkSet,
+    HostEndpoint,
+    Namespace,
+    NetworkSet,
+    Profile,
+    ServiceAccount,
+    WorkloadEndpoint,
+)
+from core.selector import All, Compare, Global, Has, In, Node, Not, Selector, rewrite
+from core.snapshot import Snapshot
+
+NAMESPACE: Final = "projectcalico.org/namespace"
+ORCHESTRATOR: Final = "projectcalico.org/orchestrator"
+SERVICE_ACCOUNT: Final = "projectcalico.org/serviceaccount"
+
+NAMESPACE_PREFIX: Final = "pcns."
+SERVICE_ACCOUNT_PREFIX: Final = "pcsa."
+NAME: Final = "projectcalico.org/name"
+"""After a prefix: the name of the namespace or service account itself."""
+
+KUBERNETES_NAME: Final = "kubernetes.io/metadata.name"
+"""The label Kubernetes puts on every namespace; added here where a manifest lacks it."""
+
+DEFAULT_SERVICE_ACCOUNT: Final = "default"
+
+
+def workload(snapshot: Snapshot, endpoint: WorkloadEndpoint) -> Mapping[str, str]:
+    """The labels of a pod. A pod without a service account has its namespace's `default`, as in Kubernetes."""
+    namespace = endpoint.metadata.namespace
+    account = endpoint.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
+    return {
+        **of_service_account(snapshot.get(ServiceAccount, account, namespace), account),
+        **of_namespace(snapshot.get(Namespace, namespace), namespace),
+        **of_profiles(snapshot, endpoint.spec.profiles),
+        **_own(endpoint.metadata.labels),
+        NAMESPACE: namespace,
+        ORCHESTRATOR: endpoint.spec.orchestrator or "k8s",
+        SERVICE_ACCOUNT: account,
+    }
+
+
+def host(snapshot: Snapshot, endpoint: HostEndpoint) -> Mapping[str, str]:
+    """The labels of a host's interface: its own and its profiles'; it has no namespace."""
+    return {**of_profiles(snapshot, endpoint.spec.profiles), **_global(endpoint.metadata.labels)}
+
+
+def network_set(snapshot: Snapshot, given: NetworkSet | GlobalNetworkSet) -> Mapping[str, str]:
+    """The labels of a set's addresses: its own, and its namespace's when it has one."""
+    if isinstance(given, GlobalNetworkSet):
+        return _global(given.metadata.labels)
+    namespace = given.metadata.namespace
+    inherited = of_namespace(snapshot.get(Namespace, namespace), namespace)
+    return {**inherited, **_own(given.metadata.labels), NAMESPACE: namespace}
+
+
+def of_namespace(namespace: Namespace | None, name: str) -> dict[str, str]:
+    """What is inherited from a namespace; its name even when the object is not there."""
+    labels = {KUBERNETES_NAME: name} | (dict(namespace.metadata.labels) if namespace else {})
+    return {f"{NAMESPACE_PREFIX}{key}": value for key, value in labels.items()} | {NAMESPACE_PREFIX + NAME: name}
+
+
+def of_service_account(account: ServiceAccount | None, name: str) -> dict[str, str]:
+    """What is inherited from a service account; its name even when the object is not there."""
+    labels = account.metadata.labels if account else {}
+    inherited = {f"{SERVICE_ACCOUNT_PREFIX}{key}": value for key, value in labels.items()}
+    return inherited | {SERVICE_ACCOUNT_PREFIX + NAME: name}
+
+
+def of_profiles(snapshot: Snapshot, names: list[str]) -> dict[str, str]:
+    """What is inherited from profiles that exist; the first listed wins."""
+    labels: dict[str, str] = {}
+    for name in reversed(names):
+        profile = snapshot.get(Profile, name)
+        if profile is not None:
+            labels.update(profile.spec.labels_to_apply)
+    return labels
+
+
+def in_namespaces(selector: Selector) -> Selector:
+    """A namespaceSelector, told in the labels of things: tests become `pcns.` ones, as Calico does it.
+
+    `all()` is everything that lies in a namespace, `global()` everything that does not.
+    """
+    return rewrite(selector, lambda node: _under(NAMESPACE_PREFIX, node))
+
+
+def of_service_accounts(selector: Selector) -> Selector:
+    """A serviceAccountSelector, told in the labels of pods: tests become `pcsa.` ones; `all()`: has an account."""
+    return rewrite(selector, lambda node: _under(SERVICE_ACCOUNT_PREFIX, node))
+
+
+def _under(prefix: str, node: Node) -> Node:
+    match node:
+        case All():
+            return Has(prefix + NAME)
+        case Global():
+            return Not(Has(NAMESPACE))
+        case Has(label):
+            return Has(prefix + label)
+        case Compare(label, operator, value):
+            return Compare(prefix + label, operator, value)
+        case In(label, values, negated):
+            return In(prefix + label, values, negated)
+    return node
+
+
+def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    reserved = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
+    return {key: value for key, value in labels.items() if not key.startswith(reserved)}
+
+
+def _global(labels: Mapping[str, str]) -> dict[str, str]:
+    """Own labels of a thing outside namespaces, which must not look as if it lay in one."""
+    return {key: value for key, value in _own(labels).items() if key not in (NAMESPACE, SERVICE_ACCOUNT)}
