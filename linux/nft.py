@@ -17,7 +17,6 @@ import asyncio
 import contextlib
 import json
 import re
-from collections import ChainMap
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
@@ -162,7 +161,7 @@ def _script(table: str, plan: Plan[Object, Value], known: dict[Object, Value]) -
         if chain not in known:
             yield _declare(table, chain, chains[chain])
     stale = [key for key in (*plan.delete, *plan.upsert) if isinstance(key, Element) and key in known]
-    yield from _elements("delete", table, ((key, "") for key in stale if key.set not in dropped), known)
+    yield from _elements("delete", table, ((key, "") for key in stale if key.set not in dropped), known.get)
     for chain in dict.fromkeys(changed + gone_chains):
         yield _line(f"flush chain {table} {chain.name}", chain)
     for each in gone_sets:
@@ -182,7 +181,10 @@ def _script(table: str, plan: Plan[Object, Value], known: dict[Object, Value]) -
         for key, value in (known.items() if lost else ())
         if isinstance(key, Element) and key.set in lost and key not in plan.delete and key not in plan.upsert
     )
-    after = ChainMap[Object, Value]({**sets}, known)
+
+    def after(key: SetName) -> Value | None:
+        return sets.get(key) or known.get(key)
+
     yield from _elements("add", table, kept, after)
     yield from _elements("add", table, plan.upsert.items(), after)
 
@@ -209,7 +211,7 @@ def _typed(made: Set) -> str:
 
 
 def _elements(
-    verb: str, table: str, wanted: Iterable[tuple[Object, object]], sets: Mapping[Object, Value]
+    verb: str, table: str, wanted: Iterable[tuple[Object, object]], find: Callable[[SetName], Value | None]
 ) -> Iterator[_Line]:
     """Commands of at most `_ELEMENTS_A_LINE` elements of one set each."""
     by_set: dict[str, list[tuple[Element, object]]] = {}
@@ -217,7 +219,7 @@ def _elements(
         if isinstance(key, Element):
             by_set.setdefault(key.set, []).append((key, value))
     for name, items in by_set.items():
-        spell = _speller(sets.get(SetName(name)))
+        spell = _speller(find(SetName(name)))
         for start in range(0, len(items), _ELEMENTS_A_LINE):
             texts, objects = [], []
             head = f"{verb} element {table} {name} {{ "

@@ -119,7 +119,9 @@ async def test_others_gateways_follow(watched: Watched) -> None:
 async def test_our_own_writes_are_silent_and_anothers_are_drift(watched: Watched, driver: RouteDriver) -> None:
     ip("link set a1 up")
     ip("link set a0 up")
-    await watched.until(lambda facts: facts.links["a0"].up and len(facts.links["a0"].addresses) == 1)
+    await watched.until(
+        lambda facts: all(facts.links[each].up and facts.links[each].addresses for each in ("a0", "a1"))
+    )
     hop = Route(next_hops=(NextHop(socket.if_nametoindex("a0")),))
     desired = {RouteKey(ip_network((0x0A000000 + n, 32)), 100): hop for n in range(3000)}
     seen = watched.seen
