@@ -1,0 +1,143 @@
+"""ExaBGP 5.0.15's own words, and ours to it."""
+
+from __future__ import annotations
+
+import json
+from ipaddress import ip_address, ip_network
+
+import pytest
+
+from bgp.line import (
+    BATCH,
+    Ack,
+    Announce,
+    EndOfRib,
+    Event,
+    Other,
+    PeerDown,
+    PeerOpen,
+    PeerUp,
+    Ping,
+    SendEndOfRib,
+    Update,
+    Withdraw,
+    batches,
+    decode,
+    encode,
+)
+from bgp.model import Origin, Path
+from core.addr import Family
+
+V4, V6 = ip_address("10.9.0.1"), ip_address("fd09::1")
+
+
+def said(kind: str, rest: str, peer: str = "10.9.0.1") -> str:
+    """A line as ExaBGP writes it."""
+    return (
+        '{ "exabgp": "5.0.0", "time": 1795256154.9, "host" : "h", "pid" : 6130, "ppid" : 1, "counter": 1, '
+        f'"type": "{kind}", "neighbor": {{ "address": {{ "local": "10.9.0.2", "peer": "{peer}" }}, '
+        f'"asn": {{ "local": 64512, "peer": 65001 }}, "router-id": "10.9.0.2" , {rest} }} }}'
+    )
+
+
+OPEN = (
+    '"direction": "receive", "open": { "version": 4, "asn": 65001, "hold_time": 9, "router_id": "10.9.0.1", '
+    '"capabilities": { "1": { "name": "multiprotocol", "families": [ "ipv4/unicast" ] }, "64": { "name": '
+    '"graceful restart", "time": 120, "address-family-flags": { %s}, "restart-flags": [ ]  } } }'
+)
+ATTRIBUTES = (
+    '"attribute": { "origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": [65001, 64513]}, '
+    '"1": {"element": "as-set", "value": [1, 2]}}, "med": 50, "local-preference": 200, '
+    '"community": [ [ 65001, 77 ] ], "large-community": [ [ 1, 2 , 3 ] ] }'
+)
+PATH = Path(
+    next_hop=V4,
+    as_path=(65001, 64513, 1, 2),
+    as_path_length=3,
+    origin=Origin.IGP,
+    med=50,
+    local_pref=200,
+    communities=("65001:77", "1:2:3"),
+)
+PLAIN = Path(next_hop=V6, as_path=(65001,), as_path_length=1)
+
+VECTORS: list[tuple[str, Event]] = [
+    ("done", Ack(True)),
+    ("error", Ack(False)),
+    ("exabgp 5.0.15", Other("exabgp 5.0.15")),
+    (said("state", '"state": "connected"'), Other("10.9.0.1 state connected")),
+    (said("state", '"state": "up"'), PeerUp(V4)),
+    (said("state", '"state": "up"', "fd09::1"), PeerUp(V6)),
+    (
+        said("state", '"state": "down", "reason": "notification received (6,2)"'),
+        PeerDown(V4, "notification received (6,2)", True),
+    ),
+    (said("state", '"state": "down", "reason": "closing connection"'), PeerDown(V4, "closing connection", False)),
+    (said("open", OPEN % '"ipv4/unicast": [ ] '), PeerOpen(V4, 120, frozenset({Family.V4}))),
+    (said("open", OPEN % ""), PeerOpen(V4, 120, frozenset())),
+    (
+        said("update", '"direction": "receive", "message": { "eor": { "afi" : "ipv4", "safi" : "unicast" } }'),
+        EndOfRib(V4),
+    ),
+    (
+        said(
+            "update",
+            f'"direction": "receive", "message": {{ "update": {{ {ATTRIBUTES}, "announce": {{ "ipv4 unicast": '
+            '{ "10.9.0.1": [ { "nlri": "10.244.5.0/26" }, { "nlri": "10.244.6.0/26" } ] } } } }',
+        ),
+        Update(V4, ((ip_network("10.244.5.0/26"), PATH), (ip_network("10.244.6.0/26"), PATH))),
+    ),
+    (
+        said(
+            "update",
+            '"direction": "receive", "message": { "update": { "attribute": { "origin": "igp", "as-path": {"0": '
+            '{"element": "as-sequence", "value": [65001]}} }, "announce": { "ipv6 unicast": { "fd09::1": '
+            '[ { "nlri": "fd44:5::/64" } ] } } } }',
+            "fd09::1",
+        ),
+        Update(V6, ((ip_network("fd44:5::/64"), PLAIN),)),
+    ),
+    (
+        said(
+            "update",
+            '"direction": "receive", "message": { "update": { "withdraw": '
+            '{ "ipv4 unicast": [ { "nlri": "10.244.6.0/26" } ] } } }',
+        ),
+        Update(V4, (), (ip_network("10.244.6.0/26"),)),
+    ),
+]
+
+
+@pytest.mark.parametrize(("line", "event"), VECTORS)
+def test_decode(line: str, event: Event) -> None:
+    assert decode(line) == event
+
+
+@pytest.mark.parametrize(
+    "line", ["{", '{"neighbor": {}}', said("update", '"message": {}'), said("state", '"state": "down"')]
+)
+def test_what_is_not_understood_says_so(line: str) -> None:
+    with pytest.raises(ValueError, match="we do not understand"):
+        decode(line)
+
+
+def test_another_message_of_its_is_no_event() -> None:
+    text = json.dumps({"exabgp": "5.0.0", "type": "notification", "notification": "shutdown"})
+    assert decode(text) == Other(text)
+
+
+def test_encode() -> None:
+    one, two = ip_network("10.1.0.0/26"), ip_network("10.1.0.64/26")
+    assert encode(Announce(V4, (one, two))) == (
+        "neighbor 10.9.0.1 announce attributes next-hop self nlri 10.1.0.0/26 10.1.0.64/26"
+    )
+    assert encode(Withdraw(V4, (one,))) == "neighbor 10.9.0.1 withdraw attributes next-hop self nlri 10.1.0.0/26"
+    assert encode(SendEndOfRib(V6, Family.V6)) == "neighbor fd09::1 announce eor ipv6 unicast"
+    assert encode(Ping()) == "version"
+
+
+def test_batches_lose_nothing() -> None:
+    prefixes = [ip_network((0x0A000000 + 64 * number, 26)) for number in range(2 * BATCH + 1)]
+    parts = list(batches(prefixes))
+    assert [len(part) for part in parts] == [BATCH, BATCH, 1]
+    assert [prefix for part in parts for prefix in part] == prefixes
