@@ -20,12 +20,13 @@ from pathlib import Path
 from typing import Final
 
 import msgspec
-from datastore.client import connect
 
+from core import manifest
 from core.addr import Address
 from core.errors import MuslinError, NotFound, Unavailable
 from core.resources import FelixStatus, Node, R, SpeakerStatus
 from datastore.api import Put, Store
+from datastore.client import connect
 from lab import capture, conditions, manifests, netns, pods, probe, processes, state, topology, underlay
 from lab.processes import Process
 from lab.routers import Router
@@ -198,7 +199,7 @@ class Cluster:
         endpoints = [manifests.endpoint(pod, found[pod.name]) for pod in self.topology.pods]
         if not endpoints:
             return 0
-        return await store.txn([Put(each.key, msgspec.json.encode(each)) for each in endpoints])
+        return await store.txn([Put(each.key, manifest.encode(each)) for each in endpoints])
 
     # --- waiting
 
@@ -291,7 +292,8 @@ class Cluster:
 
 
 async def _read(store: Store, cls: type[R]) -> list[R]:
-    return [msgspec.json.decode(entry.value, type=cls) for entry in (await store.list({cls.KIND})).entries]
+    found = [manifest.decode(entry.key, entry.value) for entry in (await store.list({cls.KIND})).entries]
+    return [each for each in found if isinstance(each, cls)]
 
 
 class _opened(AbstractAsyncContextManager[Store]):  # noqa: N801 - used as a function

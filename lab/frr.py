@@ -155,3 +155,4 @@ class Frr(Router):
             commands += [f"no {KEYWORD[version]} prefix-list TAKEN{version}", *self._taken(version)]
         again = [f"clear bgp ipv{each.address.version} unicast {each.address} soft in" for each in nodes]
         self.ask(*commands, "end", *again)
+        self.await_refused()

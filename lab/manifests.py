@@ -5,10 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from ipaddress import ip_address
 
-import msgspec
-import yaml
-
-from core import names
+from core import manifest, names
 from core.addr import Address, Family, host_prefix
 from core.resources import Metadata, Namespace, Node, Resource, WorkloadEndpoint
 from core.resources.network import EndpointPort, NodeBGPSpec, NodeSpec, WorkloadEndpointSpec
@@ -67,7 +64,6 @@ def endpoint(pod: Pod, addresses: Sequence[Address]) -> WorkloadEndpoint:
             node=pod.node,
             pod=pod.short,
             endpoint="eth0",
-            container_id=handle(pod).removeprefix("k8s-pod-network."),
             service_account_name=pod.service_account,
             ip_networks=[str(host_prefix(address)) for address in addresses],
             profiles=[f"kns.{pod.namespace}", f"ksa.{pod.namespace}.{pod.service_account}"],
@@ -84,4 +80,4 @@ def handle(pod: Pod) -> str:
 
 def as_yaml(resources: Iterable[Resource]) -> str:
     """Manifests, as `muslin apply` reads them."""
-    return yaml.safe_dump_all([msgspec.to_builtins(each) for each in resources], sort_keys=False)
+    return manifest.to_yaml([manifest.render(each) for each in resources])

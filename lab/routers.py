@@ -77,7 +77,10 @@ class Router(ABC):
 
     @abstractmethod
     def reject(self, prefixes: Sequence[Network] = ()) -> None:
-        """Stop taking routes inside `prefixes` from nodes (none given: any route); others and sessions stay."""
+        """Stop taking routes inside `prefixes` from nodes (none given: any route); others and sessions stay.
+
+        Returns when the router has dropped what it had of them.
+        """
 
     @abstractmethod
     def accept(self) -> None:
@@ -87,6 +90,19 @@ class Router(ABC):
         """Those of `routes` inside the lab's pools."""
         pools = self.wiring.pools
         return {net: hops for net, hops in self.routes().items() if any(contains(pool, net) for pool in pools)}
+
+    def await_refused(self) -> None:
+        """Wait until no route is left that came from a node and should be refused."""
+        nodes = {each.address for each in self.wiring.neighbours if each.node}
+        deadline = time.monotonic() + READY_S
+        while left := [
+            net
+            for net, hops in self.pod_routes().items()
+            if hops & nodes and any(contains(prefix, net) for prefix in self.rejected)
+        ]:
+            if time.monotonic() > deadline:
+                raise MuslinError(f"router {self.wiring.name} still has {', '.join(map(str, left))} from its nodes")
+            time.sleep(processes.POLL_S)
 
     def to_reject(self, prefixes: Sequence[Network]) -> tuple[Network, ...]:
         """`prefixes`, or everything."""
@@ -227,6 +243,7 @@ class Bird(Router):
         answer = self.ask("configure")
         if "Reconfigured" not in answer and "Reconfiguration in progress" not in answer:
             raise MuslinError(f"router {self.wiring.name} refused its configuration: {answer.strip()}")
+        self.await_refused()
 
 
 _BIRD_FAMILY: Final = """\

@@ -82,7 +82,8 @@ def test_a_block_crosses_the_fabric_and_a_filter_takes_it_back(
 
     # rejecting takes it out of the whole fabric while every session stays; accepting brings it back
     tor.reject()
-    wait(lambda: BLOCK not in tor.routes() and BLOCK not in spine.routes())
+    assert BLOCK not in tor.routes()
+    wait(lambda: BLOCK not in spine.routes())
     assert all(session.up for session in tor.sessions())
     tor.accept()
     wait(lambda: BLOCK in spine.routes())
