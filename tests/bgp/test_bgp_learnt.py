@@ -1,0 +1,342 @@
+"""From what peers say to kernel routes: the fold, the choice, the import, the next hops, the adoption."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from ipaddress import ip_address, ip_interface, ip_network
+from itertools import permutations
+
+import pytest
+from bgp_world import block, node, pool
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bgp.bestpath import Candidate, choose
+from bgp.fib import Scope, resolve, route_key, scope
+from bgp.learnt import Learnt
+from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp, Update
+from bgp.model import Origin, Path, Session
+from bgp.rib import END_OF_RIB_S, RELEARN_S, AdjRibIn
+from core.addr import Address, Family, Network
+from core.resources import Resource
+from core.snapshot import Snapshot
+from linux.model import Facts, Link, NextHop, Route, Via
+
+P1, P2, P3 = (ip_address(f"10.9.{number}.1") for number in (1, 2, 3))
+BLOCK, OTHER = ip_network("10.244.5.0/26"), ip_network("10.244.6.0/26")
+
+
+def session(peer: Address, remote_as: int = 65001, **more: int) -> Session:
+    local = ip_address(int(peer) + 1)
+    return Session(
+        name=str(peer),
+        peer=peer,
+        port=179,
+        local=local,
+        local_as=64512,
+        remote_as=remote_as,
+        hold_s=90,
+        restart_s=120,
+        **more,
+    )
+
+
+def path(next_hop: Address, *as_path: int, **more: int) -> Path:
+    return Path(next_hop=next_hop, as_path=as_path, as_path_length=len(as_path), **more)  # type: ignore[arg-type]
+
+
+def update(peer: Address, *prefixes: Network, withdrawn: tuple[Network, ...] = ()) -> Update:
+    return Update(peer, tuple((prefix, path(peer, 65001)) for prefix in prefixes), withdrawn)
+
+
+def graceful(peer: Address) -> PeerOpen:
+    return PeerOpen(peer, 60, frozenset({Family.V4}))
+
+
+def plain(peer: Address) -> PeerOpen:
+    return PeerOpen(peer, 120, frozenset())
+
+
+def fold(*events: PeerEvent, at: float = 0.0) -> AdjRibIn:
+    rib = AdjRibIn()
+    for event in events:
+        rib.fold(event, at)
+    return rib
+
+
+def told(rib: AdjRibIn) -> dict[tuple[Address, Network], Path]:
+    return {(peer, prefix): found for prefix in rib.prefixes() for peer, found in rib.candidates(prefix)}
+
+
+class TestRib:
+    def test_announced_replaced_withdrawn(self) -> None:
+        rib = fold(PeerUp(P1), update(P1, BLOCK, OTHER))
+        assert rib.fold(update(P1, BLOCK), 0) == frozenset()
+        newer = Update(P1, ((BLOCK, path(P1, 65001, 65002)),))
+        assert rib.fold(newer, 0) == {BLOCK}
+        assert rib.fold(update(P1, withdrawn=(BLOCK,)), 0) == {BLOCK}
+        assert rib.fold(update(P1, withdrawn=(BLOCK,)), 0) == frozenset()
+        assert rib.prefixes() == {OTHER}
+
+    def test_withdrawn_and_announced_in_one_update_stands(self) -> None:
+        rib = fold(PeerUp(P1), update(P1, BLOCK), update(P1, BLOCK, withdrawn=(BLOCK,)))
+        assert rib.prefixes() == {BLOCK}
+
+    def test_a_peer_without_graceful_restart_loses_everything_at_once(self) -> None:
+        rib = fold(plain(P1), PeerUp(P1), update(P1, BLOCK))
+        assert rib.fold(PeerDown(P1, "closing connection", False), 0) == {BLOCK}
+        assert rib.deadline is None
+
+    def test_a_notification_ends_graceful_restart(self) -> None:
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK))
+        assert rib.fold(PeerDown(P1, "notification received (6,2)", True), 0) == {BLOCK}
+
+    def test_a_graceful_peer_keeps_its_paths_for_its_time(self) -> None:
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK))
+        assert rib.fold(PeerDown(P1, "closing connection", False), 100.0) == frozenset()
+        assert rib.deadline == 160.0
+        rib.fold(PeerDown(P1, "closing connection", False), 150.0)  # it tried to come back
+        assert rib.deadline == 160.0
+        assert rib.expire(159.0) == frozenset()
+        assert rib.expire(160.0) == {BLOCK}
+
+    def test_end_of_rib_sweeps_what_was_not_told_again(self) -> None:
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK, OTHER), PeerDown(P1, "", False), PeerUp(P1))
+        assert rib.fold(update(P1, OTHER), 0) == frozenset()
+        assert not rib.told_all(P1)
+        assert rib.fold(EndOfRib(P1), 0) == {BLOCK}
+        assert rib.told_all(P1)
+        assert rib.deadline is None
+
+    def test_a_lost_speaker_keeps_every_peers_paths_until_they_spoke(self) -> None:
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK), plain(P2), PeerUp(P2), update(P2, BLOCK, OTHER))
+        rib.lose_speaker(100.0)
+        assert len(told(rib)) == 3
+        assert rib.deadline == 100.0 + RELEARN_S
+        rib.fold(PeerUp(P2), 110.0)
+        rib.fold(update(P2, BLOCK), 110.0)
+        assert rib.expire(110.0 + END_OF_RIB_S) == {OTHER}  # P2 sends no End-of-RIB
+        assert rib.expire(100.0 + RELEARN_S) == {BLOCK}  # P1 never came back
+        assert set(told(rib)) == {(P2, BLOCK)}
+
+    @given(st.data())
+    def test_events_of_different_peers_commute(self, data: st.DataObject) -> None:
+        events = [data.draw(st.lists(_events(peer), max_size=8)) for peer in (P1, P2, P3)]
+        alone = {}
+        for part in events:
+            alone.update(told(fold(*part)))
+        queues = [list(part) for part in events]
+        mixed = []
+        while any(queues):
+            queue = data.draw(st.sampled_from([queue for queue in queues if queue]))
+            mixed.append(queue.pop(0))
+        assert told(fold(*mixed)) == alone
+
+
+def _events(peer: Address) -> st.SearchStrategy[PeerEvent]:
+    prefixes = st.lists(st.sampled_from([BLOCK, OTHER]), unique=True).map(tuple)
+    updates = st.builds(lambda new, gone: update(peer, *new, withdrawn=gone), prefixes, prefixes)
+    downs = st.booleans().map(lambda notified: PeerDown(peer, "", notified))
+    rest = st.sampled_from([graceful(peer), plain(peer), PeerUp(peer), EndOfRib(peer)])
+    return st.one_of(updates, updates, downs, rest)
+
+
+class TestChoice:
+    A, B = Candidate(session(P1), path(P1, 65001)), Candidate(session(P2, 65002), path(P2, 65002))
+
+    @pytest.mark.parametrize(
+        ("worse", "reason"),
+        [
+            ({"local_pref": 50}, "higher local preference"),
+            ({"as_path": (65002, 65003), "as_path_length": 2}, "shorter AS path"),
+            ({"origin": Origin.INCOMPLETE}, "lower origin"),
+        ],
+    )
+    def test_each_comparison_decides(self, worse: dict[str, object], reason: str) -> None:
+        beaten = replace(self.B, path=replace(self.B.path, **worse))
+        for order in permutations((self.A, beaten)):
+            choice = choose(order)
+            assert (choice.used, choice.reason) == ((self.A,), reason)
+
+    def test_equal_paths_are_used_together_lowest_peer_first(self) -> None:
+        for order in permutations((self.A, self.B)):
+            assert (choose(order).used, choose(order).reason) == ((self.A, self.B), "equal paths")
+
+    def test_med_compares_only_within_one_neighbouring_as(self) -> None:
+        dearer = replace(self.A, session=session(P3), path=path(P3, 65001, med=10))
+        assert choose([dearer, self.A, self.B]).used == (self.A, self.B)
+        assert choose([dearer, self.B]).used == (self.B, dearer)
+        assert choose([dearer, self.A]).reason == "lower MED"
+
+    def test_external_before_internal(self) -> None:
+        internal = Candidate(session(P3, 64512), path(P3, 65001))
+        assert (choose([internal, self.A]).used, choose([internal, self.A]).reason) == (
+            (self.A,),
+            "external over internal",
+        )
+
+    def test_a_loop_is_refused_unless_allowed(self) -> None:
+        looped = replace(self.A, path=path(P1, 65001, 64512))
+        choice = choose([looped, replace(self.B, path=path(P2, 65002, 65003, 65004))])
+        assert [candidate.session.peer for candidate in choice.used] == [P2]
+        assert "64512" in choice.refused[0][1]
+        assert choose([replace(looped, session=session(P1, own_as_allowed=1))]).best is not None
+
+    def test_our_own_next_hop_is_refused(self) -> None:
+        ours = replace(self.A, path=path(ip_address("10.9.1.2"), 65001))
+        assert choose([ours]).used == ()
+
+    @given(st.data())
+    def test_the_order_of_candidates_does_not_matter(self, data: st.DataObject) -> None:
+        paths = st.builds(
+            lambda first, length, med, pref, origin: Path(
+                next_hop=P1, as_path=(first,) * length, as_path_length=length, med=med, local_pref=pref, origin=origin
+            ),
+            st.sampled_from([64512, 65001, 65002]),
+            st.integers(0, 2),
+            st.integers(0, 1),
+            st.sampled_from([100, 200]),
+            st.sampled_from(Origin),
+        )
+        candidates = [Candidate(session(peer), data.draw(paths)) for peer in (P1, P2, P3)]
+        assert len({choose(order) for order in permutations(candidates)}) == 1
+
+
+LINKS = {
+    name: Link(name=name, index=index, up=True, mtu=1500, addresses=(ip_interface(address),))
+    for name, index, address in (("e1", 1, "10.9.1.2/24"), ("e2", 2, "10.9.2.2/24"))
+}
+FACTS = Facts(
+    links=LINKS,
+    gateways=(
+        Via(destination=ip_network("0.0.0.0/0"), gateway=ip_address("10.9.1.254"), device=1),
+        Via(destination=ip_network("10.50.0.0/16"), gateway=ip_address("10.9.1.253"), device=1),
+        Via(destination=ip_network("10.50.0.0/16"), gateway=ip_address("10.9.2.253"), device=2),
+    ),
+)
+
+
+class TestNextHops:
+    def test_on_link_then_the_longest_gateway(self) -> None:
+        assert resolve(P1, FACTS) == (NextHop(1, P1),)
+        assert resolve(ip_address("10.50.1.1"), FACTS) == (
+            NextHop(1, ip_address("10.9.1.253")),
+            NextHop(2, ip_address("10.9.2.253")),
+        )
+        assert resolve(ip_address("10.60.1.1"), FACTS) == (NextHop(1, ip_address("10.9.1.254")),)
+
+    def test_what_cannot_be_reached_says_why(self) -> None:
+        assert "no route leads to it" in str(resolve(ip_address("fd00::1"), FACTS))
+        assert "link-local" in str(resolve(ip_address("fe80::1"), FACTS))
+        down = {name: replace(link, up=False) for name, link in LINKS.items()}
+        assert "no route leads to it" in str(resolve(P1, Facts(links=down)))
+
+
+def place(*resources: Resource) -> Scope:
+    return scope(Snapshot().apply(1, [(each.key, each) for each in resources]), "a")
+
+
+NODES = (node("a", "10.9.1.2/24"), node("b", "10.9.1.3/24"), node("c", "10.50.1.9/24"))
+
+
+class TestImport:
+    @pytest.mark.parametrize(
+        ("mode", "prefix", "refused"),
+        [
+            ("Never", "10.244.5.0/26", ""),
+            ("Never", "10.244.6.0/26", ""),
+            ("Never", "10.244.5.8/32", ""),
+            ("Never", "10.244.77.0/26", ""),
+            ("Never", "10.244.1.0/26", "ours"),
+            ("Never", "10.244.1.7/32", "ours"),
+            ("Never", "10.99.0.0/26", "in no IPPool"),
+            ("Never", "0.0.0.0/0", "in no IPPool"),
+            ("Never", "fd00::/64", "in no IPPool"),
+            ("Fallback", "10.244.5.0/26", ""),
+            ("Fallback", "10.244.77.0/26", ""),
+            ("Always", "10.244.5.0/26", "not carried by BGP"),
+            ("Always", "10.244.77.0/26", "not carried by BGP"),
+            ("CrossSubnet", "10.244.5.0/26", "not carried by BGP"),
+            ("CrossSubnet", "10.244.6.0/26", "not carried by BGP"),
+        ],
+    )
+    def test_by_pool_and_owner(self, mode: str, prefix: str, refused: str) -> None:
+        blocks = [block("10.244.1.0/26", "a"), block("10.244.5.0/26", "b"), block("10.244.6.0/26", "c")]
+        where = place(*NODES, pool("main", "10.244.0.0/16", ipipMode=mode), *blocks)
+        said = where.refusal(ip_network(prefix))
+        assert (refused in said) if refused else said == ""
+
+    def test_ipv6_is_always_native(self) -> None:
+        assert place(*NODES, pool("six", "fd44::/48", ipipMode="Never")).refusal(ip_network("fd44::40/122")) == ""
+
+
+def learnt(*peers: Address, mode: str = "Never") -> Learnt:
+    made = Learnt()
+    made.learn_facts(FACTS)
+    sessions = [session(peer, 65000 + number) for number, peer in enumerate(peers, 1)]
+    made.configure(sessions, place(*NODES, pool("main", "10.244.0.0/16", ipipMode=mode)))
+    return made
+
+
+def via(*gateways: Address) -> Route:
+    return Route(next_hops=tuple(NextHop(gateway.packed[2], gateway) for gateway in gateways))
+
+
+class TestLearnt:
+    def test_two_peers_one_route(self) -> None:
+        table = learnt(P1, P2)
+        assert table.hear(update(P1, BLOCK), 0)
+        assert table.hear(update(P2, BLOCK), 0)
+        assert table.routes() == {route_key(BLOCK): via(P1, P2)}
+        assert table.hear(PeerDown(P2, "", True), 0)
+        assert table.routes() == {route_key(BLOCK): via(P1)}
+
+    def test_pool_and_facts_decide_again(self) -> None:
+        table = learnt(P1)
+        table.hear(update(P1, BLOCK), 0)
+        table.configure([session(P1)], place(*NODES, pool("main", "10.244.0.0/16", ipipMode="Always")))
+        assert table.routes() == {}
+        assert "not carried by BGP" in table.refused[BLOCK]
+        table.configure([session(P1)], place(*NODES, pool("main", "10.244.0.0/16", ipipMode="Fallback")))
+        assert set(table.routes()) == {route_key(BLOCK)}
+        table.learn_facts(Facts())
+        assert "no route leads to it" in table.refused[BLOCK]
+
+    def test_a_session_taken_away_takes_its_paths(self) -> None:
+        table = learnt(P1, P2)
+        table.hear(update(P1, BLOCK), 0)
+        table.configure([session(P2)], place(*NODES, pool("main", "10.244.0.0/16")))
+        assert table.routes() == {}
+        assert not table.hear(update(P1, BLOCK), 0)
+
+    def test_adopted_routes_stand_until_everyone_spoke(self) -> None:
+        table = learnt(P1, P2)
+        table.adopt({route_key(BLOCK): via(P1, P2), route_key(OTHER): via(P1)})
+        assert set(table.routes()) == {route_key(BLOCK), route_key(OTHER)}
+        table.hear(update(P1, BLOCK), 0)
+        assert table.routes()[route_key(BLOCK)] == via(P1, P2)  # half of it said again is no change
+        table.hear(EndOfRib(P1), 0)
+        assert not table.all_told()
+        table.hear(update(P2, BLOCK), 0)
+        table.hear(EndOfRib(P2), 0)
+        assert table.all_told()
+        table.settle()
+        assert table.routes() == {route_key(BLOCK): via(P1, P2)}
+
+    def test_a_withdrawal_ends_an_adoption_at_once(self) -> None:
+        table = learnt(P1, P2)
+        table.adopt({route_key(BLOCK): via(P1)})
+        table.hear(update(P1, BLOCK), 0)
+        assert table.hear(update(P1, withdrawn=(BLOCK,)), 0)
+        assert table.routes() == {}
+
+    def test_a_better_way_replaces_an_adopted_one(self) -> None:
+        table = learnt(P1, P2)
+        table.adopt({route_key(BLOCK): via(P1)})
+        table.hear(update(P2, BLOCK), 0)
+        assert table.routes() == {route_key(BLOCK): via(P2)}
+
+    def test_adoption_respects_the_pool(self) -> None:
+        table = learnt(P1, mode="Always")
+        table.adopt({route_key(BLOCK): via(P1)})
+        assert table.routes() == {}
