@@ -25,7 +25,7 @@ MOST_VALUES: Final = 2_000_000
 """Most values in one text once its anchors are followed."""
 
 INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})$")
-FLOAT: Final = re.compile(r"[-+]?(\.[0-9]+|[0-9]+(\.[0-9]*)?)([eE][-+]?[0-9]+)?$")
+FLOAT: Final = re.compile(r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
 
 _STEP: Final = re.compile(r'\["([^"]*)"\]|\[([0-9]+)\]|([^.\[\]]+)')
 
