@@ -1,73 +1,60 @@
-"""Who may enter the store: valid resources that fit what is there already.
+"""What may be written to a store: valid resources that, together with those that are there, make a sound whole.
 
-    operations ── decode, validate each ──> changes ── needs ──> kinds ── store.list ──> existing ── check
-                         Invalid                                                           │     Invalid
-                                                                                           └──> guards: Unchanged(kinds)
+    operations ── decode ──> changes ── core.admission.needs ──> kinds ── list at revision r ──> existing
+                                 └──────── core.admission.check(changes, existing) ──> Invalid, or
+                                                                                       Unchanged(kind, r) for each
 
-Most writes (pods, blocks, statuses) need nothing read. What was read may change before the write: the guards say so to
-the transaction, and the server admits again. A guard does not see deletions: a tier that goes while a policy for it
-comes is the policy's problem later (it blocks), never an opening.
+What was read may change before the write. The guards make the transaction fail then, and the server asks again.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Final
+from collections.abc import Sequence
 
-from core.admission import check, needs
+import structlog
+
+from core import admission
 from core.errors import Invalid, Problem
 from core.manifest import decode
 from core.names import Key, Kind
 from core.resources import Resource
 from datastore.api import Listing, Operation, Put, Store, Unchanged
 
-
-class Admission:
-    """Judges operations against a store; the same object serves any number of calls."""
-
-    async def __call__(self, store: Store, operations: Sequence[Operation]) -> Sequence[Unchanged]:
-        """Guards under which the operations are sound. Raises `Invalid` with every problem, or `Unavailable`."""
-        changes = _changes(operations)
-        kinds = needs(changes)
-        if not kinds:
-            return ()
-        listing = await store.list(kinds)
-        problems = check(changes, _existing(listing, changes))
-        if problems:
-            raise Invalid(problems)
-        return [Unchanged(kind, listing.revision) for kind in sorted(kinds)]
+log = structlog.get_logger()
 
 
-admit: Final = Admission()
-"""The one that servers use."""
+async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Unchanged]:
+    """The guards under which `operations` may be written; `Invalid` names every problem of every object."""
+    changes = _decoded(operations)
+    kinds = admission.needs(changes)
+    if not kinds:
+        return ()
+    listing = await store.list(kinds)
+    problems = admission.check(changes, _existing(listing, kinds))
+    if problems:
+        raise Invalid(problems)
+    return tuple(Unchanged(kind, listing.revision) for kind in sorted(kinds))
 
 
-def _changes(operations: Sequence[Operation]) -> Mapping[Key, Resource | None]:
+def _decoded(operations: Sequence[Operation]) -> dict[Key, Resource | None]:
     changes: dict[Key, Resource | None] = {}
     problems: list[Problem] = []
     for operation in operations:
-        changes[operation.key] = None
-        if isinstance(operation, Put):
-            try:
-                changes[operation.key] = decode(operation.key, operation.value)
-            except Invalid as invalid:
-                problems += invalid.problems
+        try:
+            changes[operation.key] = decode(operation.key, operation.value) if isinstance(operation, Put) else None
+        except Invalid as invalid:
+            problems += invalid.problems
     if problems:
         raise Invalid(problems)
     return changes
 
 
-def _existing(listing: Listing, changes: Mapping[Key, Resource | None]) -> Mapping[Kind, Mapping[Key, Resource]]:
-    """What is there, typed. What cannot be read cannot be judged: it is to be replaced or deleted first (or now)."""
-    existing: dict[Kind, dict[Key, Resource]] = {}
-    problems: list[Problem] = []
+def _existing(listing: Listing, kinds: frozenset[Kind]) -> dict[Kind, dict[Key, Resource]]:
+    """What is there, but for objects that nobody can read: one bad object must not keep the others from changing."""
+    existing: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in kinds}
     for entry in listing.entries:
         try:
-            existing.setdefault(entry.key.kind, {})[entry.key] = decode(entry.key, entry.value)
+            existing[entry.key.kind][entry.key] = decode(entry.key, entry.value)
         except Invalid as invalid:
-            if entry.key not in changes:
-                why = f"is in the datastore but cannot be read ({invalid.problems[0].why}); replace or delete it first"
-                problems.append(Problem(what=str(entry.key), why=why))
-    if problems:
-        raise Invalid(problems)
+            log.warning("admission.object_set_aside", object=str(entry.key), why=str(invalid))
     return existing

@@ -109,8 +109,8 @@ class GrpcStore:
             case grpc.StatusCode.INVALID_ARGUMENT | grpc.StatusCode.RESOURCE_EXHAUSTED:
                 return Invalid([Problem(where=self._target, why=error.details() or "refused")])
             case code:
-                said = error.details() or "no reason given"
-                return Unavailable(f"the datastore at {self._target} is away ({code.name}: {said})")
+                said = (error.details() or "no reason given").rpartition("last error: ")[2]
+                return Unavailable(f"the datastore at {self._target} is away: {code.name}: {said}")
 
 
 def _options(keepalive_s: float) -> list[tuple[str, int]]:

@@ -1,0 +1,108 @@
+"""The last snapshot on an agent's own disk, to start from when the store is away.
+
+JSON lines: one that says what the file is and how many follow, then one for each object. The file is replaced whole
+(written aside, synced, renamed). One that is not whole, or lacks a kind, is as good as none: a part of a snapshot
+would look like a snapshot with things deleted.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from collections.abc import Set as AbstractSet
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final
+
+import msgspec
+import structlog
+
+from core import manifest
+from core.errors import Invalid
+from core.names import Key, Kind
+from core.resources import Resource, parse_path
+from core.snapshot import Snapshot
+
+log = structlog.get_logger()
+
+FORMAT: Final = "muslin snapshot 1"
+
+
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    format: str
+    revision: int
+    prefixes: list[str]
+    objects: int
+
+
+class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
+    path: str
+    value: msgspec.Raw = msgspec.Raw(b"null")
+    problem: str = ""
+
+
+def save(path: Path, snapshot: Snapshot, kinds: AbstractSet[Kind]) -> None:
+    """Replace the file at `path` by `snapshot`, of `kinds`; OSError when the disk does not let us."""
+    lines = [msgspec.json.encode(line) for line in _lines(snapshot, kinds)]
+    head = _Head(FORMAT, snapshot.revision, sorted(kind.prefix for kind in kinds), len(lines))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(path.name + ".new")
+    with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
+        file.write(b"\n".join([msgspec.json.encode(head), *lines, b""]))
+        file.flush()
+        os.fsync(file.fileno())
+    aside.replace(path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    try:
+        os.fsync(folder)
+    finally:
+        os.close(folder)
+
+
+def load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot | None:
+    """The snapshot at `path`, marked stale; None (and a word in the log) when there is no whole one of `kinds`."""
+    try:
+        return _load(path, kinds, decode)
+    except FileNotFoundError:
+        log.info("datastore.no_cache", file=str(path))
+    except (OSError, ValueError, msgspec.MsgspecError) as error:
+        log.warning("datastore.cache_ignored", file=str(path), why=str(error))
+    return None
+
+
+def _lines(snapshot: Snapshot, kinds: AbstractSet[Kind]) -> Iterator[_Line]:
+    for kind in sorted(kinds):
+        for key, resource in snapshot.tables.get(kind, {}).items():
+            yield _Line(key.path, msgspec.Raw(manifest.encode(resource)))
+    for key, problem in snapshot.problems.items():
+        yield _Line(key.path, problem=problem)
+
+
+def _load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot:
+    first, *lines = path.read_bytes().splitlines()
+    head = msgspec.json.decode(first, type=_Head)
+    if head.format != FORMAT:
+        raise ValueError(f"is of format {head.format!r}, not {FORMAT!r}")
+    if head.objects != len(lines):
+        raise ValueError(f"has {len(lines)} objects of {head.objects}")
+    if missing := {kind.prefix for kind in kinds} - set(head.prefixes):
+        raise ValueError(f"does not hold {', '.join(sorted(missing))}")
+    tables: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in kinds}
+    problems: dict[Key, str] = {}
+    for line in msgspec.json.Decoder(_Line).decode_lines(b"\n".join(lines)):
+        key = parse_path(line.path)
+        if key.kind not in kinds:
+            continue
+        if line.problem:
+            problems[key] = line.problem
+            continue
+        try:
+            tables[key.kind][key] = decode(key, bytes(line.value))
+        except Invalid as invalid:
+            problems[key] = str(invalid)
+    return Snapshot(
+        revision=head.revision,
+        stale=True,
+        tables=MappingProxyType({kind: MappingProxyType(table) for kind, table in tables.items()}),
+        problems=MappingProxyType(problems),
+    )

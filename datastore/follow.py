@@ -1,0 +1,189 @@
+"""Keep a complete picture of the store: what every agent stands on.
+
+               ┌───────────────────────── Compacted, or a revision that goes back ──────────────┐
+               v                                                                                │
+    ──> list ──> a whole Snapshot ──> watch after its revision ──> next Snapshot, next ... ─────┤
+         ^         (built aside,           ^                                                    │
+         │          then swapped)          └── after a pause ── connection lost: stale Snapshot ┘
+         │                                                       (resumes from its revision)
+         └── store away at the start: the snapshot on disk, stale, until the store answers
+
+    disk: at most every few seconds and at the end, written aside and renamed
+
+There is never a hole: a reader of `latest` sees the last whole snapshot until the next whole one. A store that has
+been restored from a backup, or has forgotten what we missed, is listed anew, and what is gone is gone at once, in
+one swap. What does not decode is left out and named in `Snapshot.problems`; the rest stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+import structlog
+
+from core import manifest
+from core.errors import Invalid, MuslinError
+from core.latest import Latest
+from core.names import Key, Kind
+from core.reconcile import Timing
+from core.resources import Resource
+from core.snapshot import Snapshot
+from datastore import cache as cache_file
+from datastore.api import Changes, Compacted, Listing, Store, Synced
+
+log = structlog.get_logger()
+
+Decode: TypeAlias = Callable[[Key, bytes], Resource]
+
+SAVE_EVERY_S: Final = 5.0
+"""Seconds between two writes of the cache."""
+
+
+async def follow(
+    store: Store,
+    kinds: Sequence[type[Resource]],
+    latest: Latest[Snapshot],
+    cache: Path | None,
+    *,
+    decode: Decode = manifest.decode,
+    timing: Timing | None = None,
+    save_every_s: float = SAVE_EVERY_S,
+) -> None:
+    """Put every complete state of `kinds` into `latest`, until cancelled. Errors of the store are waited out.
+
+    `cache` is where the last snapshot is kept across restarts (None: nowhere). A snapshot is `stale` while the store
+    is away: the one from disk at the start, and the last one again when the connection is lost.
+    """
+    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, decode, timing or Timing())
+    try:
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")
+            await follower.run()
+    finally:
+        await follower.save()
+
+
+class _Follower:
+    """The state of one `follow`: the last whole snapshot, and whether the store is away."""
+
+    def __init__(
+        self,
+        store: Store,
+        kinds: frozenset[Kind],
+        latest: Latest[Snapshot],
+        cache: Path | None,
+        decode: Decode,
+        timing: Timing,
+    ) -> None:
+        self._store, self._kinds, self._latest = store, kinds, latest
+        self._cache, self._decode, self._timing = cache, decode, timing
+        self._snapshot: Snapshot | None = None
+        self._failures = 0
+        self._away = False
+        self._unsaved = asyncio.Event()
+        self._writing: asyncio.Future[None] | None = None
+
+    async def run(self) -> None:
+        """List, watch, and begin again, for ever."""
+        resume: Snapshot | None = None
+        while True:
+            try:
+                if resume is None:
+                    resume = self._whole(await self._store.list(self._kinds))
+                    self._show(resume)
+                await self._watch(resume)
+                resume = None
+            except MuslinError as error:
+                resume = self._snapshot if resume is not None else None
+                await self._lost(error)
+            self._failures += 1  # until the next Synced
+            await asyncio.sleep(self._timing.backoff(self._failures))
+
+    async def _watch(self, snapshot: Snapshot) -> None:
+        """Follow changes after `snapshot` until it takes a new listing to go on. Raises when cut off."""
+        synced = False
+        async with aclosing(self._store.watch(snapshot.revision, self._kinds)) as items:
+            async for item in items:
+                match item:
+                    case Changes() if item.revision >= snapshot.revision:
+                        snapshot = self._next(snapshot, item)
+                    case Synced() if item.revision >= snapshot.revision:
+                        synced = True
+                        self._found()
+                        snapshot = replace(snapshot, revision=item.revision, stale=False)
+                    case Changes() | Synced() | Compacted():
+                        log.info("datastore.relist", revision=snapshot.revision, theirs=item.revision)
+                        return
+                if synced and snapshot != self._snapshot:
+                    self._show(snapshot)
+
+    async def _lost(self, error: MuslinError) -> None:
+        """The store is away: say so once, and let readers know that what they have may be old."""
+        if self._away:
+            return
+        self._away = True
+        log.warning("datastore.away", why=str(error))
+        if self._snapshot is not None:
+            self._show(replace(self._snapshot, stale=True))
+        elif self._cache is not None:
+            snapshot = await asyncio.to_thread(cache_file.load, self._cache, self._kinds, self._decode)
+            if snapshot is not None:
+                self._show(snapshot)
+
+    def _found(self) -> None:
+        """The store answers, and we have seen all there is."""
+        self._failures = 0
+        if self._away:
+            self._away = False
+            log.info("datastore.back")
+
+    def _show(self, snapshot: Snapshot) -> None:
+        self._snapshot = snapshot
+        self._latest.put(snapshot)
+        if not snapshot.stale:
+            self._unsaved.set()
+
+    def _whole(self, listing: Listing) -> Snapshot:
+        """A listing as a snapshot of its own, with a table for every kind."""
+        empty = Snapshot(tables=MappingProxyType({kind: MappingProxyType({}) for kind in self._kinds}))
+        return empty.apply(listing.revision, ((each.key, self._read(each.key, each.value)) for each in listing.entries))
+
+    def _next(self, snapshot: Snapshot, changes: Changes) -> Snapshot:
+        read = ((event.key, self._read(event.key, event.value)) for event in changes.events)
+        return replace(snapshot.apply(changes.revision, read), stale=snapshot.stale)
+
+    def _read(self, key: Key, value: bytes | None) -> Resource | str | None:
+        if value is None:
+            return None
+        try:
+            return self._decode(key, value)
+        except Invalid as invalid:
+            log.warning("datastore.object_set_aside", object=str(key), why=str(invalid))
+            return str(invalid)
+
+    async def keep_saved(self, every_s: float) -> None:
+        """Write the cache when there is something new, at most every so many seconds."""
+        while True:
+            await self._unsaved.wait()
+            await self.save()
+            await asyncio.sleep(every_s)
+
+    async def save(self) -> None:
+        """Write the last snapshot to the cache, unless it is there already. A thread does it: the disk may be slow."""
+        if self._writing is not None:  # a save whose caller was cancelled
+            await asyncio.wait([self._writing])
+        if self._cache is None or self._snapshot is None or not self._unsaved.is_set():
+            return
+        self._unsaved.clear()
+        work = partial(cache_file.save, self._cache, self._snapshot, self._kinds)
+        self._writing = asyncio.get_running_loop().run_in_executor(None, work)
+        await asyncio.wait([self._writing])
+        if error := self._writing.exception():
+            log.warning("datastore.cache_not_written", file=str(self._cache), why=str(error))

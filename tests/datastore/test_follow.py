@@ -1,0 +1,283 @@
+"""Following a store: whole snapshots only, whatever happens to the store meanwhile."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shutil
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+from structlog.testing import capture_logs
+
+from core.errors import Unavailable
+from core.latest import Latest
+from core.reconcile import Timing
+from core.resources import IPPool, Metadata, Node
+from core.resources.network import IPPoolSpec, NodeSpec
+from core.snapshot import Snapshot
+from datastore.api import Put, Store
+from datastore.client import GrpcStore
+from datastore.follow import follow
+from datastore.objects import delete, put, write
+from datastore.sqlite import SqliteStore
+
+FAST = Timing(retry_s=0.02, retry_max_s=0.1)
+
+
+def pool(name: str, number: int = 0) -> IPPool:
+    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=f"10.{number}.0.0/16"))
+
+
+def names(snapshot: Snapshot) -> set[str]:
+    return {key.name for key in snapshot.of(IPPool)}
+
+
+async def eventually(holds: Callable[[], bool]) -> None:
+    """Wait for what has no event to wait for."""
+    for _ in range(500):
+        if holds():
+            return
+        await asyncio.sleep(0.01)
+    raise AssertionError("it never came to be")
+
+
+class Reader:
+    """Sees every snapshot that a `follow` makes, as an agent would."""
+
+    def __init__(self, latest: Latest[Snapshot], task: asyncio.Task[None]) -> None:
+        self.latest, self.task = latest, task
+        self.seen: list[Snapshot] = []
+
+    async def until(self, holds: Callable[[Snapshot], bool]) -> Snapshot:
+        """The next snapshot of which `holds` is true."""
+        async with asyncio.timeout(10):
+            while True:
+                waiting = asyncio.ensure_future(self.latest.get())
+                await asyncio.wait([waiting, self.task], return_when=asyncio.FIRST_COMPLETED)
+                if not waiting.done():
+                    waiting.cancel()
+                    self.task.result()
+                self.seen.append(waiting.result())
+                if holds(self.seen[-1]):
+                    return self.seen[-1]
+
+
+@asynccontextmanager
+async def following(store: Store, cache: Path | None = None, save_every_s: float = 5.0) -> AsyncIterator[Reader]:
+    latest: Latest[Snapshot] = Latest()
+    task = asyncio.create_task(
+        follow(store, [IPPool, Node], latest, cache, timing=FAST, save_every_s=save_every_s), name="follow"
+    )
+    try:
+        yield Reader(latest, task)
+    finally:
+        task.cancel()
+        await asyncio.wait([task])
+        assert task.cancelled(), task.exception()
+
+
+async def test_the_first_snapshot_is_whole_and_each_change_makes_the_next(store: Store) -> None:
+    await store.txn([put(pool(f"p{number}", number)) for number in range(20)])
+    async with following(store) as reader:
+        first = await reader.until(lambda _: True)
+        assert names(first) == {f"p{number}" for number in range(20)}
+        assert (first.stale, first.of(Node), dict(first.problems)) == (False, {}, {})
+        revision = await write(store, pool("new", 99))
+        snapshot = await reader.until(lambda snapshot: "new" in names(snapshot))
+        assert snapshot.revision == revision
+        gone = await delete(store, IPPool, "p3")
+        snapshot = await reader.until(lambda snapshot: snapshot.revision >= gone)
+        assert names(snapshot) == {"new"} | {f"p{number}" for number in range(20)} - {"p3"}
+        new = snapshot.get(IPPool, "new")
+        assert new is not None
+        assert new.spec == pool("new", 99).spec
+
+
+async def test_an_empty_store_is_a_whole_snapshot_too(store: Store) -> None:
+    async with following(store) as reader:
+        snapshot = await reader.until(lambda _: True)
+        assert (names(snapshot), snapshot.stale) == (set(), False)
+        assert snapshot.revision >= 1
+
+
+async def test_an_object_that_does_not_decode_is_set_aside_alone(sqlite_store: SqliteStore) -> None:
+    await sqlite_store.txn([put(pool("good")), Put(pool("bad").key, b'{"spec": 7}')])
+    async with following(sqlite_store) as reader:
+        snapshot = await reader.until(lambda _: True)
+        assert names(snapshot) == {"good"}
+        assert list(snapshot.problems) == [pool("bad").key]
+        assert "bad" in snapshot.problems[pool("bad").key]
+        await sqlite_store.txn([Put(pool("good").key, b"garbage"), put(pool("bad", 2))])
+        snapshot = await reader.until(lambda snapshot: "bad" in names(snapshot))
+        assert (names(snapshot), list(snapshot.problems)) == ({"bad"}, [pool("good").key])
+
+
+async def test_a_lost_server_makes_the_snapshot_stale_and_its_return_brings_what_was_missed(
+    sqlite_store: SqliteStore, serve, tmp_path: Path
+) -> None:
+    await write(sqlite_store, pool("a", 1))
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    with capture_logs() as logs:
+        async with serve(sqlite_store):
+            follower = following(client)
+            reader = await follower.__aenter__()
+            await reader.until(lambda snapshot: names(snapshot) == {"a"})
+        stale = await reader.until(lambda snapshot: snapshot.stale)
+        assert names(stale) == {"a"}
+        await write(sqlite_store, pool("b", 2))
+        await delete(sqlite_store, IPPool, "a")
+        async with serve(sqlite_store):
+            fresh = await reader.until(lambda snapshot: not snapshot.stale)
+            assert names(fresh) == {"b"}
+            await write(sqlite_store, pool("c", 3))
+            await reader.until(lambda snapshot: names(snapshot) == {"b", "c"})
+            await follower.__aexit__(None, None, None)
+    await client.close()
+    events = [log["event"] for log in logs if log["event"] in {"datastore.away", "datastore.back", "datastore.relist"}]
+    assert events == ["datastore.away", "datastore.back"]
+
+
+async def test_history_forgotten_while_away_is_made_up_by_a_listing_without_a_hole(
+    sqlite_store: SqliteStore, serve, tmp_path: Path
+) -> None:
+    await sqlite_store.txn([put(pool("keep", 1)), put(pool("gone", 2))])
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    async with serve(sqlite_store):
+        follower = following(client)
+        reader = await follower.__aenter__()
+        await reader.until(lambda snapshot: names(snapshot) == {"keep", "gone"})
+    await reader.until(lambda snapshot: snapshot.stale)
+    await delete(sqlite_store, IPPool, "gone")
+    last = await write(sqlite_store, pool("new", 3))
+    await sqlite_store.compact(last + 1)
+    with capture_logs() as logs:
+        async with serve(sqlite_store):
+            fresh = await reader.until(lambda snapshot: not snapshot.stale)
+            await follower.__aexit__(None, None, None)
+    assert names(fresh) == {"keep", "new"}
+    assert [log["event"] for log in logs].count("datastore.relist") == 1
+    assert all("keep" in names(snapshot) for snapshot in reader.seen)
+    await client.close()
+
+
+async def test_a_store_restored_from_a_backup_is_believed(tmp_path: Path, serve) -> None:
+    store = await SqliteStore.open(tmp_path / "one" / "db")
+    await write(store, pool("old", 1))
+    await store.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "backup")
+    store = await SqliteStore.open(tmp_path / "one" / "db")
+    for number in range(5):
+        await write(store, pool("lost", number + 2))
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    async with serve(store):
+        follower = following(client)
+        reader = await follower.__aenter__()
+        before = await reader.until(lambda snapshot: names(snapshot) == {"old", "lost"})
+    await store.close()
+    restored = await SqliteStore.open(tmp_path / "backup" / "db")
+    async with serve(restored):
+        after = await reader.until(lambda snapshot: not snapshot.stale and names(snapshot) == {"old"})
+        assert after.revision < before.revision
+        await write(restored, pool("new", 9))
+        await reader.until(lambda snapshot: names(snapshot) == {"old", "new"})
+        await follower.__aexit__(None, None, None)
+    await client.close()
+    await restored.close()
+
+
+async def test_an_agent_starts_from_its_disk_while_the_store_is_away(
+    sqlite_store: SqliteStore, serve, tmp_path: Path
+) -> None:
+    cache = tmp_path / "cache" / "snapshot.jsonl"
+    await sqlite_store.txn([put(pool("good", 1)), Put(pool("bad").key, b"garbage")])
+    async with following(sqlite_store, cache) as reader:
+        fresh = await reader.until(lambda _: True)
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    async with following(client, cache) as reader:
+        cached = await reader.until(lambda _: True)
+        assert cached.stale
+        assert (cached.revision, cached.tables, cached.problems) == (fresh.revision, fresh.tables, fresh.problems)
+        await delete(sqlite_store, IPPool, "bad")
+        async with serve(sqlite_store):
+            live = await reader.until(lambda snapshot: not snapshot.stale)
+            assert (names(live), dict(live.problems)) == ({"good"}, {})
+    assert [snapshot.stale for snapshot in reader.seen] == [True, False]
+    await client.close()
+
+
+async def test_without_a_cache_and_a_store_there_is_no_snapshot(tmp_path: Path) -> None:
+    client = GrpcStore(f"unix:{tmp_path}/nobody.sock")
+    with capture_logs() as logs:
+        async with following(client, tmp_path / "none.jsonl") as reader:
+            await eventually(lambda: "datastore.no_cache" in [log["event"] for log in logs])
+            with pytest.raises(TimeoutError):
+                await asyncio.wait_for(reader.latest.get(), 0.3)
+    assert [log["event"] for log in logs] == ["datastore.away", "datastore.no_cache"]
+    assert not (tmp_path / "none.jsonl").exists()
+    await client.close()
+
+
+@pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "other kinds", "future"])
+async def test_a_damaged_cache_is_as_good_as_none(sqlite_store: SqliteStore, tmp_path: Path, damage: str) -> None:
+    cache = tmp_path / "snapshot.jsonl"
+    await sqlite_store.txn([put(pool(f"p{number}", number)) for number in range(5)])
+    async with following(sqlite_store, cache) as reader:
+        await reader.until(lambda _: True)
+    whole = cache.read_bytes()
+    assert whole.count(b"\n") == 6
+    cache.write_bytes(
+        {
+            "empty": b"",
+            "cut": b"\n".join(whole.splitlines()[:-1]),
+            "garbage": b"\x00\xff" + whole,
+            "other kinds": whole.replace(b"/projectcalico.org/nodes/", b"/projectcalico.org/tiers/"),
+            "future": whole.replace(b"snapshot 1", b"snapshot 2"),
+        }[damage]
+    )
+    client = GrpcStore(f"unix:{tmp_path}/nobody.sock")
+    with capture_logs() as logs:
+        async with following(client, cache) as reader:
+            await eventually(lambda: "datastore.cache_ignored" in [log["event"] for log in logs])
+            assert reader.latest.peek() is None
+    await client.close()
+
+
+async def test_the_cache_is_kept_current_while_running(sqlite_store: SqliteStore, tmp_path: Path) -> None:
+    cache = tmp_path / "snapshot.jsonl"
+    async with following(sqlite_store, cache, save_every_s=0.05):
+        for name in ("first", "second"):
+            await write(sqlite_store, pool(name, len(name)))
+            await eventually(lambda name=name: cache.exists() and f"/{name}".encode() in cache.read_bytes())
+    assert sorted(name for name in os.listdir(tmp_path) if name.startswith("snap")) == ["snapshot.jsonl"]
+    assert cache.stat().st_mode & 0o777 == 0o600
+
+
+async def test_a_cache_that_cannot_be_written_does_not_stop_the_agent(
+    sqlite_store: SqliteStore, tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    with capture_logs() as logs:
+        async with following(sqlite_store, tmp_path / "file" / "snapshot.jsonl", save_every_s=0.01) as reader:
+            for number in range(3):
+                await write(sqlite_store, pool(f"p{number}", number))
+                await reader.until(lambda snapshot, number=number: f"p{number}" in names(snapshot))
+    assert "datastore.cache_not_written" in [log["event"] for log in logs]
+
+
+async def test_a_store_that_closes_is_away(sqlite_store: SqliteStore) -> None:
+    async with following(sqlite_store) as reader:
+        await reader.until(lambda snapshot: not snapshot.stale)
+        await sqlite_store.close()
+        await reader.until(lambda snapshot: snapshot.stale)
+    with pytest.raises(Unavailable):
+        await sqlite_store.list(frozenset())
+
+
+async def test_nodes_are_followed_beside_pools(store: Store) -> None:
+    async with following(store) as reader:
+        await store.txn([put(Node(metadata=Metadata(name="n1"), spec=NodeSpec())), put(pool("a", 1))])
+        snapshot = await reader.until(lambda snapshot: bool(snapshot.of(Node)))
+        assert names(snapshot) == {"a"}, "a transaction is seen whole"
