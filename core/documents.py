@@ -21,8 +21,8 @@ from core.errors import Problem
 DEEPEST: Final = 60
 """Most levels of nesting; a policy needs eight."""
 
-MOST_VALUES: Final = 2_000_000
-"""Most values in one text once its anchors are followed."""
+GROWTH: Final = 10
+"""How many values a text may hold for each of its characters, once its anchors are followed (plain text: below 1)."""
 
 INTEGER: Final = re.compile(r"[-+]?(0|[1-9][0-9]{0,18})$")
 FLOAT: Final = re.compile(r"[-+]?((\.[0-9]+|[0-9]+\.[0-9]*)([eE][-+]?[0-9]+)?|[0-9]+[eE][-+]?[0-9]+)$")
@@ -75,14 +75,14 @@ def _read_json(text: str, where: str) -> tuple[list[Document], list[Problem]]:
         return value
 
     value = json.loads(text, object_pairs_hook=pairs)
-    plain = _Plain(where)
+    plain = _Plain(where, len(text))
     documents = [Document(plain.of(value, ""), where)]
     return documents, problems + plain.problems
 
 
 def _read_yaml(text: str, where: str) -> tuple[list[Document], list[Problem]]:
     documents: list[Document] = []
-    plain = _Plain(where)
+    plain = _Plain(where, len(text))
     loader = _Loader(text)
     try:
         while loader.check_node():
@@ -153,15 +153,15 @@ Dumper.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+.01234567
 class _Plain:
     """Copies a value as JSON could say it; `problems` tells what could not be."""
 
-    def __init__(self, where: str) -> None:
+    def __init__(self, where: str, characters: int) -> None:
         self.problems: list[Problem] = []
         self._where = where
-        self._left = MOST_VALUES
+        self._left = GROWTH * characters
 
     def of(self, value: Any, path: str, depth: int = 0) -> Any:
         self._left -= 1
         if self._left < 0 or depth > DEEPEST:
-            raise ValueError("nested too deeply" if depth > DEEPEST else f"more than {MOST_VALUES} values")
+            raise ValueError("nested too deeply" if depth > DEEPEST else "its anchors make it too large")
         if isinstance(value, dict):
             return self._mapping(value, path, depth)
         if isinstance(value, list):

@@ -31,6 +31,9 @@ SUFFIXES: Final = (".json", ".yaml", ".yml")
 
 DEFAULT_NAMESPACE: Final = "default"
 
+EXACT: Final = 2.0**53
+"""Below this, a float without a fraction is written as the integer it is: `order: 10`."""
+
 _NAMES: Final = frozenset(cls.KIND.name for cls in CLASSES)
 
 _S = TypeVar("_S", bound=Resource)
@@ -235,4 +238,6 @@ def _plain(value: Any) -> Any:
         return [_plain(item) for item in value]
     if isinstance(value, Enum):
         return value.value
-    return int(value) if isinstance(value, float) and value.is_integer() else value
+    if isinstance(value, float) and value.is_integer() and abs(value) < EXACT:
+        return int(value)
+    return value

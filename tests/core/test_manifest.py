@@ -132,8 +132,10 @@ def metadata(line: str) -> str:
         (
             POOL + "  ipipMode: CrossSubnets\n  natOutgoing: yes\n  blockSize: '26'\n",
             [
-                "f.yaml line 6: IPPool/rack-1: spec.ipipMode: 'CrossSubnets' is not one of Never, Always, CrossSubnet,"
-                + " Fallback; did you mean 'CrossSubnet'?",
+                (
+                    "f.yaml line 6: IPPool/rack-1: spec.ipipMode: 'CrossSubnets' is not one of Never, Always,"
+                    " CrossSubnet, Fallback; did you mean 'CrossSubnet'?"
+                ),
                 "f.yaml line 7: IPPool/rack-1: spec.natOutgoing: expected true or false, found 'yes'",
                 "f.yaml line 8: IPPool/rack-1: spec.blockSize: expected a whole number, found '26'",
             ],
@@ -165,8 +167,10 @@ def metadata(line: str) -> str:
         (
             metadata('labels: {x.y/z: "a b"}'),
             [
-                "f.yaml line 5: Namespace/a: metadata.labels[\"x.y/z\"]: value 'a b' is not a label's:"
-                + " a-z A-Z 0-9 - _ . which begins and ends with a letter or digit"
+                (
+                    "f.yaml line 5: Namespace/a: metadata.labels[\"x.y/z\"]: value 'a b' is not a label's:"
+                    " a-z A-Z 0-9 - _ . which begins and ends with a letter or digit"
+                )
             ],
         ),
         ("just words", ["f.yaml line 1: a manifest is a set of fields: apiVersion, kind, metadata, spec"]),
@@ -178,8 +182,10 @@ def metadata(line: str) -> str:
         (
             "a: !!python/name:os.system\n",
             [
-                "f.yaml line 1: not YAML: could not determine a constructor for the tag"
-                + " 'tag:yaml.org,2002:python/name:os.system'"
+                (
+                    "f.yaml line 1: not YAML: could not determine a constructor for the tag"
+                    " 'tag:yaml.org,2002:python/name:os.system'"
+                )
             ],
         ),
         ("kind: List\n", ["f.yaml line 1: List: items: is required: a list"]),

@@ -1,0 +1,171 @@
+"""What several objects can get wrong together, judged on what a transaction would leave behind."""
+
+from collections.abc import Iterable, Mapping
+
+import pytest
+
+from core.admission import check, needs
+from core.names import Key, Kind
+from core.resources import (
+    BGPPeer,
+    GlobalNetworkPolicy,
+    IPAMBlock,
+    IPPool,
+    Metadata,
+    NetworkPolicy,
+    Node,
+    Resource,
+    Tier,
+    WorkloadEndpoint,
+)
+from core.resources.bgp import BGPPeerSpec
+from core.resources.network import BlockSpec, IPPoolSpec, WorkloadEndpointSpec
+from core.resources.policy import GlobalNetworkPolicySpec, NetworkPolicySpec
+
+
+def pool(name: str, cidr: str, block_size: int | None = None, **spec: object) -> IPPool:
+    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr, block_size=block_size, **spec))
+
+
+def block(cidr: str, **allocations: str) -> IPAMBlock:
+    name = cidr.replace(".", "-").replace("/", "-")
+    held = {address.replace("_", "."): handle for address, handle in allocations.items()}
+    return IPAMBlock(metadata=Metadata(name=name), spec=BlockSpec(cidr=cidr, affinity="host:n1", allocations=held))
+
+
+def tier(name: str) -> Tier:
+    return Tier(metadata=Metadata(name=name))
+
+
+def policy(name: str, in_tier: str) -> NetworkPolicy:
+    return NetworkPolicy(metadata=Metadata(name=name, namespace="shop"), spec=NetworkPolicySpec(tier=in_tier))
+
+
+def everywhere(name: str, in_tier: str) -> GlobalNetworkPolicy:
+    return GlobalNetworkPolicy(metadata=Metadata(name=name), spec=GlobalNetworkPolicySpec(tier=in_tier))
+
+
+def node(name: str, **labels: str) -> Node:
+    return Node(metadata=Metadata(name=name, labels=labels))
+
+
+def peer(name: str, ip: str = "10.0.0.1", **spec: str) -> BGPPeer:
+    return BGPPeer(metadata=Metadata(name=name), spec=BGPPeerSpec(peer_ip=ip, as_number=64512, **spec))
+
+
+def judge(put: Iterable[Resource], there: Iterable[Resource] = (), delete: Iterable[Resource] = ()) -> list[str]:
+    changes: dict[Key, Resource | None] = {resource.key: resource for resource in put}
+    changes |= {resource.key: None for resource in delete}
+    read = needs(changes)
+    existing: dict[Kind, dict[Key, Resource]] = {}
+    for resource in there:
+        if resource.KIND in read:  # what needs() leaves out is not there to be judged by
+            existing.setdefault(resource.KIND, {})[resource.key] = resource
+    return [str(problem) for problem in check(changes, existing)]
+
+
+OVERLAP = "IPPool/b: spec.cidr: 10.65.1.0/24 overlaps 10.65.0.0/16 of IPPool/a"
+
+
+@pytest.mark.parametrize(
+    ("put", "there", "delete", "says"),
+    [
+        ([pool("b", "10.65.1.0/24")], [pool("a", "10.65.0.0/16")], [], [OVERLAP]),
+        ([pool("b", "10.65.1.0/24")], [pool("a", "10.65.0.0/16", disabled=True)], [], [OVERLAP]),
+        ([pool("b", "10.66.0.0/16"), pool("c", "fd00::/64")], [pool("a", "10.65.0.0/16")], [], []),
+        ([pool("b", "10.65.1.0/24")], [pool("a", "10.65.0.0/16")], [pool("a", "10.65.0.0/16")], []),
+        ([pool("a", "10.65.0.0/16", nat_outgoing=True)], [pool("a", "10.65.0.0/16")], [], []),
+        (
+            [pool("a", "10.65.0.0/16"), pool("b", "10.65.1.0/24")],
+            [],
+            [],
+            ["IPPool/a: spec.cidr: 10.65.0.0/16 overlaps 10.65.1.0/24 of IPPool/b"],
+        ),
+        (
+            [pool("a", "10.66.0.0/16")],
+            [pool("a", "10.65.0.0/16")],
+            [],
+            [
+                (
+                    "IPPool/a: spec.cidr: cannot change (it is 10.65.0.0/16);"
+                    " create another pool, move the pods, delete this one"
+                )
+            ],
+        ),
+        ([pool("a", "10.65.0.0/16", 26)], [pool("a", "10.65.0.0/16")], [], []),
+        (
+            [pool("a", "10.65.0.0/16", 28)],
+            [pool("a", "10.65.0.0/16")],
+            [],
+            ["IPPool/a: spec.blockSize: cannot change (it is 26); create another pool, move the pods, delete this one"],
+        ),
+    ],
+)
+def test_pools_are_apart_and_stay(put: list, there: list, delete: list, says: list[str]) -> None:
+    assert judge(put, there, delete) == says
+
+
+def test_a_pool_goes_once_its_addresses_are_free() -> None:
+    old = pool("a", "10.65.0.0/16")
+    empty, used = block("10.65.0.0/26"), block("10.65.0.64/26", **{"10_65_0_70": "pod-1", "10_65_0_71": "pod-2"})
+    assert judge([], [old, empty], [old]) == []
+    assert judge([], [old, empty, used], [old]) == [
+        "IPPool/a: 2 of its addresses are in use (10.65.0.70 by pod-1); disable it and move the pods first"
+    ]
+    assert judge([], [old, used], [old, used]) == []
+    halves = [pool("low", "10.65.0.0/17"), pool("high", "10.65.128.0/17")]
+    assert judge(halves, [old, used], [old]) == []
+    assert judge(halves[1:], [old, used], [old]) != []
+
+
+def test_policies_need_their_tier() -> None:
+    missing = "NetworkPolicy/shop/p: spec.tier: there is no tier 'sec'; create it first, or in the same apply"
+    assert judge([policy("p", "sec")]) == [missing]
+    assert judge([policy("p", "sec")], [tier("sec")]) == []
+    assert judge([policy("p", "sec"), tier("sec")]) == []
+    assert judge([policy("p", "sec")], [tier("sec")], [tier("sec")])[0] == missing
+    assert [judge([everywhere("p", name)]) for name in ("default", "kube-admin", "kube-baseline")] == [[], [], []]
+    assert "GlobalNetworkPolicy/p" in judge([everywhere("p", "sec")])[0]
+
+
+def test_a_tier_goes_once_no_policy_names_it() -> None:
+    assert judge([], [tier("sec")], [tier("sec")]) == []
+    assert judge([], [tier("sec"), policy("p", "sec"), everywhere("q", "sec")], [tier("sec")]) == [
+        "Tier/sec: is the tier of GlobalNetworkPolicy q and 1 more; delete or move them first"
+    ]
+    assert judge([], [tier("sec"), policy("p", "sec")], [tier("sec"), policy("p", "sec")]) == []
+    assert judge([policy("p", "default")], [tier("sec"), policy("p", "sec")], [tier("sec")]) == []
+    assert judge([], [tier("default"), policy("p", "default")], [tier("default")]) == []
+
+
+NODES = [node("n1", rack="1"), node("n2", rack="2")]
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "says"),
+    [
+        ({}, {}, "every node it selects"),
+        ({}, {"node": "n1"}, "node n1"),
+        ({"node": "n1"}, {}, "node n1"),
+        ({"node": "n1"}, {"node": "n1"}, "node n1"),
+        ({"node": "n1"}, {"node": "n2"}, None),
+        ({"node": "n1"}, {"node_selector": "rack == '1'"}, "node n1"),
+        ({"node": "n1"}, {"node_selector": "rack == '2'"}, None),
+        ({"node_selector": "rack == '1'"}, {"node_selector": "rack == '2'"}, None),
+        ({"node_selector": "rack == '1'"}, {"node_selector": "has(rack)"}, "node n1"),
+        ({"node_selector": "rack=='9'"}, {"node_selector": 'rack == "9"'}, "the same nodes"),
+    ],
+)
+def test_a_node_has_one_session_with_an_address(one: Mapping, other: Mapping, says: str | None) -> None:
+    expected = [f"BGPPeer/b: spec.peerIP: BGPPeer/a peers {says} with 10.0.0.1 already"] if says else []
+    assert judge([peer("b", "10.0.0.1:1790", **other)], [peer("a", **one), *NODES]) == expected
+    assert judge([peer("b", "10.0.0.2", **other)], [peer("a", **one), *NODES]) == []
+    assert judge([peer("b", **other)], [peer("a", **one), *NODES], [peer("a")]) == []
+
+
+def test_most_writes_need_nothing_read() -> None:
+    pod = WorkloadEndpoint(metadata=Metadata(name="a", namespace="b"), spec=WorkloadEndpointSpec())
+    quiet = [pod, block("10.65.0.0/26"), node("n1"), tier("sec"), policy("p", "default")]
+    assert needs({resource.key: resource for resource in quiet}) == frozenset()
+    assert needs({pod.key: None, node("n1").key: None}) == frozenset()
+    assert needs({pool("a", "10.0.0.0/16").key: None}) == {IPPool.KIND, IPAMBlock.KIND}
