@@ -32,19 +32,27 @@ from bgp.desired import desired
 from bgp.fib import scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
-from bgp.model import Speaker
+from bgp.model import Config, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
 from core.addr import Address
 from core.errors import MuslinError, NotFound
 from core.latest import Latest
-from core.reconcile import Breaker, Progress, Reconciler, Timing, run
+from core.reconcile import Breaker, Progress, Reconciler, Timing
+from core.reconcile import run as reconcile
+from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, SpeakerStatus
 from core.resources.status import SpeakerState
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
+from datastore import objects
+from datastore.client import GrpcStore
+from datastore.follow import follow
 from linux.links import watch_facts
 from linux.model import Facts, Route, RouteKey
+from linux.rights import require_net_admin
 from linux.routes import RouteDriver
+
+KINDS: Final = (BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node)
 
 REPORT_S: Final = 1.0
 """Least time between two status writes."""
@@ -68,6 +76,26 @@ class Inputs:
     snapshots: Latest[Snapshot]
     report: Report
     settle_s: float = SETTLE_S
+
+
+async def run(config: Config) -> None:
+    """Be the speaker of `config.node` until cancelled. Raises `Unsupported` when this machine lacks what it takes."""
+    require_net_admin()
+    store = GrpcStore(config.datastore)
+    snapshots: Latest[Snapshot] = Latest()
+
+    async def report(state: SpeakerState) -> None:
+        kind, metadata = SpeakerStatus.KIND, Metadata(name=config.node)
+        status = SpeakerStatus(api_version=kind.api_version, kind=kind.name, metadata=metadata, status=state)
+        await objects.write(store, status)
+
+    inputs = Inputs(node=config.node, run_dir=config.run_dir, snapshots=snapshots, report=report)
+    try:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow(store, KINDS, snapshots, config.run_dir / "bgp.snapshot"), name="follow")
+            group.create_task(Agent(inputs).run(), name="agent")
+    finally:
+        await store.close()
 
 
 class Agent:
@@ -99,8 +127,8 @@ class Agent:
             group.create_task(self.exabgp.run(), name="exabgp")
             group.create_task(self._follow_snapshots(), name="snapshots")
             group.create_task(self._follow_facts(), name="facts")
-            group.create_task(run([self._kernel], self._wake_kernel, self._on_progress, timing), name="kernel")
-            group.create_task(run([self._told], self._wake_told, self._on_progress, timing), name="adverts")
+            group.create_task(reconcile([self._kernel], self._wake_kernel, self._on_progress, timing), name="kernel")
+            group.create_task(reconcile([self._told], self._wake_told, self._on_progress, timing), name="adverts")
             group.create_task(self._keep_time(), name="timers")
             group.create_task(self._report(), name="status")
 
@@ -236,7 +264,8 @@ class Agent:
         told, kernel, speaker = self._told.progress, self._kernel.progress, self._speaker
         failures = [each for each in (self._problem, self.exabgp.problem, told.failure, kernel.failure) if each]
         failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
-        problems = [*(speaker.problems if speaker else ()), *failures]
+        unread = [f"{key}: {why}" for key, why in self._snapshot.problems.items()]
+        problems = [*(speaker.problems if speaker else ()), *unread, *failures]
         return SpeakerState(
             programmed=min(told.revision, kernel.revision),
             stale=self._snapshot.stale,

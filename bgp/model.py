@@ -2,11 +2,24 @@
 
 from __future__ import annotations
 
+import pathlib
 from dataclasses import dataclass
 from enum import IntEnum
 from ipaddress import IPv4Address
 
 from core.addr import Address, Family, Network
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Config:
+    """Who this speaker is: its node, the datastore's address (`unix:PATH` or `HOST:PORT`), and where it keeps files.
+
+    One agent a node, one node a network namespace; several on one machine have run directories of their own.
+    """
+
+    node: str
+    datastore: str
+    run_dir: pathlib.Path
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -6,8 +6,8 @@
 - It always dies by SIGKILL, never with a CEASE: peers keep our routes under graceful restart until the next one.
 - It runs as root, for port 179 and to read its configuration wherever that lies, but with two capabilities only. A
   change of user would clear the parent-death signal.
-- A command that is not answered in `ANSWER_S`, or a bridge that is gone, means its state is unknown: it is killed and
-  started again. It stops for good when its answers are not read, so they always are.
+- A command that is not answered in `answer_s` seconds, or a bridge that is gone, means its state is unknown: it is
+  killed and started again. It stops for good when its answers are not read, so they always are.
 - Sessions changed: SIGUSR1, other sessions stay. Another port or listening address: a new process.
 """
 
@@ -68,11 +68,13 @@ class ExaBGP:
         on_line: Callable[[Sequence[str]], None],
         on_start: Callable[[], None],
         on_loss: Callable[[], None],
+        answer_s: float = ANSWER_S,
     ) -> None:
         self._run_dir = run_dir
         self._conf = run_dir / "exabgp.conf"
         self._socket = run_dir / "bridge.sock"
         self._on_line, self._on_start, self._on_loss = on_line, on_start, on_loss
+        self._answer_s = answer_s
         self._plan: _Plan | None = None
         self._running: _Plan | None = None
         self._changed = asyncio.Event()
@@ -105,11 +107,11 @@ class ExaBGP:
             self._answer = asyncio.get_running_loop().create_future()
             self._bridge.write(encode(command).encode() + b"\n")
             try:
-                return await asyncio.wait_for(self._answer, ANSWER_S)
+                return await asyncio.wait_for(self._answer, self._answer_s)
             except TimeoutError:
-                log.error("exabgp.stuck", command=encode(command)[:100], seconds=ANSWER_S)
+                log.error("exabgp.stuck", command=encode(command)[:100], seconds=self._answer_s)
                 self._kill()
-                raise Unavailable(f"ExaBGP did not answer for {ANSWER_S:.0f} s and was killed") from None
+                raise Unavailable(f"ExaBGP did not answer for {self._answer_s:.0f} s and was killed") from None
             finally:
                 self._answer = None
 

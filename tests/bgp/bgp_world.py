@@ -10,6 +10,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -163,6 +164,47 @@ class Bird:
 
     def _write(self, body: str) -> None:
         self._conf.write_text(f"router id {self._router_id};\nprotocol device {{ scan time 1; }}\n{body}")
+
+
+class Frr:
+    """An FRR: zebra and bgpd by hand, in a folder that its own user can reach."""
+
+    def __init__(self, world: World, place: str, bgpd: str) -> None:
+        self._folder = world.folder(Path(tempfile.gettempdir()) / f"frr-{os.getpid()}-{place}")
+        self._world = world
+        for name, text in (("zebra.conf", ""), ("bgpd.conf", bgpd), ("vtysh.conf", "")):
+            (self._folder / name).write_text(f"hostname {place}\n{text}")
+        for path in (self._folder, *self._folder.iterdir()):
+            shutil.chown(path, "frr", "frr")
+        for daemon in ("zebra", "bgpd"):
+            here = self._folder
+            common = ("-f", f"{here}/{daemon}.conf", "-i", f"{here}/{daemon}.pid", "-z", f"{here}/zserv.api")
+            rest = (
+                "--vty_socket",
+                str(here),
+                "-P",
+                "0",
+                "-u",
+                "frr",
+                "-g",
+                "frr",
+                "--log",
+                f"file:{here}/{daemon}.out",
+            )
+            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+            world.start(place, f"/usr/lib/frr/{daemon}", *common, *rest, **quiet)
+            until(f"{daemon} answers", lambda daemon=daemon: (self._folder / f"{daemon}.vty").exists())
+
+    def ask(self, *commands: str) -> str:
+        """What vtysh prints for commands given one after the other."""
+        words = [word for command in commands for word in ("-c", command)]
+        here = str(self._folder)
+        return self._world.run("vtysh", "--vty_socket", here, "--config_dir", here, *words)
+
+    def prefixes(self, address: str) -> set[str]:
+        """What a neighbour told it."""
+        table = json.loads(self.ask(f"show bgp ipv4 unicast neighbors {address} routes json"))
+        return set(table.get("routes", {}))
 
 
 class AgentProcess:
