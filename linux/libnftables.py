@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import threading
 from typing import Final
 
 from core.errors import MuslinError, Unsupported
@@ -38,11 +39,13 @@ def _load() -> ctypes.CDLL:
 class Nft:
     """A context of libnftables, bound to the network namespace of the thread that makes it.
 
-    Not for two threads at once. The library releases Python's lock while it works.
+    One call at a time: the library releases Python's lock while it works, so ours is held meanwhile. A call that
+    its awaiting task has given up still runs in its thread, and `close` waits for it.
     """
 
     def __init__(self) -> None:
         self._library = _load()
+        self._busy = threading.Lock()
         self._context = self._library.nft_ctx_new(0)
         if not self._context:
             raise Unsupported("libnftables could not open a netlink socket; run as root")
@@ -51,14 +54,16 @@ class Nft:
 
     def close(self) -> None:
         """Free the context; doing so twice is harmless."""
-        if self._context:
-            self._library.nft_ctx_free(self._context)
-            self._context = None
+        with self._busy:
+            if self._context:
+                self._library.nft_ctx_free(self._context)
+                self._context = None
 
     def ask(self, command: str) -> str:
         """The JSON that one command prints. Raises `NftRefused` if it fails."""
-        self._library.nft_ctx_output_set_flags(self._context, _NUMERIC | _JSON)
-        return self._outcome(self._library.nft_run_cmd_from_buffer(self._context, command.encode()))
+        with self._busy:
+            self._library.nft_ctx_output_set_flags(self._open(), _NUMERIC | _JSON)
+            return self._outcome(self._library.nft_run_cmd_from_buffer(self._context, command.encode()))
 
     def run(self, script: str) -> None:
         """Run a script as one transaction. Raises `NftRefused`, having changed nothing.
@@ -66,15 +71,17 @@ class Nft:
         It goes by way of a file in memory, because of a script given as text nft can only name the first line:
         from a file, its complaints begin with `FILE:LINE:FIRST-LAST COLUMN: Error: `.
         """
-        self._library.nft_ctx_output_set_flags(self._context, _NUMERIC)
-        handle = os.memfd_create("muslin.nft", os.MFD_CLOEXEC)
-        try:
-            with os.fdopen(handle, "wb", closefd=False) as file:
-                file.write(script.encode())
-            name = f"/proc/self/fd/{handle}".encode()
+        with self._busy, os.fdopen(os.memfd_create("muslin.nft", os.MFD_CLOEXEC), "wb") as file:
+            self._library.nft_ctx_output_set_flags(self._open(), _NUMERIC)
+            file.write(script.encode())
+            file.flush()
+            name = f"/proc/self/fd/{file.fileno()}".encode()
             self._outcome(self._library.nft_run_cmd_from_filename(self._context, name))
-        finally:
-            os.close(handle)
+
+    def _open(self) -> object:
+        if not self._context:
+            raise NftRefused("nft was closed before it could do this")
+        return self._context
 
     def _outcome(self, failed: int) -> str:
         said = str(self._library.nft_ctx_get_output_buffer(self._context).decode())

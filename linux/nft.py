@@ -81,6 +81,12 @@ class NftDriver:
                     self._monitor.end(commits)
         return failed
 
+    async def remove(self) -> None:
+        """Remove the table and everything in it, whoever put it there; no such table is a success. For clean-up."""
+        async with self._lock:
+            self._known = None
+            await asyncio.to_thread(self._nft.run, f"add table inet {self._table}\ndelete table inet {self._table}\n")
+
     async def foreign_changes(self) -> AsyncIterator[str]:
         """Who changed our table, each time somebody else did: the moment to distrust what is believed of it."""
         with contextlib.closing(Monitor(self._table)) as monitor:
