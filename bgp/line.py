@@ -171,20 +171,22 @@ def _open(peer: Address, capabilities: Mapping[str, Any]) -> PeerOpen:
 
 def _update(peer: Address, update: Mapping[str, Any]) -> Update:
     attributes = update.get("attribute", {})
-    announced = [
-        (ip_network(entry["nlri"], strict=False), _path(ip_address(next_hop), attributes))
-        for family, by_next_hop in update.get("announce", {}).items()
-        if family in ("ipv4 unicast", "ipv6 unicast")
-        for next_hop, entries in by_next_hop.items()
-        for entry in entries
-    ]
+    announced: dict[Network, Path] = {}
+    for family, by_next_hop in update.get("announce", {}).items():
+        if family not in ("ipv4 unicast", "ipv6 unicast"):
+            continue
+        # A next hop with a link-local address beside the global one is told as two: the global one is read last.
+        next_hops = [(ip_address(text), entries) for text, entries in by_next_hop.items()]
+        for next_hop, entries in sorted(next_hops, key=lambda each: not each[0].is_link_local):
+            path = _path(next_hop, attributes)
+            announced.update((ip_network(entry["nlri"], strict=False), path) for entry in entries)
     withdrawn = [
         ip_network(entry["nlri"], strict=False)
         for family, entries in update.get("withdraw", {}).items()
         if family in ("ipv4 unicast", "ipv6 unicast")
         for entry in entries
     ]
-    return Update(peer, tuple(announced), tuple(withdrawn))
+    return Update(peer, tuple(announced.items()), tuple(withdrawn))
 
 
 def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:

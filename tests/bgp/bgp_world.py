@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from ipaddress import ip_interface
+from ipaddress import ip_address, ip_interface
 from pathlib import Path
 from typing import Any
 
@@ -203,7 +203,8 @@ class Frr:
 
     def prefixes(self, address: str) -> set[str]:
         """What a neighbour told it."""
-        table = json.loads(self.ask(f"show bgp ipv4 unicast neighbors {address} routes json"))
+        family = f"ipv{ip_address(address).version}"
+        table = json.loads(self.ask(f"show bgp {family} unicast neighbors {address} routes json"))
         return set(table.get("routes", {}))
 
 

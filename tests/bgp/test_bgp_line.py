@@ -100,6 +100,16 @@ VECTORS: list[tuple[str, Event]] = [
     (
         said(
             "update",
+            '"direction": "receive", "message": { "update": { "attribute": { "origin": "igp", "as-path": {"0": '
+            '{"element": "as-sequence", "value": [65001]}} }, "announce": { "ipv6 unicast": { "fd09::1": '
+            '[ { "nlri": "fd44:5::/64" } ], "fe80::1": [ { "nlri": "fd44:5::/64" } ] } } } }',
+            "fd09::1",
+        ),
+        Update(V6, ((ip_network("fd44:5::/64"), PLAIN),)),
+    ),
+    (
+        said(
+            "update",
             '"direction": "receive", "message": { "update": { "withdraw": '
             '{ "ipv4 unicast": [ { "nlri": "10.244.6.0/26" } ] } } }',
         ),

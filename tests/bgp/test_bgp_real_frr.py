@@ -26,20 +26,30 @@ router bgp 65001
  neighbor 10.9.1.2 remote-as 64512
  neighbor 10.9.1.2 timers connect 1
  neighbor 10.9.1.2 advertisement-interval 0
+ neighbor fd09::2 remote-as 64512
+ neighbor fd09::2 timers connect 1
+ neighbor fd09::2 advertisement-interval 0
  address-family ipv4 unicast
   network 10.244.5.0/26
   network 10.244.6.0/26
+ exit-address-family
+ address-family ipv6 unicast
+  neighbor fd09::2 activate
+  network fd44::80/122
  exit-address-family
 exit
 """
 
 RESOURCES: tuple[Resource, ...] = (
-    node("n1", "10.9.1.2/24"),
+    node("n1", "10.9.1.2/24", "fd09::2/64"),
     node("n2", "10.9.2.2/24"),
     pool("main", "10.244.0.0/16", ipipMode="Fallback"),
+    pool("six", "fd44::/48"),
     block("10.244.1.0/26", "n1"),
+    block("fd44::40/122", "n1"),
     block("10.244.5.0/26", "n2"),
     peer("tor", "10.9.1.1", asNumber=65001),
+    peer("tor6", "fd09::1", asNumber=65001),
     peer("filtered", "10.9.1.7", asNumber=65001, filters=["missing"]),
     defaults(nodeToNodeMeshEnabled=False),
 )
@@ -62,7 +72,7 @@ async def reached(what: str, holds: Callable[[], object]) -> float:
 
 
 async def test_from_the_datastore_to_frr_and_back(world: World, tmp_path: Path) -> None:
-    world.wire("tor", ["10.9.1.1/24"], "n1", ["10.9.1.2/24"])
+    world.wire("tor", ["10.9.1.1/24", "fd09::1/64"], "n1", ["10.9.1.2/24", "fd09::2/64"])
     frr = await asyncio.to_thread(Frr, world, "tor", FRR)
     target = f"unix:{tmp_path}/store.sock"
     listening = asyncio.Event()
@@ -75,6 +85,11 @@ async def test_from_the_datastore_to_frr_and_back(world: World, tmp_path: Path) 
         agent = world.start("n1", sys.executable, *argv, cwd=ROOT)
         await reached("FRR holds the block, and only that", lambda: frr.prefixes("10.9.1.2") == {"10.244.1.0/26"})
         await reached("the kernel holds FRR's blocks", lambda: len(world.routes("n1")) == 2)
+        await reached("and its IPv6 block", lambda: world.routes("n1", version=6))
+        assert {key: value["gateway"] for key, value in world.routes("n1", version=6).items()} == {
+            "fd44::80/122": "fd09::1"
+        }
+        await reached("FRR holds ours", lambda: frr.prefixes("fd09::2") == {"fd44::40/122"})
         await _status_says_so(store)
 
         frr.ask("configure terminal", "router bgp 65001", "address-family ipv4 unicast", "no network 10.244.6.0/26")
@@ -98,13 +113,14 @@ async def _status_says_so(store: GrpcStore) -> None:
     async with asyncio.timeout(15):
         while True:
             found = await objects.read(store, SpeakerStatus, "n1")
-            if found and found[0].status.ready and found[0].status.routes_in == 2:
+            if found and found[0].status.ready and found[0].status.routes_in == 3:
                 break
             await asyncio.sleep(0.05)
     state = found[0].status
     assert {(each.name, each.peer, each.state) for each in state.sessions} == {
         ("BGPPeer/tor", "10.9.1.1", "Established"),
+        ("BGPPeer/tor6", "fd09::1", "Established"),
         ("BGPPeer/filtered", "10.9.1.7", "Blocked"),
     }
-    assert state.routes_out == ["10.244.1.0/26"]
+    assert state.routes_out == ["10.244.1.0/26", "fd44::40/122"]
     assert state.programmed >= 1
