@@ -154,7 +154,10 @@ class Cluster:
     # --- coming up
 
     async def build(self, progress: Progress) -> None:
-        """Everything of `up` after the record."""
+        """Everything of `up` after the record. Manifests are read before anything is made."""
+        users = [Path(self.record.topology).parent / each for each in self.topology.manifests]
+        generated = self.directory / "generated.yaml"
+        generated.write_text(self._generated(users))
         progress(f"lab {self.name}: {len(self.wiring.hosts)} hosts, {len(self.topology.pods)} pods")
         underlay.build(self.name, self.wiring)
         for name, router in self.routers.items():
@@ -164,12 +167,7 @@ class Cluster:
         self.start(DATASTORE)
         async with _opened(self) as store:
             await self.until(lambda: self._serving(store), "the datastore to answer", 20, DATASTORE)
-            generated = self.directory / "generated.yaml"
-            generated.write_text(
-                manifests.as_yaml([*manifests.nodes(self.topology, self.wiring), *manifests.namespaces(self.topology)])
-            )
-            here = Path(self.record.topology).parent
-            await self.apply(generated, *(here / each for each in self.topology.manifests))
+            await self.apply(generated, *users)
             progress("manifests applied")
             for node in self.topology.nodes:
                 for agent in AGENTS:
@@ -180,6 +178,12 @@ class Cluster:
             await self.until_peered(store=store)
         self._record(complete=True)
         progress(f"lab {self.name} is up")
+
+    def _generated(self, users: Iterable[Path]) -> str:
+        """What follows from the topology, as manifests; what users write themselves is left to them."""
+        theirs = {resource.key for path in users for resource in manifest.load_path(path)}
+        ours = [*manifests.nodes(self.topology, self.wiring), *manifests.namespaces(self.topology)]
+        return manifests.as_yaml(each for each in ours if each.key not in theirs)
 
     async def _serving(self, store: Store) -> str:
         try:
@@ -342,12 +346,13 @@ async def down(lab: str, progress: Progress | None = None) -> None:
     netns.require_root()
     record = state.read(lab)
     names = netns.existing(underlay.prefix(lab))
-    own = [each.process for each in record.processes.values()] if record else []
     if progress and (record or names):
         progress(f"taking lab {lab} down")
-    # agents first, while their routers still answer: they end in order and quickly
-    await asyncio.to_thread(processes.stop, [*own, *processes.known(netns.inhabitants(names))])
-    await asyncio.to_thread(processes.stop, processes.known(netns.inhabitants(names)))
+    own = {label: each.process for label, each in record.processes.items()} if record else {}
+    agents = [process for label, process in own.items() if label.partition("@")[0] in AGENTS]
+    # agents first, while the datastore and the routers still answer: so they end in order, and quickly
+    await asyncio.to_thread(processes.stop, agents)
+    await asyncio.to_thread(processes.stop, {*own.values(), *processes.known(netns.inhabitants(names))})
     netns.remove(names)
     state.forget(lab)
 

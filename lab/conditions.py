@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from core.names import workload_endpoint_name
 from core.resources.status import FelixState, SpeakerState
 from lab.routers import Session
 from lab.topology import Topology
@@ -20,10 +21,11 @@ def unprogrammed(topology: Topology, found: Mapping[str, FelixState], revision: 
         if state is None or not state.ready or state.programmed < revision:
             missing.append(f"{node.name} is at revision {state.programmed if state else 'none'} of {revision}")
             continue
-        known = {name for name, endpoint in state.endpoints.items() if endpoint.state == "up"}
-        waiting = {pod.name for pod in topology.pods if pod.node == node.name} - known
-        if waiting:
-            missing.append(f"{node.name} has not programmed {', '.join(sorted(waiting))}")
+        for pod in (pod for pod in topology.pods if pod.node == node.name):
+            endpoint = state.endpoints.get(f"{pod.namespace}/{workload_endpoint_name(pod.node, pod.short)}")
+            if endpoint is None or endpoint.state != "up":
+                seen = f"{endpoint.state} {endpoint.reason}".strip() if endpoint else "unknown to felix"
+                missing.append(f"{pod.name} on {node.name} is {seen}")
     return "; ".join(missing)
 
 

@@ -85,7 +85,7 @@ async def test_a_lab_that_cannot_come_up_says_why_and_leaves_nothing(name: str, 
     text = IPIP.read_text().replace("[pool-never.yaml, bgp.yaml]", "[broken.yaml]")
     (tmp_path / "topology.yaml").write_text(text)
     (tmp_path / "broken.yaml").write_text("apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: p}\n")
-    with pytest.raises(MuslinError, match=r"(?s)muslin apply failed: .*IPPool/p"):
+    with pytest.raises(MuslinError, match=r"broken.yaml.*IPPool/p"):
         await clusters.up(tmp_path / "topology.yaml", lambda _: None, name=name)
     assert not netns.existing(underlay.prefix(name))
     assert not state.directory(name).exists()
