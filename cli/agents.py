@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from contextlib import closing
 from datetime import UTC, datetime
 from typing import Annotated
 
@@ -12,7 +13,7 @@ import typer
 
 from cli import options, store
 from core import manifest
-from core.errors import NotFound
+from core.errors import MuslinError, NotFound
 from core.names import Key
 from core.resources import Node
 from datastore.api import Put
@@ -110,8 +111,8 @@ def both(
 
 @node.command()
 def cleanup() -> None:
-    """Remove what muslin owns in this kernel: its routes, its nftables table, its tunnel."""
-    _cleanup()
+    """Remove what muslin owns in this kernel: its routes, its nftables table, its tunnel. End the agents first."""
+    asyncio.run(_cleanup())
 
 
 @node.command()
@@ -138,7 +139,16 @@ async def _release(name: str, target: str) -> None:
         await opened.txn([Put(after.key, manifest.encode(after), found.revision)])
 
 
-def _cleanup() -> None:
+async def _cleanup() -> None:
+    from core.reconcile import Plan
+    from core.routing import RouteProtocol
     from felix import agent
+    from linux import rights
+    from linux.routes import RouteDriver
 
-    asyncio.run(agent.cleanup())
+    rights.require_net_admin()
+    with closing(RouteDriver(RouteProtocol.BGP)) as routes:
+        errors = await routes.apply(Plan(upsert={}, delete=await routes.read()))
+    await agent.cleanup()
+    if errors:
+        raise MuslinError("; ".join(f"{key.destination}: {error}" for key, error in errors.items()))

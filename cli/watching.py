@@ -10,14 +10,32 @@ from typing import Final
 
 from cli import store
 from cli.cluster import Overview, overview
-from core.names import Kind
+from core import resources
 from core.resources import BY_KIND, FelixStatus, Node, SpeakerStatus
 from datastore.api import Changes, Compacted, Store, Synced
 
 REPORTS: Final = frozenset({FelixStatus.KIND, SpeakerStatus.KIND})
 
-FOLLOWED: Final[frozenset[Kind]] = frozenset(BY_KIND) - REPORTS
-"""What agents follow: a change of a report is nothing that anybody programs."""
+FOLLOWED: Final = frozenset(
+    cls.KIND
+    for cls in (
+        resources.FelixConfiguration,
+        resources.GlobalNetworkPolicy,
+        resources.GlobalNetworkSet,
+        resources.IPAMBlock,
+        resources.IPPool,
+        resources.KubernetesNetworkPolicy,
+        resources.Namespace,
+        resources.NetworkPolicy,
+        resources.NetworkSet,
+        resources.Node,
+        resources.Profile,
+        resources.ServiceAccount,
+        resources.Tier,
+        resources.WorkloadEndpoint,
+    )
+)
+"""What felix follows (`felix.agent.KINDS`, which takes too long to import here): it programs no change of others."""
 
 
 async def page(opened: Store) -> tuple[Overview, int]:

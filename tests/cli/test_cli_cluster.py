@@ -1,0 +1,230 @@
+"""status, rollout and explain, over reports and policies that the test itself put into a real datastore."""
+
+import asyncio
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from cli.watching import FOLLOWED
+from core import manifest
+from core.resources import FelixStatus, Metadata, Resource, SpeakerStatus
+from core.resources.status import EndpointState, FelixState, SessionState, SpeakerState
+from datastore.api import Put
+from datastore.client import GrpcStore
+from felix import agent
+
+Muslin = Callable[[str], Any]
+
+
+def nodes(*names: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "apiVersion": "projectcalico.org/v3",
+            "kind": "Node",
+            "metadata": {"name": name},
+            "spec": {"bgp": {"ipv4Address": f"10.1.0.{number}/24"}},
+        }
+        for number, name in enumerate(names, 1)
+    ]
+
+
+def felix(node: str, programmed: int, **fields: Any) -> FelixStatus:
+    state = FelixState(programmed=programmed, ready=True, since="2026-01-01T00:00:00Z", routes=9, **fields)
+    return FelixStatus(metadata=Metadata(name=node), status=state)
+
+
+def speaker(node: str, *sessions: SessionState, **fields: Any) -> SpeakerStatus:
+    state = SpeakerState(ready=True, as_number=65101, sessions=list(sessions), routes_in=3, **fields)
+    return SpeakerStatus(metadata=Metadata(name=node), status=state)
+
+
+def session(state: str = "Established", reason: str = "") -> SessionState:
+    return SessionState(
+        peer="10.1.0.254", name="tor1", as_number=65001, state=state, received=4, advertised=1, reason=reason
+    )
+
+
+def report(address: str, *resources: Resource) -> int:
+    """Write reports as agents do; the revision."""
+
+    async def write() -> int:
+        store = GrpcStore(address)
+        try:
+            return await store.txn([Put(each.key, manifest.encode(each)) for each in resources])
+        finally:
+            await store.close()
+
+    return asyncio.run(write())
+
+
+def apply(muslin: Muslin, tmp_path: Path, *objects: dict[str, Any]) -> int:
+    (tmp_path / "objects.yaml").write_text(yaml.safe_dump_all(objects))
+    said = muslin(f"apply -f {tmp_path}/objects.yaml -o json")
+    assert said.code == 0, said.err
+    return int(json.loads(said.out)["revision"])
+
+
+def test_status_of_a_cluster_where_all_is_right(muslin: Muslin, datastore: str, tmp_path: Path) -> None:
+    revision = apply(muslin, tmp_path, *nodes("node1", "node2"))
+    up = {"shop/web": EndpointState(state="up"), "shop/db": EndpointState(state="pending")}
+    felixes = [felix(name, revision, endpoints=up) for name in ("node1", "node2")]
+    report(
+        datastore, *felixes, *(speaker(name, session(), routes_out=["10.244.0.0/26"]) for name in ("node1", "node2"))
+    )
+    said = muslin("status --check")
+    assert said.code == 0, said.out
+    lines = said.out.splitlines()
+    assert lines[1].split()[:8] == ["node1", "ready", f"{revision}/{revision}", "1", "up,", "1", "pending", "9"]
+    assert lines[1].split()[-5:] == ["ready", "65101", "1/1", "3", "1"]
+    assert [line.split()[:5] for line in lines[-2:]] == [
+        [name, "10.1.0.254", "tor1", "65001", "Established"] for name in ("node1", "node2")
+    ]
+    page = json.loads(muslin("status -o json").out)
+    assert page["right"] is True
+    assert page["revision"] == revision
+    assert page["nodes"][0]["felix"]["endpoints"]["shop/web"] == {"state": "up"}
+    assert page["nodes"][0]["felix"]["stale"] is False
+    assert page["nodes"][0]["bgp"]["sessions"][0]["asNumber"] == 65001
+    assert page["nodes"][0]["bgp"]["routesIn"] == 3
+
+
+def test_status_says_what_is_not_right(muslin: Muslin, datastore: str, tmp_path: Path) -> None:
+    revision = apply(muslin, tmp_path, *nodes("lagging", "new", "stale"))
+    broken = {"shop/web": EndpointState(state="error", reason="10.244.0.9 is in no block of this node")}
+    report(
+        datastore,
+        felix("lagging", revision - 1, endpoints=broken, problems=["IPPool pods: this kernel has no ipip"]),
+        felix("stale", revision, stale=True),
+        speaker("lagging", session("Down", "hold timer expired")),
+        speaker("stale"),
+    )
+    said = muslin("status --check")
+    assert said.code == 1
+    assert muslin("status").code == 0
+    wrong = {each["node"]: each["wrong"] for each in json.loads(muslin("status -o json").out)["nodes"]}
+    assert wrong == {
+        "lagging": [
+            f"felix has programmed revision {revision - 1}, the datastore is at {revision}",
+            "endpoint shop/web: 10.244.0.9 is in no block of this node",
+            "felix: IPPool pods: this kernel has no ipip",
+            "session with 10.1.0.254 (tor1) is Down: hold timer expired",
+        ],
+        "new": ["felix has never reported", "bgp has never reported"],
+        "stale": ["felix cannot reach the datastore and works from its last snapshot"],
+    }
+    for sentence in (sentence for each in wrong.values() for sentence in each):
+        assert sentence in said.out
+
+
+def test_a_deletion_counts_as_the_newest_change_and_a_report_does_not(
+    muslin: Muslin, datastore: str, tmp_path: Path
+) -> None:
+    revision = apply(muslin, tmp_path, *nodes("node1", "gone"))
+    report(datastore, felix("node1", revision), speaker("node1"))
+    assert json.loads(muslin("status -o json").out)["revision"] == revision
+    deleted = json.loads(muslin("delete node gone -o json").out)["revision"]
+    page = json.loads(muslin("status -o json").out)
+    assert page["revision"] == deleted > revision
+    assert page["right"] is False
+    report(datastore, felix("node1", deleted))
+    assert json.loads(muslin("status -o json").out)["right"] is True
+
+
+def test_rollout_waits_for_the_last_node(muslin: Muslin, datastore: str, tmp_path: Path) -> None:
+    revision = apply(muslin, tmp_path, *nodes("node1", "node2"))
+    report(datastore, felix("node1", revision), felix("node2", revision - 1))
+    late = muslin("rollout status --timeout 0.3")
+    assert late.code == 1
+    assert f"revision {revision} is not programmed on node2" in late.err
+    writer = threading.Timer(0.5, report, (datastore, felix("node2", revision)))
+    writer.start()
+    done = muslin("rollout status --timeout 20")
+    writer.join()
+    assert (done.code, done.out) == (0, f"revision {revision} is programmed on 2 nodes\n")
+
+
+def test_status_measures_felix_by_what_felix_follows() -> None:
+    assert {cls.KIND for cls in agent.KINDS} == FOLLOWED
+
+
+def endpoint(pod: str, address: str) -> dict[str, Any]:
+    return {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "WorkloadEndpoint",
+        "metadata": {
+            "name": f"node1-k8s-{pod}-eth0",
+            "namespace": "shop",
+            "labels": {"app": pod, "projectcalico.org/orchestrator": "k8s", "projectcalico.org/namespace": "shop"},
+        },
+        "spec": {
+            "orchestrator": "k8s",
+            "node": "node1",
+            "pod": pod,
+            "endpoint": "eth0",
+            "ipNetworks": [f"{address}/32"],
+            "profiles": ["kns.shop"],
+            "interfaceName": f"mus{pod}",
+        },
+    }
+
+
+DENY = {
+    "apiVersion": "projectcalico.org/v3",
+    "kind": "NetworkPolicy",
+    "metadata": {"name": "db-for-api-only", "namespace": "shop"},
+    "spec": {
+        "selector": "app == 'db'",
+        "types": ["Ingress"],
+        "ingress": [
+            {"action": "Deny", "protocol": "TCP", "source": {"selector": "app == 'web'"}},
+            {"action": "Allow"},
+        ],
+    },
+}
+
+
+@pytest.fixture
+def shop(muslin: Muslin, tmp_path: Path) -> None:
+    """Two pods, and a policy that keeps one from the other's TCP."""
+    namespace = {"apiVersion": "v1", "kind": "Namespace", "metadata": {"name": "shop"}}
+    apply(muslin, tmp_path, namespace, endpoint("web", "10.244.0.1"), endpoint("db", "10.244.0.2"), DENY)
+
+
+@pytest.mark.usefixtures("shop")
+def test_explain_names_the_policy_and_the_rule(muslin: Muslin) -> None:
+    said = muslin("explain --from shop/web --to shop/db --tcp 5432")
+    assert said.code == 0, said.err
+    assert said.out.splitlines()[-1] == "Deny"
+    assert "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0" in said.out
+    found = json.loads(muslin("explain --from 10.244.0.1 --to shop/db --tcp 5432 -o json").out)
+    assert found["verdict"] == "Deny"
+    assert found["ingress"] == {
+        "verdict": "Deny",
+        "cause": "rule",
+        "tier": "default",
+        "policy": "networkpolicy/shop/db-for-api-only",
+        "profile": "",
+        "rule": 0,
+        "why": "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0",
+    }
+    assert found["egress"]["verdict"] == "Allow"
+    assert found["egress"]["profile"] == "kns.shop"
+    for flow in ("--udp 53", "--icmp", "--sctp 7", "--protocol 47"):
+        said = muslin(f"explain --from shop/web --to shop/db {flow}")
+        assert said.out.splitlines()[-1] == "Allow", said.out
+    assert json.loads(muslin("explain --from 192.0.2.1 --to shop/db --tcp 5432 -o json").out)["egress"] is None
+
+
+@pytest.mark.usefixtures("shop")
+def test_explain_refuses_what_it_cannot_know(muslin: Muslin) -> None:
+    said = muslin("explain --from shop/nobody --to shop/db --tcp 1")
+    assert (said.code, said.err) == (1, "--from: there is no pod shop/nobody; `muslin get wep -A` lists them\n")
+    said = muslin("explain --from shop/web --to nonsense --tcp 1")
+    assert (said.code, said.err) == (1, "--to: 'nonsense' is neither NAMESPACE/POD nor an address\n")
+    assert muslin("explain --from shop/web --to shop/db").code == 2
+    assert muslin("explain --from shop/web --to shop/db --tcp 1 --udp 1").code == 2
