@@ -220,10 +220,10 @@ def _fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, str, Any], ...]:
     return tuple(
         (
             field.name,
-            field.encode_name,
+            name,
             field.default if field.default_factory is msgspec.NODEFAULT else field.default_factory(),
         )
-        for field in msgspec.structs.fields(cls)
+        for name, field in shape.fields(cls).items()
     )
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping
 from difflib import get_close_matches
 from enum import Enum
+from functools import cache
 from types import NoneType, UnionType
 from typing import Any, Final, Union, get_args, get_origin
 
@@ -23,6 +24,12 @@ _WORDS: Final[Mapping[Any, str]] = {
     float: "a number",
     bool: "true or false",
 }
+
+
+@cache
+def fields(cls: type[msgspec.Struct]) -> Mapping[str, msgspec.structs.FieldInfo]:
+    """A struct's fields by their names in manifests."""
+    return {field.encode_name: field for field in msgspec.structs.fields(cls)}
 
 
 def faults(value: Any, expected: Any, path: str = "") -> Iterator[Problem]:
@@ -49,7 +56,7 @@ def without_nulls(value: Any, expected: Any) -> Any:
         if isinstance(value, list) and get_origin(chosen) is list:
             return [without_nulls(each, get_args(chosen)[0]) for each in value]
         if isinstance(value, dict) and isinstance(chosen, type) and issubclass(chosen, msgspec.Struct):
-            types = {field.encode_name: field.type for field in msgspec.structs.fields(chosen)}
+            types = {name: field.type for name, field in fields(chosen).items()}
             return {name: without_nulls(item, types.get(name, Any)) for name, item in value.items() if item is not None}
     return value
 
@@ -65,20 +72,20 @@ def _struct(value: Any, cls: type[msgspec.Struct], path: str) -> Iterator[Proble
     if not isinstance(value, dict):
         yield Problem(path=path, why=f"expected fields, found {_shown(value)}")
         return
-    fields = {field.encode_name: field for field in msgspec.structs.fields(cls)}
+    known = fields(cls)
     for name, item in value.items():
-        if name not in fields:
-            yield Problem(path=path, why=f"unknown field {name!r}{meant(name, fields) or _elsewhere(name, cls)}")
+        if name not in known:
+            yield Problem(path=path, why=f"unknown field {name!r}{meant(name, known) or _elsewhere(name, cls)}")
         else:
-            yield from faults(item, fields[name].type, join(path, name))
-    for name, field in fields.items():
+            yield from faults(item, known[name].type, join(path, name))
+    for name, field in known.items():
         if field.required and name not in value:
             yield Problem(path=join(path, name), why="is required")
 
 
 def _elsewhere(name: str, cls: type[msgspec.Struct]) -> str:
     """Whether the field belongs one level down, under `spec` or another part."""
-    for field in msgspec.structs.fields(cls):
+    for field in fields(cls).values():
         inner = [choice for choice in _choices(field.type) if isinstance(choice, type)]
         for choice in inner:
             if issubclass(choice, msgspec.Struct) and name in choice.__struct_encode_fields__:

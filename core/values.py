@@ -53,10 +53,10 @@ def network(text: str, version: int | None = None) -> Network:
     """`10.0.0.0/8`: a prefix with its length and no host bits."""
     if "/" not in text:
         raise ValueError(f"{text!r} has no prefix length; write it as address/length")
-    loose = _network(text, version)
-    if ip_interface(text).ip != loose.network_address:
-        raise ValueError(f"{text!r} has host bits set; did you mean {str(loose)!r}?")
-    return loose
+    found = _network(text, version)
+    if str(found.network_address) != text.partition("/")[0] and ip_interface(text).ip != found.network_address:
+        raise ValueError(f"{text!r} has host bits set; did you mean {str(found)!r}?")
+    return found
 
 
 def network_or_address(text: str, version: int | None = None) -> Network:

@@ -218,7 +218,7 @@ def with_ports(value: int | str) -> int:
 
 def _one_address(text: str) -> Network:
     network = values.network_or_address(text)
-    if network.num_addresses > 1:
+    if network.prefixlen != network.max_prefixlen:
         raise ValueError(f"{text!r} holds more than one address; a /32 or /128 is wanted")
     return network
 

@@ -1,0 +1,58 @@
+"""Admission against a real store: what it refuses, what it reads, and the guards it asks for."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import Invalid
+from core.manifest import encode
+from core.resources import IPPool, Metadata, Node, Resource
+from core.resources.network import IPPoolSpec
+from datastore.admission import admit
+from datastore.api import Delete, Put, Store, Unchanged
+from datastore.sqlite import SqliteStore
+
+
+@pytest.fixture
+async def sqlite(tmp_path: Path) -> AsyncIterator[Store]:
+    store = await SqliteStore.open(tmp_path / "db")
+    yield store
+    await store.close()
+
+
+def pool(name: str, cidr: str) -> IPPool:
+    return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr))
+
+
+def put(resource: Resource) -> Put:
+    return Put(resource.key, encode(resource))
+
+
+async def refusal(store: Store, *operations: Put | Delete) -> list[str]:
+    with pytest.raises(Invalid) as caught:
+        await admit(store, operations)
+    return [str(problem) for problem in caught.value.problems]
+
+
+async def test_what_needs_no_reading_asks_for_no_guard(sqlite: Store) -> None:
+    node = Node(metadata=Metadata(name="n1"))
+    assert await admit(sqlite, [put(node)]) == ()
+    assert await admit(sqlite, [Delete(node.key)]) == ()
+
+
+async def test_what_was_read_is_guarded(sqlite: Store) -> None:
+    revision = await sqlite.txn([put(pool("a", "10.65.0.0/16"))])
+    assert await admit(sqlite, [put(pool("b", "10.66.0.0/16"))]) == [Unchanged(IPPool.KIND, revision)]
+
+
+async def test_objects_are_judged_alone_and_together(sqlite: Store) -> None:
+    await sqlite.txn([put(pool("a", "10.65.0.0/16"))])
+    assert await refusal(sqlite, put(pool("b", "10.65.8.0/24"))) == [
+        "IPPool/b: spec.cidr: 10.65.8.0/24 overlaps 10.65.0.0/16 of IPPool/a"
+    ]
+    wrong = [put(pool("b", "10.65.0.1/16")), Put(pool("c", "10.66.0.0/16").key, b"{}")]
+    said = await refusal(sqlite, *wrong)
+    assert said[0] == "IPPool/b: spec.cidr: '10.65.0.1/16' has host bits set; did you mean '10.65.0.0/16'?"
+    assert said[1:] == ["IPPool/c: metadata: is required", "IPPool/c: spec: is required"]
+    assert len(await admit(sqlite, [Delete(pool("a", "10.65.0.0/16").key), put(pool("b", "10.65.8.0/24"))])) == 2
