@@ -30,7 +30,8 @@ from felix.model import Config, Desired, Judged
 from felix.nat import nat
 from felix.overlay import may_tunnel, overlay, tunnels
 from felix.overlay import sysctls as tunnel_sysctls
-from linux.model import Facts, Tunnel
+from linux.model import Facts
+from linux.tunnels import Tunnel
 from policy.compile import compile as compile_policy
 from policy.render import render
 

@@ -9,7 +9,8 @@ from pathlib import Path
 from core.names import Key
 from core.nftables import Ruleset
 from felix.endpoints import Endpoint
-from linux.model import Route, RouteKey, Tunnel
+from linux.model import Route, RouteKey
+from linux.tunnels import Tunnel
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

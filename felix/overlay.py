@@ -25,10 +25,8 @@ from core.names import IPIP_DEVICE
 from core.resources import EncapMode, IPAMBlock, IPPool, Node
 from core.routing import Carrier, Metric, carriers, pool_of
 from core.snapshot import Snapshot
-from linux.model import Facts, NextHop, Route, RouteKey, RouteType, Tunnel
-
-IPIP_OVERHEAD: Final = 20
-"""Bytes of the outer IPv4 header."""
+from linux.model import Facts, NextHop, Route, RouteKey, RouteType
+from linux.tunnels import OVERHEAD, Tunnel
 
 DEFAULT_MTU: Final = 1500
 """Bytes; taken for the uplink while it cannot be told which link that is."""
@@ -61,7 +59,7 @@ def tunnels(snapshot: Snapshot, facts: Facts, local: Node | None, mtu: int | Non
     return {
         IPIP_DEVICE: Tunnel(
             local=outer,
-            mtu=mtu or uplink_mtu(facts, outer) - IPIP_OVERHEAD,
+            mtu=mtu or uplink_mtu(facts, outer) - OVERHEAD,
             addresses=(IPv4Interface(inner),) if inner else (),
         )
     }

@@ -57,7 +57,13 @@ def namespace(name: str, **labels: str) -> Namespace:
 
 
 def pod(
-    name: str, *addresses: str, on: str = "a", namespace: str = "shop", interface: str = "", **labels: str
+    name: str,
+    *addresses: str,
+    on: str = "a",
+    namespace: str = "shop",
+    interface: str = "",
+    profiles: tuple[str, ...] = (),
+    **labels: str,
 ) -> WorkloadEndpoint:
     spec = WorkloadEndpointSpec(
         orchestrator="k8s",
@@ -65,7 +71,7 @@ def pod(
         pod=name,
         endpoint="eth0",
         ip_networks=[str(ip_network(each)) for each in addresses],
-        profiles=[f"kns.{namespace}"],
+        profiles=list(profiles) or [f"kns.{namespace}"],
         interface_name=interface or workload_interface(namespace, name),
     )
     labels = {"projectcalico.org/namespace": namespace, "projectcalico.org/orchestrator": "k8s", **labels}

@@ -1,0 +1,283 @@
+"""The agent: wiring only. What is decided is in `felix.desired`; how it gets into the kernel, in `core.reconcile`.
+
+    datastore.follow ── snapshot ──┐
+                                   ├── decide: desired() ── set_desired ──> reconcile.run ──> kernel
+    linux.links ─────── facts ─────┘                            ^                 │
+        │                                                       │                 └── progress ── status ──> datastore
+        └── a route of ours was taken, a rule of ours changed ── distrust
+
+    reconcilers, in this order, each without waiting for the one before to succeed:
+        sysctls   forwarding and proxy ARP stand before a route leads anywhere
+        tunnels   the device must exist before routes through it
+        nft       an endpoint is judged before it can be reached
+        routes    last: they are what lets packets in
+
+Nothing is written before the first complete snapshot. One from disk, because the datastore is away, is programmed on
+a host that holds nothing of ours (it was rebooted, and its pods would stay cut off); what an earlier felix left
+standing may be newer than the disk, and is left alone until the datastore answers. On exit everything stays.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Sequence
+from datetime import UTC, datetime
+from typing import Any, Final
+
+import structlog
+
+from core.errors import Conflict, MuslinError, Unavailable
+from core.latest import Latest
+from core.names import NFT_TABLE
+from core.reconcile import Driver, Plan, Progress, Reconciler
+from core.reconcile import run as reconcile
+from core.resources import (
+    FelixConfiguration,
+    FelixStatus,
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    IPAMBlock,
+    IPPool,
+    KubernetesNetworkPolicy,
+    Namespace,
+    NetworkPolicy,
+    NetworkSet,
+    Node,
+    Profile,
+    ServiceAccount,
+    Tier,
+    WorkloadEndpoint,
+)
+from core.routing import RouteProtocol
+from core.snapshot import Snapshot
+from datastore import objects
+from datastore.api import Store
+from datastore.client import GrpcStore
+from datastore.follow import follow
+from felix import status, tunnel_address
+from felix.desired import desired, judge
+from felix.model import Config, Desired, Judged
+from linux import rights
+from linux.links import watch_facts
+from linux.model import Facts
+from linux.nft import NftDriver
+from linux.nft_objects import flatten
+from linux.routes import RouteDriver
+from linux.sysctl import SysctlDriver
+from linux.tunnels import TunnelDriver
+
+KINDS: Final = (
+    FelixConfiguration,
+    GlobalNetworkPolicy,
+    GlobalNetworkSet,
+    IPAMBlock,
+    IPPool,
+    KubernetesNetworkPolicy,
+    Namespace,
+    NetworkPolicy,
+    NetworkSet,
+    Node,
+    Profile,
+    ServiceAccount,
+    Tier,
+    WorkloadEndpoint,
+)
+"""What felix decides on."""
+
+STATUS_EVERY_S: Final = 0.1
+"""The least time between two writes of the status."""
+
+RETRY_S: Final = 1.0
+"""How long to wait before something that the datastore refused is tried again."""
+
+log = structlog.get_logger()
+
+
+async def run(config: Config) -> None:
+    """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours."""
+    rights.require_net_admin()
+    rights.require_nftables()
+    store = GrpcStore(config.datastore)
+    try:
+        with contextlib.closing(Agent(config, store)) as agent:
+            await agent.serve()
+    finally:
+        await store.close()
+
+
+async def cleanup() -> None:
+    """Remove everything of felix's from this host: routes, the nftables table, tunnels. Pods lose their network.
+
+    Raises `MuslinError` naming what could not be removed.
+    """
+    failed: list[str] = []
+    with contextlib.ExitStack() as stack:
+        routes = stack.enter_context(contextlib.closing(RouteDriver(RouteProtocol.FELIX)))
+        rules = stack.enter_context(contextlib.closing(NftDriver()))
+        tunnels = stack.enter_context(contextlib.closing(TunnelDriver()))
+        drivers: tuple[Driver[Any, Any], ...] = (routes, tunnels)
+        for driver in drivers:
+            errors = await driver.apply(Plan(upsert={}, delete=await driver.read()))
+            failed += [f"{driver.name}: {error}" for error in errors.values()]
+        await rules.remove()  # last: while there is a route to a pod, its packets are judged
+    if failed:
+        raise MuslinError("; ".join(failed))
+
+
+class Agent:
+    """One felix. Everything here runs in one event loop; what is shared between its tasks is assigned whole."""
+
+    def __init__(self, config: Config, store: Store) -> None:
+        self._config, self._store = config, store
+        self._snapshot: Snapshot | None = None
+        self._facts: Facts | None = None
+        self._judged: tuple[Snapshot, Judged] | None = None
+        self._changed = asyncio.Event()
+        self._wake = asyncio.Event()
+        self._routes_driver = RouteDriver(RouteProtocol.FELIX)
+        self._nft_driver = NftDriver()
+        self._sysctl_driver = SysctlDriver()
+        self._sysctls = Reconciler(self._sysctl_driver)
+        self._tunnel_driver = TunnelDriver()
+        self._tunnels = Reconciler(self._tunnel_driver)
+        self._nft = Reconciler(self._nft_driver)
+        self._routes = Reconciler(self._routes_driver)
+        self._wanted: dict[int, Desired] = {}  # by generation: a number for each state that was ever decided
+        self._generation = 0
+        self._programmed = 0
+        self._released: str | None = None
+        self._fresh = False
+        self._settling: Latest[Snapshot] = Latest()
+        self._said: Latest[FelixStatus] = Latest()
+        self._since, self._ready = _now(), False
+
+    def close(self) -> None:
+        """Let go of the kernel; everything in it stays."""
+        for driver in (self._routes_driver, self._nft_driver, self._tunnel_driver):
+            driver.close()
+
+    async def serve(self) -> None:
+        """Run every part until cancelled, or until one fails."""
+        reconcilers = (self._sysctls, self._tunnels, self._nft, self._routes)
+        async with asyncio.TaskGroup() as group:
+            group.create_task(self._follow(), name="snapshots")
+            group.create_task(self._watch_links(), name="facts")
+            group.create_task(self._watch_rules(), name="rules")
+            group.create_task(self._decide(), name="decide")
+            group.create_task(self._keep_tunnel_address(), name="tunnel address")
+            group.create_task(self._write_status(), name="status")
+            group.create_task(reconcile(reconcilers, self._wake, self._on_progress), name="reconcile")
+
+    async def _follow(self) -> None:
+        latest: Latest[Snapshot] = Latest()
+        async with asyncio.TaskGroup() as group:
+            group.create_task(follow(self._store, KINDS, latest, self._config.run_dir / "felix.snapshot"))
+            async for snapshot in latest:
+                self._snapshot = snapshot
+                self._changed.set()
+
+    async def _watch_links(self) -> None:
+        def drift() -> None:
+            self._routes.distrust()
+            self._wake.set()
+
+        async for facts in watch_facts(ports=(self._routes_driver.port,), on_drift=drift):
+            before, self._facts = self._facts or facts, facts
+            if any(
+                name not in facts.links or facts.links[name].index != each.index for name, each in before.links.items()
+            ):
+                self._sysctls.distrust()  # a link of that name that comes again has the kernel's defaults
+            self._changed.set()
+
+    async def _watch_rules(self) -> None:
+        async for who in self._nft_driver.foreign_changes():
+            log.warning("nft.changed_by_another", table=NFT_TABLE, who=who)
+            self._nft.distrust()
+            self._wake.set()
+
+    async def _decide(self) -> None:
+        while True:
+            await self._changed.wait()
+            self._changed.clear()
+            snapshot, facts = self._snapshot, self._facts
+            if snapshot is None or facts is None or await self._older_than_the_kernel(snapshot):
+                continue
+            if self._judged is None or self._judged[0] is not snapshot:
+                # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
+                self._judged = (snapshot, await asyncio.to_thread(judge, snapshot, self._config.node))
+            self._set(desired(snapshot, facts, self._config, self._judged[1]))
+            self._release(snapshot)
+            self._settling.put(snapshot)
+            self._wake.set()
+
+    async def _older_than_the_kernel(self, snapshot: Snapshot) -> bool:
+        """Whether `snapshot` is from disk, where it may lag, while what an earlier felix programmed still stands."""
+        self._fresh = self._fresh or not snapshot.stale
+        if self._fresh or self._generation:
+            return False
+        return bool(await self._nft_driver.read())
+
+    def _set(self, wanted: Desired) -> None:
+        self._generation += 1
+        self._wanted[self._generation] = wanted
+        self._sysctl_driver.watch(wanted.sysctls)
+        self._sysctls.set_desired(wanted.sysctls, self._generation, prune=False)  # none is ever set back
+        self._tunnels.set_desired(wanted.tunnels, self._generation)
+        self._nft.set_desired(flatten(wanted.nft), self._generation)
+        self._routes.set_desired(wanted.routes, self._generation)
+
+    def _release(self, snapshot: Snapshot) -> None:
+        node = snapshot.get(Node, self._config.node)
+        token = status.release_token(node.metadata.annotations if node else {})
+        if self._released is not None and token not in ("", self._released):
+            for reconciler in (self._sysctls, self._tunnels, self._nft, self._routes):
+                reconciler.release()
+        self._released = token
+
+    async def _on_progress(self, progress: Sequence[Progress]) -> None:
+        sysctls, tunnels, nft, routes = progress
+        outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, nft=nft, routes=routes)
+        wanted = self._wanted.get(outcome.tried)
+        if wanted is None:
+            return
+        if outcome.done >= outcome.tried and not (wanted.awaited and tunnels.healthy):
+            self._programmed = wanted.revision
+        for generation in [each for each in self._wanted if each < outcome.tried]:
+            del self._wanted[generation]
+        said = status.state(wanted, outcome, self._programmed, self._since)
+        if said.ready is not self._ready:
+            self._ready, self._since = said.ready, _now()
+            said = status.state(wanted, outcome, self._programmed, self._since)
+        self._said.put(status.status(self._config.node, said))
+
+    async def _write_status(self) -> None:
+        written: FelixStatus | None = None
+        while True:
+            said = await self._said.get()
+            if said == written:
+                continue
+            try:
+                await objects.write(self._store, said)
+                written = said
+            except Unavailable:
+                await asyncio.sleep(RETRY_S)
+                self._said.put(self._said.peek() or said)
+                continue
+            await asyncio.sleep(STATUS_EVERY_S)
+
+    async def _keep_tunnel_address(self) -> None:
+        while True:
+            snapshot = await self._settling.get()
+            try:
+                await tunnel_address.ensure(self._store, snapshot, self._config.node)
+            except Conflict:
+                continue  # somebody else wrote the Node: the snapshot with that is on its way
+            except MuslinError as error:
+                log.warning("tunnel_address.failed", why=str(error))
+                await asyncio.sleep(RETRY_S)
+                self._settling.put(self._settling.peek() or snapshot)
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -1,0 +1,331 @@
+"""Felix on a real kernel: real pods, real packets, a real store, and an agent that comes and goes."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import re
+import subprocess
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from core.errors import Unavailable
+from core.names import workload_interface
+from core.resources import FelixStatus, Resource
+from core.resources.network import EncapMode
+from core.resources.status import FelixState
+from datastore import objects
+from datastore.client import GrpcStore
+from datastore.sqlite import SqliteStore
+from felix.agent import Agent, cleanup
+from felix.model import Config
+from tests.felix.cluster import allow_from, block, deny, felix, namespace, node, pod, pool
+from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, Host, first_datagram, host, ip, nft, says
+
+pytestmark = pytest.mark.kernel
+
+WEB, DB = workload_interface("shop", "web"), workload_interface("shop", "db")
+STATE: tuple[Resource, ...] = (
+    node("a", f"{HOST}/24"),
+    namespace("shop"),
+    pool("pods", "10.0.0.0/16", nat_outgoing=True),
+    pool("six", "fd00::/64"),
+    block("10.0.0.0/26", "a"),
+    pod("web", "10.0.0.1", "fd00::1", app="web"),
+    pod("db", "10.0.0.2", "fd00::2", app="db"),
+)
+
+
+class Cluster:
+    """A store, a node with two pods, and at most one felix at a time."""
+
+    def __init__(self, store: SqliteStore, host: Host, run_dir: Path) -> None:
+        self.store, self.host = store, host
+        self.config = Config(node="a", datastore="", run_dir=run_dir)
+        self.web = host.pod("web", "10.0.0.1", "fd00::1")
+        self.db = host.pod("db", "10.0.0.2", "fd00::2")
+        self.revision = 0
+        self._felix: asyncio.Task[None] | None = None
+
+    async def write(self, *resources: Resource) -> None:
+        """Write and wait until felix has it in the kernel, when there is one."""
+        self.revision = await self.store.txn([objects.put(each) for each in resources])
+        if self._felix:
+            await self.programmed()
+
+    async def remove(self, resource: Resource) -> None:
+        key = resource.key
+        self.revision = await objects.delete(self.store, type(resource), key.name, key.namespace)
+        await self.programmed()
+
+    async def start(self) -> None:
+        self._agent = Agent(self.config, self.store)
+        self._felix = asyncio.create_task(self._agent.serve())
+        await self.programmed()
+
+    async def stop(self) -> None:
+        if self._felix:
+            self._felix.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await self._felix
+            self._felix = None
+            self._agent.close()
+
+    async def status(self, wanted: Callable[[FelixState], bool]) -> FelixState:
+        """The first status that is as wanted, also one written before."""
+        async with asyncio.timeout(PATIENCE_S):
+            async with contextlib.aclosing(self.store.watch(0, {FelixStatus.KIND})) as watch:
+                async for _ in watch:
+                    assert self._felix is None or not self._felix.done(), self._felix
+                    found = await objects.read(self.store, FelixStatus, "a")
+                    if found and wanted(found[0].status):
+                        return found[0].status
+        raise AssertionError("the watch ended")
+
+    async def programmed(self) -> FelixState:
+        return await self.status(lambda state: state.programmed >= self.revision and state.ready)
+
+
+@pytest.fixture
+def real_host() -> Iterator[Host]:
+    with host() as made:
+        yield made
+
+
+@pytest.fixture
+async def cluster(real_host: Host, tmp_path: Path) -> AsyncIterator[Cluster]:
+    store = await SqliteStore.open(tmp_path / "store.db")
+    made = Cluster(store, real_host, tmp_path)
+    try:
+        await made.write(*STATE)
+        yield made
+    finally:
+        await made.stop()
+        await store.close()
+
+
+async def test_pods_talk_once_they_are_programmed_and_not_before(cluster: Cluster) -> None:
+    web, db = cluster.web, cluster.db
+    async with db.echo(80), db.echo(81, "fd00::2"):
+        await cluster.start()
+        state = await cluster.programmed()
+        assert {name: each.state for name, each in state.endpoints.items()} == {
+            "shop/a-k8s-web-eth0": "up",
+            "shop/a-k8s-db-eth0": "up",
+        }
+        assert await says(await web.connect("10.0.0.2", 80), b"four") == b"four"
+        assert await says(await web.connect("fd00::2", 81), b"six") == b"six"
+
+
+async def test_a_pod_without_endpoint_is_cut_off_both_ways(cluster: Cluster) -> None:
+    ghost, interface = cluster.host.pod("ghost", "10.0.0.9"), workload_interface("shop", "ghost")
+    await cluster.start()
+    # Everything that could let it through by itself, but for its place in felix's table:
+    ip("route", "add", "10.0.0.9", "dev", interface)
+    host_answers(interface)
+    async with cluster.db.echo(80), ghost.echo(80):
+        assert await cluster.web.reaches("10.0.0.2", 80)
+        assert not await ghost.reaches("10.0.0.2", 80)
+        assert dropped("check-source") > 0
+        assert not await cluster.web.reaches("10.0.0.9", 80)
+        assert dropped("to-workload") > 0
+        nft("add", "element", "inet", "muslin", "sources4", f'{{ "{interface}" . 10.0.0.9 }}')
+        assert not await ghost.reaches(OUTSIDE, 80)
+        assert dropped("from-workload") > 0
+        await cluster.write(pod("ghost", "10.0.0.9"))
+        assert await ghost.reaches("10.0.0.2", 80)
+        assert await cluster.web.reaches("10.0.0.9", 80)
+
+
+def host_answers(interface: str) -> None:
+    """What felix sets for a pod's interface so that its next hop resolves."""
+    for name, value in (("conf", "proxy_arp"), ("neigh", "proxy_delay")):
+        Path(f"/proc/sys/net/ipv4/{name}/{interface}/{value}").write_text("1" if name == "conf" else "0")
+
+
+def dropped(chain: str) -> int:
+    """How many packets the chain's last rule has dropped."""
+    text = nft("list", "chain", "inet", "muslin", chain)
+    return int(re.findall(r"counter packets (\d+) bytes \d+ drop", text)[-1])
+
+
+async def test_a_spoofed_source_is_dropped(cluster: Cluster) -> None:
+    await cluster.start()
+    receiver, outside = cluster.db.udp("10.0.0.2", 53), cluster.host.outside.udp(OUTSIDE, 53)
+    ip("-n", cluster.web.namespace, "addr", "add", "10.0.0.77/32", "dev", "eth0")
+    liar = cluster.web.udp("10.0.0.77")
+    liar.sendto(b"lie", (OUTSIDE, 53))
+    liar.sendto(b"lie", ("10.0.0.2", 53))
+    ip("-n", cluster.web.namespace, "addr", "add", "10.0.0.2/32", "dev", "eth0")  # the other pod's own address
+    cluster.web.udp("10.0.0.2").sendto(b"lie", (OUTSIDE, 53))
+    ip("-n", cluster.web.namespace, "addr", "del", "10.0.0.2/32", "dev", "eth0")
+    honest = cluster.web.udp("10.0.0.1")
+    honest.sendto(b"truth", (OUTSIDE, 53))
+    honest.sendto(b"truth", ("10.0.0.2", 53))
+    assert await first_datagram(receiver) == (b"truth", "10.0.0.1")
+    assert await first_datagram(outside) == (b"truth", HOST)
+    assert dropped("check-source") == 3
+
+
+async def test_policy_flips_and_an_established_flow_lives_through_it(cluster: Cluster) -> None:
+    web, db = cluster.web, cluster.db
+    await cluster.start()
+    async with db.echo(80), db.echo(81):
+        running = await web.connect("10.0.0.2", 80)
+        closed, opened = deny("all", "shop"), allow_from("db", "shop", "app == 'db'", "app == 'web'", 81, "TCP")
+        leave = deny("all", "shop", "app == 'db'")
+        await cluster.write(closed)
+        assert not await web.reaches("10.0.0.2", 80)
+        assert await says(running, b"still here") == b"still here"
+        await cluster.remove(closed)
+        await cluster.write(opened, leave)
+        assert [await web.reaches("10.0.0.2", port) for port in (80, 81)] == [False, True]
+        await cluster.remove(leave)
+        await cluster.remove(opened)
+        assert [await web.reaches("10.0.0.2", port) for port in (80, 81)] == [True, True]
+
+
+async def test_a_profile_that_is_missing_denies(cluster: Cluster) -> None:
+    await cluster.write(pod("db", "10.0.0.2", namespace="shop", profiles=("absent",)))
+    await cluster.start()
+    async with cluster.db.echo(80):
+        assert not await cluster.web.reaches("10.0.0.2", 80)
+
+
+async def test_to_the_host_only_as_configured_and_from_it_always(cluster: Cluster) -> None:
+    await cluster.start()
+    here = cluster.host.place
+    async with here.echo(8080), cluster.db.echo(80):
+        assert not await cluster.web.reaches(HOST, 8080)
+        await cluster.write(deny("all", "shop"))
+        assert await here.reaches("10.0.0.2", 80)
+        await cluster.write(felix(default_endpoint_to_host_action="Accept"))
+        assert not await cluster.web.reaches(HOST, 8080)  # its own egress policy comes first
+        await cluster.remove(deny("all", "shop"))
+        assert await cluster.web.reaches(HOST, 8080)
+
+
+async def test_the_outside_sees_the_host_and_pods_see_each_other(cluster: Cluster) -> None:
+    await cluster.start()
+    outside, inside = cluster.host.outside.udp(OUTSIDE, 53), cluster.db.udp("10.0.0.2", 53)
+    sender = cluster.web.udp("10.0.0.1")
+    sender.sendto(b"out", (OUTSIDE, 53))
+    sender.sendto(b"in", ("10.0.0.2", 53))
+    assert await first_datagram(outside) == (b"out", HOST)
+    assert await first_datagram(inside) == (b"in", "10.0.0.1")
+
+
+@contextlib.contextmanager
+def monitors(folder: Path) -> Iterator[Callable[[], str]]:
+    """Everything that changes in this namespace's routes, links' addresses and nftables, as text."""
+    started = []
+    for name, argv in (("route", ["ip", "monitor", "route"]), ("nft", ["nft", "monitor"])):
+        with open(folder / name, "wb") as out:
+            started.append(subprocess.Popen(argv, stdout=out))
+    try:
+        yield lambda: (folder / "route").read_text() + (folder / "nft").read_text()
+    finally:
+        for each in started:
+            each.terminate()
+            each.wait()
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what gives no event, within bounds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.02)
+
+
+async def test_a_restart_writes_nothing_and_no_packet_is_lost(cluster: Cluster, tmp_path: Path) -> None:
+    await cluster.write(allow_from("db", "shop", "app == 'db'", "app == 'web'", 80, "TCP"))
+    await cluster.start()
+    async with cluster.db.echo(80):
+        running = await cluster.web.connect("10.0.0.2", 80)
+        with monitors(tmp_path) as changes:
+            await hearing(changes)
+            await cluster.stop()
+            assert await says(running, b"without felix") == b"without felix"
+            assert await cluster.web.reaches("10.0.0.2", 80)
+            await cluster.start()
+            assert await says(running, b"with felix") == b"with felix"
+            ip("route", "add", "198.51.100.1", "dev", "eth0")
+            nft("add", "table", "inet", "canary-end")
+            await until(lambda: "198.51.100.1" in changes() and "canary-end" in changes())
+            marks = ("192.0.2.", "198.51.100.", "canary", "# new generation")
+            assert [line for line in changes().splitlines() if not any(mark in line for mark in marks)] == []
+
+
+async def hearing(changes: Callable[[], str]) -> None:
+    """Make small changes until both monitors tell of one: what comes after this they will not miss."""
+    async with asyncio.timeout(PATIENCE_S):
+        for number in itertools.count(1):
+            ip("route", "add", f"192.0.2.{number}", "dev", "eth0")
+            nft("add", "table", "inet", f"canary{number}")
+            await asyncio.sleep(0.05)
+            if "192.0.2." in changes() and "canary" in changes():
+                return
+
+
+async def test_what_others_take_away_is_put_back(cluster: Cluster) -> None:
+    await cluster.start()
+    ip("route", "del", "10.0.0.2")
+    await until(lambda: "10.0.0.2" in ip("route", "show", "proto", "200"))
+    nft("flush", "chain", "inet", "muslin", "check-source")
+    await until(lambda: "sources4" in nft("list", "chain", "inet", "muslin", "check-source"))
+    nft("delete", "table", "inet", "muslin")
+    await until(lambda: "muslin" in nft("list", "tables"))
+    await until(lambda: WEB in nft("list", "map", "inet", "muslin", "to-workload"))
+
+
+async def test_a_link_that_comes_late_and_goes_early(cluster: Cluster) -> None:
+    await cluster.write(pod("late", "10.0.0.5"))
+    await cluster.start()
+    state = await cluster.programmed()
+    assert state.endpoints["shop/a-k8s-late-eth0"].state == "pending"
+    late = cluster.host.pod("late", "10.0.0.5")
+    await cluster.status(lambda state: state.endpoints["shop/a-k8s-late-eth0"].state == "up")
+    async with late.echo(80):
+        assert await cluster.web.reaches("10.0.0.5", 80)
+    ip("link", "del", workload_interface("shop", "late"))
+    await cluster.status(lambda state: state.endpoints["shop/a-k8s-late-eth0"].state == "pending")
+    assert "10.0.0.5" not in ip("route", "show", "proto", "200")
+
+
+async def test_a_kernel_without_ipip_says_so_and_carries_the_rest(cluster: Cluster) -> None:
+    await cluster.start()
+    await cluster.write(pool("pods", "10.0.0.0/16", nat_outgoing=True, ipip_mode=EncapMode.ALWAYS))
+    state = await cluster.status(lambda state: any("ipip" in problem for problem in state.problems))
+    assert any("pods" in problem for problem in state.problems)
+    async with cluster.db.echo(80):
+        assert await cluster.web.reaches("10.0.0.2", 80)
+
+
+async def test_nothing_is_written_before_the_first_complete_snapshot(cluster: Cluster, tmp_path: Path) -> None:
+    nowhere = GrpcStore(f"unix:{tmp_path}/nobody")
+    with pytest.raises(Unavailable):
+        await nowhere.list({FelixStatus.KIND})
+    with contextlib.closing(Agent(cluster.config, nowhere)) as agent:
+        serving = asyncio.create_task(agent.serve())
+        _, still_running = await asyncio.wait([serving], timeout=0.7)
+        assert still_running
+        assert "muslin" not in nft("list", "tables")
+        assert ip("route", "show", "proto", "200") == ""
+        serving.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await serving
+    await nowhere.close()
+
+
+async def test_cleanup_removes_what_is_ours_and_nothing_else(cluster: Cluster) -> None:
+    await cluster.start()
+    nft("add", "table", "inet", "other")
+    await cluster.stop()
+    assert ip("route", "show", "proto", "200")
+    await cleanup()
+    assert nft("list", "tables") == "table inet other\n"
+    assert ip("route", "show", "proto", "200") == ""
+    assert "default via" in ip("route")
