@@ -29,7 +29,7 @@ import structlog
 
 from bgp.adverts import Advert, AdvertDriver, Telling, desired_adverts
 from bgp.desired import desired
-from bgp.fib import scope
+from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.model import Config, Speaker
@@ -154,7 +154,7 @@ class Agent:
         self._sessions.configure(speaker.sessions, _now())
         self._adverts.configured = frozenset(session.peer for session in speaker.sessions)
         self.exabgp.configure(speaker)
-        self._learnt.configure(speaker.sessions, scope(self._snapshot, self._in.node))
+        self._learnt.configure(speaker.sessions, Scope(self._snapshot, self._in.node))
         self._tell()
         self._program()
 

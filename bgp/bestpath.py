@@ -57,9 +57,9 @@ def choose(candidates: Iterable[Candidate]) -> Choice:
             refused.append((candidate, why))
         else:
             left.append(candidate)
-    reason = "only path"
+    if len(left) < 2:
+        return Choice(used=tuple(left), reason="only path" if left else "", refused=tuple(refused))
     decided = ""
-    several = len(left) > 1
     for name, rank in COMPARISONS.items():
         left, lost = _keep_lowest(left, rank)
         decided = name if lost else decided
@@ -67,9 +67,7 @@ def choose(candidates: Iterable[Candidate]) -> Choice:
     decided = "lower MED" if lost else decided
     left, lost = _keep_lowest(left, lambda candidate: int(candidate.session.internal))
     decided = "external over internal" if lost else decided
-    if several:
-        reason = decided or "equal paths"
-    return Choice(used=tuple(left), reason=reason if left else "", refused=tuple(refused))
+    return Choice(used=tuple(left), reason=decided or "equal paths", refused=tuple(refused))
 
 
 def refusal(candidate: Candidate) -> str:
@@ -84,7 +82,7 @@ def refusal(candidate: Candidate) -> str:
 
 
 def _keep_lowest(candidates: list[Candidate], rank: Rank) -> tuple[list[Candidate], bool]:
-    lowest = min(map(rank, candidates), default=0)
+    lowest = min(map(rank, candidates))
     kept = [candidate for candidate in candidates if rank(candidate) == lowest]
     return kept, len(kept) < len(candidates)
 

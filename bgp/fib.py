@@ -6,15 +6,14 @@ Anything else a peer tells us is its own business: a rack's router must not be a
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-from types import MappingProxyType
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 from bgp.bestpath import Choice
 from core.addr import Address, Network, contains
 from core.resources import IPAMBlock, IPPool, Node
-from core.routing import Carrier, Metric, carriers, pool_of
+from core.routing import Carrier, Metric, carriers
 from core.snapshot import Snapshot
 from linux.model import Facts, NextHop, Route, RouteKey
 
@@ -23,43 +22,62 @@ Refusal: TypeAlias = str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scope:
-    """What of a snapshot decides on import: pools, who owns which block, the nodes."""
+class _Range:
+    """A pool as numbers: a full table asks for its pool a hundred thousand times."""
 
-    node: str
-    pools: tuple[IPPool, ...] = ()
-    owners: Mapping[Network, str] = field(default_factory=lambda: MappingProxyType({}))
-    nodes: Mapping[str, Node] = field(default_factory=lambda: MappingProxyType({}))
+    pool: IPPool
+    version: int
+    length: int
+    first: int
+    last: int
+    block_length: int
+
+
+class Scope:
+    """What of a snapshot decides on import at `node`: pools, who owns which block, the nodes."""
+
+    def __init__(self, snapshot: Snapshot, node: str) -> None:
+        self._node = node
+        self._ranges = [_range(pool) for pool in snapshot.of(IPPool).values()]
+        self._owners = {block.spec.network: block.spec.node for block in snapshot.of(IPAMBlock).values()}
+        self._nodes = {key.name: value for key, value in snapshot.of(Node).items()}
+        self._verdicts: dict[tuple[str, str], Refusal] = {}  # by pool and owner: all that it depends on
 
     def refusal(self, prefix: Network) -> Refusal:
         """Why `prefix` may not be imported; "" when it may."""
-        local = self.nodes.get(self.node)
-        pool = pool_of(prefix, list(self.pools))
-        if local is None:
-            return f"there is no Node {self.node}"
-        if pool is None:
+        first = int(prefix.network_address)
+        for each in self._ranges:
+            if each.version == prefix.version and each.first <= first <= each.last and prefix.prefixlen >= each.length:
+                break
+        else:
             return "in no IPPool"
-        owner = self._owner(prefix, pool)
-        if owner == self.node:
+        block = prefix if prefix.prefixlen <= each.block_length else prefix.supernet(new_prefix=each.block_length)
+        key = (each.pool.metadata.name, self._owners.get(block, ""))
+        if key not in self._verdicts:
+            self._verdicts[key] = self._judge(each.pool, key[1])
+        return self._verdicts[key]
+
+    def _judge(self, pool: IPPool, owner: str) -> Refusal:
+        local = self._nodes.get(self._node)
+        if local is None:
+            return f"there is no Node {self._node}"
+        if owner == self._node:
             return "ours"
         # No mode's use of BGP depends on where the owner is, so any node stands for an unknown one.
-        if Carrier.BGP not in carriers(pool, local, self.nodes.get(owner, local)):
+        if Carrier.BGP not in carriers(pool, local, self._nodes.get(owner, local)):
             return f"IPPool {pool.metadata.name} is not carried by BGP (ipipMode {pool.spec.ipip_mode})"
         return ""
 
-    def _owner(self, prefix: Network, pool: IPPool) -> str:
-        length = pool.spec.block_length
-        block = prefix.supernet(new_prefix=length) if prefix.prefixlen > length else prefix
-        return self.owners.get(block, "")
 
-
-def scope(snapshot: Snapshot, node: str) -> Scope:
-    """The scope of import on `node`."""
-    return Scope(
-        node=node,
-        pools=tuple(snapshot.of(IPPool).values()),
-        owners={block.spec.network: block.spec.node for block in snapshot.of(IPAMBlock).values()},
-        nodes={key.name: value for key, value in snapshot.of(Node).items()},
+def _range(pool: IPPool) -> _Range:
+    network = pool.spec.network
+    return _Range(
+        pool=pool,
+        version=network.version,
+        length=network.prefixlen,
+        first=int(network.network_address),
+        last=int(network.broadcast_address),
+        block_length=pool.spec.block_length,
     )
 
 
@@ -68,14 +86,17 @@ def route_key(prefix: Network) -> RouteKey:
     return RouteKey(prefix, Metric.BGP)
 
 
-def route(choice: Choice, facts: Facts) -> Route | Refusal:
+Resolve: TypeAlias = Callable[[Address], tuple[NextHop, ...] | Refusal]
+
+
+def route(choice: Choice, resolved: Resolve) -> Route | Refusal:
     """The kernel route of a choice, over every used path whose next hop can be reached."""
     if not choice.used:
         return "; ".join(f"{candidate.session.peer}: {why}" for candidate, why in choice.refused) or "no path"
     hops: set[NextHop] = set()
     lost: list[Refusal] = []
     for candidate in choice.used:
-        found = resolve(candidate.path.next_hop, facts)
+        found = resolved(candidate.path.next_hop)
         if isinstance(found, str):
             lost.append(found)
         else:

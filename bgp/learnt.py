@@ -11,9 +11,10 @@ Routes found in the kernel at start are *adopted*: they stand for their prefix u
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cache
 
 from bgp.bestpath import Candidate, Choice, choose
-from bgp.fib import Scope, route, route_key
+from bgp.fib import Resolve, Scope, resolve, route, route_key
 from bgp.line import PeerEvent, Update
 from bgp.model import Session
 from bgp.rib import AdjRibIn
@@ -29,7 +30,7 @@ class Learnt:
         self.refused: dict[Network, str] = {}
         self._sessions: Mapping[Address, Session] = {}
         self._scope: Scope | None = None
-        self._facts = Facts()
+        self._resolve = _resolver(Facts())
         self._choices: dict[Network, Choice] = {}
         self._routes: dict[RouteKey, Route] = {}
         self._adopted: dict[RouteKey, Route] = {}
@@ -57,7 +58,7 @@ class Learnt:
 
     def learn_facts(self, facts: Facts) -> None:
         """The host's links or gateways changed."""
-        self._facts = facts
+        self._resolve = _resolver(facts)
         self._again()
 
     def hear(self, event: PeerEvent, now: float) -> bool:
@@ -124,4 +125,9 @@ class Learnt:
 
     def _outcome(self, prefix: Network, choice: Choice) -> Route | str:
         why = self._scope.refusal(prefix) if self._scope else "no snapshot yet"
-        return why or route(choice, self._facts)
+        return why or route(choice, self._resolve)
+
+
+def _resolver(facts: Facts) -> Resolve:
+    """Next hops as `facts` have them, each found once: a peer's table names few."""
+    return cache(lambda address: resolve(address, facts))

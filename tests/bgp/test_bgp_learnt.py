@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.bestpath import Candidate, choose
-from bgp.fib import Scope, resolve, route_key, scope
+from bgp.fib import Scope, resolve, route_key
 from bgp.learnt import Learnt
 from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp, Update
 from bgp.model import Origin, Path, Session
@@ -233,7 +233,7 @@ class TestNextHops:
 
 
 def place(*resources: Resource) -> Scope:
-    return scope(Snapshot().apply(1, [(each.key, each) for each in resources]), "a")
+    return Scope(Snapshot().apply(1, [(each.key, each) for each in resources]), "a")
 
 
 NODES = (node("a", "10.9.1.2/24"), node("b", "10.9.1.3/24"), node("c", "10.50.1.9/24"))
