@@ -5,17 +5,19 @@ Each answer that is no comes as one sentence that says what to install or run.
 
 from __future__ import annotations
 
+import errno
 import shutil
-import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Final
 
 from core.errors import Unsupported
 from linux import interfaces
 from linux.libnftables import Nft, NftRefused
-from linux.netlink import Netlink
+from linux.netlink import Netlink, Refused
 from linux.netns import scratch_namespace
+from linux.tunnels import NO_IPIP
 
 _CAP_NET_ADMIN: Final = 12
 _PACKAGES: Final = {"ip": "iproute2", "nft": "nftables", "nsenter": "util-linux", "tcpdump": "tcpdump"}
@@ -49,24 +51,19 @@ def require_nftables() -> None:
 
 
 def has_ipip() -> bool:
-    """Whether the kernel can make ipip devices. Tried in a namespace that goes away again."""
-    answer: list[bool] = []
-
-    def probe() -> None:
-        with scratch_namespace(), Netlink() as netlink:
-            try:
-                interfaces.add_link(netlink, "probe", "ipip")
-            except OSError:
-                answer.append(False)
-            else:
-                answer.append(True)
-
-    return _in_thread(probe, answer)
+    """Whether the kernel can make ipip devices. Tried in a namespace that goes away again; raises OSError if it cannot
+    be tried."""
+    with ThreadPoolExecutor(max_workers=1) as pool:  # the caller's own thread stays where it is
+        return pool.submit(_probe_ipip).result()
 
 
-def _in_thread(probe: Callable[[], None], answer: list[bool]) -> bool:
-    """Run `probe` in a thread of its own, so that the caller's namespace never changes."""
-    thread = threading.Thread(target=probe)
-    thread.start()
-    thread.join()
-    return bool(answer) and answer[0]
+def _probe_ipip() -> bool:
+    with scratch_namespace(), Netlink() as netlink:
+        try:
+            interfaces.add_link(netlink, "probe", "ipip")
+        except Refused as refusal:
+            if refusal.errno in NO_IPIP:
+                return False
+            if refusal.errno != errno.EEXIST:  # as tunl0, which came with the module, is such a device already
+                raise
+        return True

@@ -29,7 +29,9 @@ _LOCAL, _REMOTE, _TTL, _TOS, _PROTO, _PMTUDISC = 2, 3, 4, 5, 9, 10  # IFLA_IPTUN
 _IPPROTO_IPIP: Final = 4
 _HOPS: Final = 64
 _INHERIT_TOS: Final = 1
-_ABSENT: Final = frozenset({errno.EOPNOTSUPP, errno.ENOTSUP, errno.EPROTONOSUPPORT})
+
+NO_IPIP: Final = frozenset({errno.EOPNOTSUPP, errno.EPROTONOSUPPORT, errno.EAFNOSUPPORT})
+"""How a kernel without the module answers."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -117,7 +119,7 @@ class TunnelDriver:
         try:
             interfaces.add_link(self._netlink, name, "ipip", data)
         except Refused as refusal:
-            if refusal.errno in _ABSENT:
+            if refusal.errno in NO_IPIP:
                 raise Unsupported(
                     f"tunnel {name}: this kernel has no ipip; load the module with `modprobe ipip`, or run a kernel "
                     "that has it, or use pools without IP-in-IP"
