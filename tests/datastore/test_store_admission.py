@@ -43,7 +43,7 @@ async def test_what_needs_no_reading_asks_for_no_guard(sqlite: Store) -> None:
 
 async def test_what_was_read_is_guarded(sqlite: Store) -> None:
     revision = await sqlite.txn([put(pool("a", "10.65.0.0/16"))])
-    assert await admit(sqlite, [put(pool("b", "10.66.0.0/16"))]) == [Unchanged(IPPool.KIND, revision)]
+    assert list(await admit(sqlite, [put(pool("b", "10.66.0.0/16"))])) == [Unchanged(IPPool.KIND, revision)]
 
 
 async def test_objects_are_judged_alone_and_together(sqlite: Store) -> None:
