@@ -24,13 +24,13 @@ import msgspec
 from core import manifest
 from core.addr import Address
 from core.errors import MuslinError, NotFound, Unavailable
-from core.resources import FelixStatus, Node, R, SpeakerStatus
+from core.resources import FelixStatus, Node, SpeakerStatus
 from datastore.api import Put, Store
-from datastore.client import connect
 from lab import capture, conditions, manifests, netns, pods, probe, processes, state, topology, underlay
 from lab.processes import Process
 from lab.routers import Router
 from lab.state import Record, Started
+from lab.store import opened, read
 from lab.topology import Topology
 from lab.wiring import UPLINK, Wiring, wire
 
@@ -39,6 +39,8 @@ AGENTS: Final = ("felix", "bgp")
 DATASTORE: Final = "datastore"
 PROBE: Final = "probe"
 POLL_S: Final = 0.1
+WAIT_S: Final = 120.0
+"""How long a part of a cluster may take to come up: 5 s on an idle machine, much more in a User-Mode Linux one."""
 
 Progress = Callable[[str], None]
 
@@ -165,8 +167,8 @@ class Cluster:
                 self._started(f"router@{name}.{number}", process)
         progress(f"routers run: {', '.join(self.routers)}")
         self.start(DATASTORE)
-        async with _opened(self) as store:
-            await self.until(lambda: self._serving(store), "the datastore to answer", 20, DATASTORE)
+        async with opened(self.socket) as store:
+            await self.until(lambda: self._serving(store), "the datastore to answer", WAIT_S, DATASTORE)
             await self.apply(generated, *users)
             progress("manifests applied")
             for node in self.topology.nodes:
@@ -233,24 +235,24 @@ class Cluster:
                 text += "\n".join([f"\n--- {label}", *lines])
         return text
 
-    async def until_programmed(self, revision: int = 0, *, timeout: float = 60, store: Store | None = None) -> None:
+    async def until_programmed(self, revision: int = 0, *, timeout: float = WAIT_S, store: Store | None = None) -> None:
         """Wait until felix on every node has programmed `revision`, with every endpoint up."""
         labels = [f"felix@{node.name}" for node in self.topology.nodes]
-        async with _opened(self, store) as opened:
-            await self.until(lambda: self._unprogrammed(opened, revision), "felix", timeout, *labels)
+        async with opened(self.socket, store) as own:
+            await self.until(lambda: self._unprogrammed(own, revision), "felix", timeout, *labels)
 
     async def _unprogrammed(self, store: Store, revision: int) -> str:
-        found = await _read(store, FelixStatus)
+        found = await read(store, FelixStatus)
         return conditions.unprogrammed(self.topology, {each.metadata.name: each.status for each in found}, revision)
 
-    async def until_peered(self, *, timeout: float = 60, store: Store | None = None) -> None:
+    async def until_peered(self, *, timeout: float = WAIT_S, store: Store | None = None) -> None:
         """Wait until bgp on every node, and every router, has all its sessions established."""
         labels = [f"bgp@{node.name}" for node in self.topology.nodes]
-        async with _opened(self, store) as opened:
-            await self.until(lambda: self._unpeered(opened), "BGP", timeout, *labels)
+        async with opened(self.socket, store) as own:
+            await self.until(lambda: self._unpeered(own), "BGP", timeout, *labels)
 
     async def _unpeered(self, store: Store) -> str:
-        found = await _read(store, SpeakerStatus)
+        found = await read(store, SpeakerStatus)
         sessions = {name: router.sessions() for name, router in self.routers.items()}
         return conditions.unpeered(self.topology, {each.metadata.name: each.status for each in found}, sessions)
 
@@ -293,28 +295,6 @@ class Cluster:
     def command(self, host: str, argv: Sequence[str]) -> list[str]:
         """The argument vector that runs `argv` in a host's or pod's namespace."""
         return ["ip", "netns", "exec", self.namespace(host), *argv]
-
-
-async def _read(store: Store, cls: type[R]) -> list[R]:
-    found = [manifest.decode(entry.key, entry.value) for entry in (await store.list({cls.KIND})).entries]
-    return [each for each in found if isinstance(each, cls)]
-
-
-class _opened(AbstractAsyncContextManager[Store]):  # noqa: N801 - used as a function
-    """A store of the lab: the caller's, or one for the length of the block."""
-
-    def __init__(self, cluster: Cluster, store: Store | None = None) -> None:
-        self._given = store
-        self._own = None if store else connect(cluster.socket)
-
-    async def __aenter__(self) -> Store:
-        store = self._given or self._own
-        assert store is not None
-        return store
-
-    async def __aexit__(self, *_: object) -> None:
-        if self._own is not None:
-            await self._own.close()
 
 
 async def up(path: Path, progress: Progress, *, name: str | None = None) -> Cluster:

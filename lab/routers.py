@@ -32,8 +32,8 @@ from lab.wiring import Neighbour, RouterWiring
 ROUTER_HOLD_S: Final = 9
 """Hold time between routers; keepalives every third of it."""
 
-READY_S: Final = 10.0
-"""How long a router's control socket may take to appear."""
+READY_S: Final = 30.0
+"""How long a router may take to answer, or to take a change: ages, because a lab may run on a slow machine."""
 
 
 @dataclass(frozen=True, slots=True)

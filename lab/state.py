@@ -6,6 +6,7 @@ another process, after a crash, and without its topology file.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 from collections.abc import Mapping
@@ -78,6 +79,8 @@ def write(record: Record) -> None:
 def forget(name: str) -> None:
     """Remove all that a lab left in the file system."""
     shutil.rmtree(directory(name), ignore_errors=True)
+    with contextlib.suppress(OSError):  # another lab's is there, or none ever was
+        HOME.rmdir()
 
 
 def all_names() -> tuple[str, ...]:

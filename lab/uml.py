@@ -77,7 +77,7 @@ def kernel() -> Path:
 
 
 def build(progress: Progress) -> Path:
-    """The kernel, built now if it is not there yet (7 minutes on 2 cores). Two builds at once: the second waits."""
+    """The kernel, built now if it is not there (4 minutes on 2 idle cores). Of two builds at once, one waits."""
     target = kernel()
     if target.exists():
         return target
@@ -106,7 +106,7 @@ def _alone(path: Path, progress: Progress) -> Iterator[None]:
 def _compile(scratch: Path, progress: Progress) -> Path:
     log = scratch.parent / "build.log"
     log.write_text("")
-    progress(f"building the User-Mode Linux kernel (once; about 7 minutes on 2 cores; log: {log})")
+    progress(f"building the User-Mode Linux kernel (once; 4 minutes or more on 2 cores; log: {log})")
     _step(["tar", "--extract", "--file", str(SOURCE), "--directory", str(scratch)], scratch, log)
     tree = next(path for path in scratch.iterdir() if path.is_dir())
     _step(["make", "ARCH=um", "defconfig"], tree, log)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import time
@@ -18,6 +19,9 @@ from lab.processes import Process
 from lab.routers import Router
 from lab.topology import parse
 from lab.wiring import Wiring, wire
+
+RUN = Path("/run/muslin/tests")
+"""Where FRR, which gives up root, can reach its files; pytest's own directories are root's alone."""
 
 _numbers = count()
 
@@ -46,7 +50,7 @@ def ground() -> Iterator[Callable[[Mapping[str, Any]], Ground]]:
         made.append(ground)
         underlay.build(lab, ground.wiring)
         for name in ground.wiring.routers:
-            directory = Path("/run/muslin/tests") / lab
+            directory = RUN / lab
             ground.routers[name] = underlay.router(lab, ground.wiring, name, directory)
             ground.processes += ground.routers[name].start()
         return ground
@@ -57,7 +61,9 @@ def ground() -> Iterator[Callable[[Mapping[str, Any]], Ground]]:
         processes.stop(each.processes)
         assert not netns.inhabitants(names)
         netns.remove(names)
-        shutil.rmtree(Path("/run/muslin/tests", each.name), ignore_errors=True)
+        shutil.rmtree(RUN / each.name, ignore_errors=True)
+    with contextlib.suppress(OSError):  # another run of the tests uses it, or none of ours did
+        RUN.rmdir()
 
 
 @pytest.fixture
