@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 
 import pytest
@@ -61,7 +61,9 @@ async def test_a_cluster_comes_up_answers_and_goes(name: str) -> None:
     assert not any(process.alive() for process in (*started, *inhabitants))
 
 
-async def test_what_a_crash_left_is_removed_and_no_stranger_is_killed(name: str, tmp_path: Path) -> None:
+async def test_what_a_crash_left_is_removed_and_no_stranger_is_killed(
+    name: str, tmp_path: Path, wait: Callable[[Callable[[], object]], None]
+) -> None:
     wiring = wire(topology.load(IPIP))
     stranger = processes.start(["sleep", "60"], log=tmp_path / "log")
     state.write(
@@ -74,6 +76,7 @@ async def test_what_a_crash_left_is_removed_and_no_stranger_is_killed(name: str,
     underlay.build(name, wiring)
     namespace = underlay.namespace(name, "node1")
     left = processes.start(["sleep", "60"], log=tmp_path / "log", namespace=namespace)
+    wait(lambda: left.pid in netns.inhabitants([namespace]))
     await clusters.down(name)
     assert not left.alive()
     assert stranger.alive()
