@@ -109,8 +109,8 @@ def _speaker_wrong(state: SpeakerState | None) -> Iterator[str]:
 def tables(page: Overview, now: datetime) -> list[Table]:
     """What `status` shows a person: nodes, sessions, and, when there are any, what is not right."""
     wrong = tuple((report.node, sentence) for report in page.nodes for sentence in report.wrong)
-    found = [_nodes(page, now), _sessions(page, now)]
-    return [*found, Table(("NODE", "NOT RIGHT"), wrong)] if wrong else found
+    optional = (_sessions(page, now), Table(("NODE", "NOT RIGHT"), wrong))
+    return [_nodes(page, now), *(table for table in optional if table.rows)]
 
 
 def _nodes(page: Overview, now: datetime) -> Table:
