@@ -36,7 +36,7 @@ from bgp.model import Config, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
 from core.addr import Address
-from core.errors import MuslinError, NotFound
+from core.errors import Invalid, MuslinError, NotFound
 from core.latest import Latest
 from core.reconcile import Breaker, Progress, Reconciler, Timing
 from core.reconcile import run as reconcile
@@ -137,8 +137,8 @@ class Agent:
             self._snapshot = snapshot
             try:
                 speaker = desired(snapshot, self._in.node)
-            except NotFound as error:
-                log.warning("bgp.no_node", why=str(error))
+            except (NotFound, Invalid) as error:
+                log.warning("bgp.node_unusable", why=str(error))
                 self._problem = str(error)
                 self._news.set()
                 continue
@@ -177,8 +177,8 @@ class Agent:
     def _on_loss(self) -> None:
         self._sessions.lose_speaker(_now())
         self._learnt.rib.lose_speaker(time.monotonic())
-        self._tell()
         self._timers.set()
+        self._news.set()
 
     def _on_lines(self, lines: Sequence[str]) -> None:
         routes = sessions = False
@@ -202,8 +202,8 @@ class Agent:
         self._news.set()
 
     def _tell(self) -> None:
-        """Bring the adverts' reconciler up to date."""
-        if self._speaker is None:
+        """Bring the adverts' reconciler up to date; there is nobody to tell while ExaBGP does not run."""
+        if self._speaker is None or not self.exabgp.running:
             return
         sessions, up = self._speaker.sessions, self._sessions.up
         wanted = desired_adverts(sessions, self._speaker.adverts, self._sessions.tellings, up)

@@ -14,7 +14,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from ipaddress import ip_address
 from typing import Final
 
 from bgp.model import Blocked, Session, Speaker
@@ -25,16 +24,16 @@ from bgp.settings import (
     MAX_HOLD_S,
     MAX_RESTART_S,
     Settings,
-    as_number,
-    seconds,
     settings,
 )
 from core.addr import Address, Network
-from core.errors import Invalid, NotFound
+from core.errors import Invalid, NotFound, Problem
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node
+from core.resources.bgp import BGPConfigurationSpec
 from core.routing import pool_of
 from core.selector import parse
 from core.snapshot import Snapshot
+from core.values import as_number, duration, peer_address
 
 FAMILIES: Final = (4, 6)
 
@@ -52,11 +51,15 @@ class _Wish:
 
 
 def desired(snapshot: Snapshot, name: str) -> Speaker:
-    """The speaker of node `name`. Raises `NotFound` when there is no such node: then nothing should be changed."""
+    """The speaker of node `name`. Raises `NotFound` or `Invalid` when the node itself is missing
+    or wrong: then nothing should be changed."""
     node = snapshot.get(Node, name)
     if node is None:
         raise NotFound(f"there is no Node {name}; apply one, with its addresses in spec.bgp")
-    ours = settings(snapshot, node)
+    try:
+        ours = settings(snapshot, node)
+    except ValueError as error:
+        raise Invalid([Problem(what=f"Node {name} or its BGPConfiguration", why=str(error))]) from error
     sessions: dict[Address, Session] = {}
     blocked: list[Blocked] = []
     for outcome in _outcomes(snapshot, node, ours):
@@ -96,17 +99,14 @@ def _outcomes(snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Sessio
     for key, peer in sorted(snapshot.of(BGPPeer).items()):
         label = f"BGPPeer/{key.name}"
         try:
-            wishes = list(_wishes(label, peer, snapshot, node))
-        except Invalid as error:
+            wishes = _wishes(label, peer, snapshot, node, ours)
+            yield from [_session(wish, peer, ours) for wish in wishes if wish.peer not in ours.addresses]
+        except ValueError as error:  # a selector, an AS number, a duration: this peer's blame, and only this peer's
             yield Blocked(name=label, peer=peer.spec.peer_ip, remote_as=0, reason=str(error))
-            continue
-        for wish in wishes:
-            if wish.peer is None or wish.peer not in ours.addresses:
-                yield _session(wish, peer, ours)
     yield from _mesh(snapshot, node, ours)
 
 
-def _wishes(label: str, peer: BGPPeer, snapshot: Snapshot, node: Node) -> Iterator[_Wish]:
+def _wishes(label: str, peer: BGPPeer, snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[_Wish]:
     spec = peer.spec
     here = _applies(peer, node)
     if spec.peer_selector:
@@ -116,7 +116,7 @@ def _wishes(label: str, peer: BGPPeer, snapshot: Snapshot, node: Node) -> Iterat
             mirrored = takes_us and _applies(peer, other)
             if key.name != node.metadata.name and (mine or mirrored):
                 both = spec.reverse_peering != "Manual" or (mine and takes_us)
-                yield from _with_node(f"{label}/{key.name}", snapshot, node, other, both=both)
+                yield from _with_node(f"{label}/{key.name}", snapshot, ours, other, both=both)
     elif here and spec.local_workload_selector:
         yield _Wish(name=label, peer=None, reason="localWorkloadSelector is not supported yet")
     elif here:
@@ -131,18 +131,15 @@ def _applies(peer: BGPPeer, node: Node) -> bool:
 
 def _with_address(label: str, peer: BGPPeer) -> _Wish:
     spec = peer.spec
-    try:
-        address, port = _address_port(spec.peer_ip)
-    except ValueError:
-        return _Wish(name=label, peer=None, reason=f"peerIP {spec.peer_ip!r} is no address")
+    address, port = peer_address(spec.peer_ip)
     if spec.as_number is None:
         return _Wish(name=label, peer=address, reason="asNumber is needed with peerIP")
-    return _Wish(name=label, peer=address, port=port, remote_as=as_number(spec.as_number))
+    return _Wish(name=label, peer=address, port=port or DEFAULT_PORT, remote_as=as_number(spec.as_number))
 
 
-def _with_node(label: str, snapshot: Snapshot, node: Node, other: Node, *, both: bool) -> Iterator[_Wish]:
+def _with_node(label: str, snapshot: Snapshot, ours: Settings, other: Node, *, both: bool) -> Iterator[_Wish]:
     """One session a family that both nodes have; when both ends know of it, the higher address calls."""
-    ours, theirs = settings(snapshot, node), settings(snapshot, other)
+    theirs = settings(snapshot, other)
     for family in FAMILIES:
         local, remote = ours.address(family), theirs.address(family)
         if local is not None and remote is not None:
@@ -192,23 +189,29 @@ def _mesh(snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Session | 
     for key, other in sorted(snapshot.of(Node).items()):
         if key.name == node.metadata.name or _reflects(other):
             continue
-        for wish in _with_node(f"mesh/{key.name}", snapshot, node, other, both=True):
-            assert wish.peer is not None
-            if spec and spec.node_mesh_password:
-                reason = "nodeMeshPassword: its Secret cannot be read; without it the session would be unprotected"
-                yield _blocked(wish.name, wish.peer, wish.remote_as, reason)
-                continue
-            yield Session(
-                name=wish.name,
-                peer=wish.peer,
-                port=wish.port,
-                local=ours.address(wish.peer.version),
-                local_as=ours.as_number,
-                remote_as=wish.remote_as,
-                hold_s=DEFAULT_HOLD_S,
-                restart_s=_restart(spec.node_mesh_max_restart_time if spec else None),
-                passive=not wish.calls,
-            )
+        label = f"mesh/{key.name}"
+        try:
+            wishes = _with_node(label, snapshot, ours, other, both=True)
+            yield from [_mesh_session(wish, wish.peer, spec, ours) for wish in wishes if wish.peer]
+        except ValueError as error:  # the other node's AS number, or the mesh's restart time
+            yield Blocked(name=label, peer="", remote_as=0, reason=str(error))
+
+
+def _mesh_session(wish: _Wish, peer: Address, spec: BGPConfigurationSpec | None, ours: Settings) -> Session | Blocked:
+    if spec and spec.node_mesh_password:
+        reason = "nodeMeshPassword: its Secret cannot be read; without it the session would be unprotected"
+        return _blocked(wish.name, peer, wish.remote_as, reason)
+    return Session(
+        name=wish.name,
+        peer=peer,
+        port=wish.port,
+        local=ours.address(peer.version),
+        local_as=ours.as_number,
+        remote_as=wish.remote_as,
+        hold_s=DEFAULT_HOLD_S,
+        restart_s=_restart(spec.node_mesh_max_restart_time if spec else None),
+        passive=not wish.calls,
+    )
 
 
 def _problems(snapshot: Snapshot, node: Node) -> Iterator[str]:
@@ -226,22 +229,11 @@ def _reflects(node: Node) -> bool:
 
 
 def _hold(keepalive: str | None) -> int:
-    return min(MAX_HOLD_S, max(3, 3 * seconds(keepalive))) if keepalive else DEFAULT_HOLD_S
+    return min(MAX_HOLD_S, max(3, 3 * int(duration(keepalive)))) if keepalive else DEFAULT_HOLD_S
 
 
 def _restart(time: str | None) -> int:
-    return min(MAX_RESTART_S, seconds(time)) if time else DEFAULT_RESTART_S
-
-
-def _address_port(text: str) -> tuple[Address, int]:
-    """`10.0.0.1`, `10.0.0.1:1790`, `fd00::1`, `[fd00::1]:1790`."""
-    if text.startswith("["):
-        host, _, port = text[1:].partition("]")
-        return ip_address(host), int(port.removeprefix(":") or DEFAULT_PORT)
-    host, colon, port = text.partition(":")
-    if colon and "." in host:
-        return ip_address(host), int(port)
-    return ip_address(text), DEFAULT_PORT
+    return min(MAX_RESTART_S, int(duration(time))) if time else DEFAULT_RESTART_S
 
 
 def _blocked(name: str, peer: Address | str, remote_as: int, reason: str) -> Blocked:

@@ -36,6 +36,7 @@ from core.reconcile import Timing
 ANSWER_S: Final = 10.0
 PING_S: Final = 5.0
 START_S: Final = 20.0
+LAST_WORDS_S: Final = 1.0
 CHUNK: Final = 256 * 1024
 LONGEST_LINE: Final = 16 * 1024 * 1024
 SOCKET_PATH_BOUND: Final = 107
@@ -90,6 +91,11 @@ class ExaBGP:
     def pid(self) -> int | None:
         """ExaBGP's process id while it runs."""
         return self._process.pid if self._process and self._process.returncode is None else None
+
+    @property
+    def running(self) -> bool:
+        """Whether commands can be given."""
+        return self._bridge is not None
 
     def configure(self, speaker: Speaker) -> None:
         """State what it should run with; cheap."""
@@ -165,15 +171,16 @@ class ExaBGP:
         log.info("exabgp.started", pid=process.pid)
         try:
             async with asyncio.TaskGroup() as group:
-                tasks = [
-                    group.create_task(each) for each in (self._relay_log(process), self._watch(), self._follow_plan())
-                ]
+                relay = group.create_task(self._relay_log(process))
+                tasks = [relay, group.create_task(self._watch()), group.create_task(self._follow_plan())]
                 await process.wait()
+                await asyncio.wait([relay], timeout=LAST_WORDS_S)
                 for task in tasks:
                     task.cancel()
         finally:
             self._kill()
             self._lose()
+            await process.wait()
             if not self._bridged.is_set():
                 self.problem = f"ExaBGP does not start: {self._last_words or process.returncode}"
             log.warning("exabgp.ended", pid=process.pid, code=process.returncode)
@@ -292,7 +299,7 @@ class ExaBGP:
 def _exclusive(run_dir: Path) -> Iterator[None]:
     """Hold the run directory: one agent a node."""
     run_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-    with open(run_dir / "lock", "w") as held:
+    with open(run_dir / "bgp.lock", "w") as held:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:

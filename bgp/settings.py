@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import re
 from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
@@ -11,6 +10,7 @@ from typing import Final
 from core.addr import Address
 from core.resources import BGPConfiguration, Node
 from core.snapshot import Snapshot
+from core.values import as_number
 
 DEFAULT_AS: Final = 64512
 DEFAULT_PORT: Final = 179
@@ -18,8 +18,6 @@ DEFAULT_HOLD_S: Final = 90
 DEFAULT_RESTART_S: Final = 120
 MAX_RESTART_S: Final = 4095
 MAX_HOLD_S: Final = 65535
-
-_UNITS_S: Final = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 0.001}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -38,7 +36,10 @@ class Settings:
 
 
 def settings(snapshot: Snapshot, node: Node) -> Settings:
-    """The settings of `node`: its own AS number, then BGPConfiguration `node.NAME`, then `default`."""
+    """The settings of `node`: its own AS number, then BGPConfiguration `node.NAME`, then `default`.
+
+    Raises ValueError for an AS number that is none.
+    """
     name = node.metadata.name
     configurations = [
         found.spec
@@ -57,17 +58,6 @@ def settings(snapshot: Snapshot, node: Node) -> Settings:
         addresses=addresses,
         listen=addresses if bound else tuple(type(address)(0) for address in addresses),
     )
-
-
-def as_number(value: int | str) -> int:
-    """An AS number, plain or dotted (`1.10` is 65546); validated on the way into the datastore."""
-    high, dot, low = str(value).partition(".")
-    return int(high) * 65536 + int(low) if dot else int(high)
-
-
-def seconds(duration: str) -> int:
-    """A duration as Kubernetes writes it (`90s`, `1m30s`) in whole seconds, rounded down."""
-    return int(sum(float(number) * _UNITS_S[unit] for number, unit in re.findall(r"([\d.]+)(ms|h|m|s)", duration)))
 
 
 def _hashed(name: str) -> IPv4Address:

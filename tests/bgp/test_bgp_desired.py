@@ -10,7 +10,7 @@ from bgp_world import block, defaults, made, node, peer, pool
 
 from bgp.desired import desired
 from bgp.model import Speaker
-from core.errors import NotFound
+from core.errors import Invalid, NotFound
 from core.resources import BGPConfiguration, Resource
 from core.snapshot import Snapshot
 
@@ -129,6 +129,27 @@ def test_what_cannot_be_had_as_written_is_blocked(spec: dict[str, object], reaso
     assert found.sessions == ()
     (blocked,) = found.blocked
     assert reason in blocked.reason
+
+
+@pytest.mark.parametrize(
+    ("spec", "reason"),
+    [({"asNumber": "1.99999"}, "AS number"), ({"keepaliveTime": "soon"}, "duration"), ({"ip": "10.9.0"}, "address")],
+)
+def test_a_peer_that_makes_no_sense_is_blocked_alone(spec: dict[str, str], reason: str) -> None:
+    wrong = peer("wrong", spec.pop("ip", "10.9.0.1"), **{"asNumber": 65001, **spec})
+    found = speaker(A, NO_MESH, wrong, peer("right", "10.9.0.2", asNumber=65001))
+    assert peers(found) == {"10.9.0.2": "BGPPeer/right"}
+    (blocked,) = found.blocked
+    assert reason in blocked.reason
+
+
+def test_a_node_that_makes_no_sense_is_no_peer_and_no_speaker() -> None:
+    wrong = node("wrong", "10.1.0.7/24", asNumber="x")
+    found = speaker(A, B, wrong)
+    assert peers(found) == {"10.1.0.2": "mesh/b"}
+    assert [each.name for each in found.blocked] == ["mesh/wrong"]
+    with pytest.raises(Invalid, match="AS number"):
+        speaker(wrong, on="wrong")
 
 
 def test_a_family_the_node_lacks_is_blocked() -> None:
