@@ -31,7 +31,7 @@ from lab.processes import Process
 from lab.routers import Router
 from lab.state import Record, Started
 from lab.store import opened, read
-from lab.topology import Topology
+from lab.topology import RouterKind, Topology
 from lab.wiring import UPLINK, Wiring, wire
 
 HOUSE: Final = Path(__file__).parents[1]
@@ -255,6 +255,15 @@ class Cluster:
         found = await read(store, SpeakerStatus)
         sessions = {name: router.sessions() for name, router in self.routers.items()}
         return conditions.unpeered(self.topology, {each.metadata.name: each.status for each in found}, sessions)
+
+    async def until_routed(self, *, timeout: float = WAIT_S) -> None:
+        """Wait until every router that speaks BGP has a route to every pod."""
+        await self.until(self._unrouted, "the routers to carry every pod's block", timeout)
+
+    def _unrouted(self) -> str:
+        speaking = {name: each for name, each in self.routers.items() if each.wiring.kind is not RouterKind.KERNEL}
+        routes = {name: router.pod_routes() for name, router in speaking.items()}
+        return conditions.unrouted(self.record.pod_addresses, routes)
 
     # --- asking
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Final
 
+from core.addr import Address, Network, contains
 from core.names import workload_endpoint_name
 from core.resources.status import FelixState, SpeakerState
 from lab.routers import Session
@@ -44,3 +45,14 @@ def unpeered(topology: Topology, found: Mapping[str, SpeakerState], sessions: Ma
         else:
             down += [f"{node.name}: {each.peer} is {each.state}" for each in state.sessions if each.state != UP]
     return "; ".join(down)
+
+
+def unrouted(pods: Mapping[str, Iterable[Address]], routes: Mapping[str, Iterable[Network]]) -> str:
+    """Pods that some router (by name) has no route to."""
+    missing = []
+    for router, held in routes.items():
+        known = tuple(held)
+        lost = [pod for pod, own in pods.items() if not all(any(contains(net, ip) for net in known) for ip in own)]
+        if lost:
+            missing.append(f"{router} has no route to {', '.join(lost)}")
+    return "; ".join(missing)

@@ -38,6 +38,8 @@ async def test_a_cluster_comes_up_answers_and_goes(name: str) -> None:
     assert said[-1] == f"lab {name} is up"
     assert all(process.alive() for process in started)
 
+    await built.until_routed()
+
     # what another process sees is the same lab, and packets say that it works
     again = clusters.attach(name)
     assert again.record == built.record
