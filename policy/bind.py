@@ -12,7 +12,6 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses, ip_network, summarize_address_range
 from typing import TypeAlias, cast
 
-from core import values
 from core.addr import Family, Network, host_prefix
 from core.resources.network import WorkloadEndpoint
 from core.resources.policy import Direction
@@ -27,7 +26,7 @@ Truth: TypeAlias = bool | tuple[Network, ...]
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What a program needs to know of its endpoint: per own-side peer and family, and ports by name and protocol."""
+    """What a program needs to know of its endpoint, per family: own-side peers by text, named ports by text."""
 
     truths: Mapping[tuple[str, int], Truth]
     ports: Mapping[tuple[str, int], tuple[int, ...]]
@@ -35,11 +34,8 @@ class Own:
     def texts(self) -> list[str]:
         """The same for endpoints that may share a stack."""
         truths = [f"{peer} {family} {truth}" for (peer, family), truth in sorted(self.truths.items()) if truth]
-        return [
-            *truths,
-            "",
-            *(f"{name}/{protocol}={numbers}" for (name, protocol), numbers in sorted(self.ports.items())),
-        ]
+        ports = [f"{port} {family} {numbers}" for (port, family), numbers in sorted(self.ports.items()) if numbers]
+        return [*truths, "", *ports]
 
 
 def sides(match: Match, direction: Direction) -> tuple[Side, Side]:
@@ -74,21 +70,24 @@ def own_side(endpoint: WorkloadEndpoint, program: Program, marked: Marked) -> Ow
             net = ip_network(text, strict=False)
             nets[net.version].append(net)
     truths: dict[tuple[str, int], Truth] = {}
-    wanted: set[tuple[str, int]] = set()
+    ports: dict[tuple[str, int], tuple[int, ...]] = {}
     for step in program.steps:
         if step.match is None:
             continue
         own = sides(step.match, program.direction)[1]
-        wanted.update((port.name, port.protocol) for port in named_ports(own, step.match.protocol))
+        for port in named_ports(own, step.match.protocol):
+            for family in Family:
+                ports[port.text, int(family)] = _numbers_of(port, endpoint, family, marked)
         if own.peer is not None and (own.peer.text, 4) not in truths:
             for family in Family:
                 truths[own.peer.text, int(family)] = _truth(own.peer, nets[family], marked)
-    ports = defaultdict(list)
-    for port in endpoint.spec.ports:
-        asked = (port.name, values.protocol(port.protocol))
-        if asked in wanted:
-            ports[asked].append(port.port)
-    return Own(truths, {asked: tuple(sorted(numbers)) for asked, numbers in ports.items()})
+    return Own(truths, ports)
+
+
+def _numbers_of(port: NamedPort, endpoint: WorkloadEndpoint, family: Family, marked: Marked) -> tuple[int, ...]:
+    own = [address for address in endpoint.spec.addresses if address.version == family]
+    found = {number for address in own for text, number in marked.ports.get(address, ()) if text == port.text}
+    return tuple(sorted(found))
 
 
 def _truth(peer: Peer, nets: Sequence[Network], marked: Marked) -> Truth:
@@ -158,10 +157,8 @@ class Bound:
             not_icmp=match.not_icmp,
             tests=tests,
         )
-        numbers = {
-            port.name: self._own.ports.get((port.name, port.protocol), ()) for port in named_ports(own, match.protocol)
-        }
-        return _with_ports(live, own, numbers, numbers, destination=direction is Direction.INGRESS)
+        numbers = {text: found for (text, version), found in self._own.ports.items() if version == family}
+        return _with_ports(live, own, numbers, destination=direction is Direction.INGRESS)
 
     def _places(self, signature: Signature) -> list[int]:
         hits = self._by_peer.keys() & signature.peers
@@ -183,15 +180,9 @@ class Bound:
             numbers[text].append(number)
         for place in self._places(signature):
             live, other, egress = self._templates[place]
-            if other.ports is not None or other.not_ports is not None:
-                ports = _named(other, live.protocol)
-                wanted = {port.name: tuple(numbers.get(port.text, ())) for yes, port in ports if yes}
-                unwanted = {port.name: tuple(numbers.get(port.text, ())) for yes, port in ports if not yes}
-                resolved = _with_ports(live, other, wanted, unwanted, destination=egress)
-                if resolved is None:
-                    continue
-                live = resolved
-            found.append(live)
+            resolved = _with_ports(live, other, numbers, destination=egress)
+            if resolved is not None:
+                found.append(resolved)
         return found
 
 
@@ -199,19 +190,13 @@ def _has_names(side: Side) -> bool:
     return any(ports is not None and ports.names for ports in (side.ports, side.not_ports))
 
 
-def _with_ports(
-    live: Live,
-    side: Side,
-    wanted: Mapping[str, Sequence[int]],
-    unwanted: Mapping[str, Sequence[int]],
-    *,
-    destination: bool,
-) -> Live | None:
-    """The step with one side's ports as numbers; None when no port is left."""
+def _with_ports(live: Live, side: Side, named: Mapping[str, Sequence[int]], *, destination: bool) -> Live | None:
+    """The step with one side's ports as numbers, named ones by their text; None when no port is left."""
     if side.ports is None and side.not_ports is None:
         return live
-    positive = (ALL_PORTS,) if side.ports is None else _numbers(side.ports, wanted)
-    negative = () if side.not_ports is None else _numbers(side.not_ports, unwanted)
+    found = {(yes, port.name): named.get(port.text, ()) for yes, port in _named(side, live.protocol)}
+    positive = (ALL_PORTS,) if side.ports is None else _numbers(side.ports, found, wanted=True)
+    negative = () if side.not_ports is None else _numbers(side.not_ports, found, wanted=False)
     ports = less(positive, negative)
     if not ports:
         return None
@@ -222,5 +207,5 @@ def _with_ports(
     return replace(live, tests=replace(live.tests or Tests(), sports=ports))
 
 
-def _numbers(ports: Ports, named: Mapping[str, Sequence[int]]) -> tuple[Range, ...]:
-    return (*ports.ranges, *((number, number) for name in ports.names for number in named.get(name, ())))
+def _numbers(ports: Ports, named: Mapping[tuple[bool, str], Sequence[int]], *, wanted: bool) -> tuple[Range, ...]:
+    return (*ports.ranges, *((number, number) for name in ports.names for number in named.get((wanted, name), ())))

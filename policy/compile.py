@@ -29,6 +29,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+from core import labels
 from core.addr import Address, Family
 from core.names import Key
 from core.resources.network import WorkloadEndpoint
@@ -41,7 +42,6 @@ from policy.entities import entities
 from policy.identity import Identity, Marked, NamedPort, identify
 from policy.model import Cause, Decision, Outcome, Peer, Reason, Table, Verdict
 from policy.resolve import Program, Resolver
-from policy.scope import effective
 
 DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
 
@@ -71,15 +71,15 @@ def compile(snapshot: Snapshot, endpoints: Iterable[Key]) -> Compiled:
     converted = convert(snapshot)
     known = snapshot.of(WorkloadEndpoint)
     local = {key: known[key] for key in sorted(set(endpoints)) if key in known}
-    resolver = Resolver(converted, [effective(snapshot, each) for each in local.values()])
+    resolver = Resolver(converted, [labels.workload(snapshot, each) for each in local.values()])
     programs = {
         (key, direction): resolver.program(position, endpoint.spec.profiles, direction)
         for position, (key, endpoint) in enumerate(local.items())
         for direction in DIRECTIONS
     }
     asked = _Asked.of(programs.values())
-    marked = Marked(entities(snapshot), asked.every_peer, asked.named)
-    identity = identify(marked, asked.peers)
+    marked = Marked(entities(snapshot), asked.every_peer, asked.every_name)
+    identity = identify(marked, asked.peers, asked.named)
     tables: dict[str, Table] = {}
     chains: dict[Key, tuple[str, str]] = {}
     for key, endpoint in local.items():
@@ -114,12 +114,12 @@ class _Asked:
 
     peers: dict[str, Peer]
     own: dict[str, Peer]
-    named: list[NamedPort]
+    named: dict[str, NamedPort]
+    own_named: dict[str, NamedPort]
 
     @classmethod
     def of(cls, programs: Iterable[Program]) -> _Asked:
-        asked = cls({}, {}, [])
-        named: dict[str, NamedPort] = {}
+        asked = cls({}, {}, {}, {})
         for program in {id(each): each for each in programs}.values():
             for step in program.steps:
                 if step.match is None:
@@ -129,15 +129,19 @@ class _Asked:
                     asked.peers[other.peer.text] = other.peer
                 if own.peer is not None:
                     asked.own[own.peer.text] = own.peer
-                for port in named_ports(other, step.match.protocol):
-                    named[port.text] = port
-        asked.peers = dict(sorted(asked.peers.items()))
-        asked.named = [named[text] for text in sorted(named)]
+                asked.named |= {port.text: port for port in named_ports(other, step.match.protocol)}
+                asked.own_named |= {port.text: port for port in named_ports(own, step.match.protocol)}
         return asked
 
     @property
     def every_peer(self) -> list[Peer]:
+        """Of both sides."""
         return list({**self.peers, **self.own}.values())
+
+    @property
+    def every_name(self) -> list[NamedPort]:
+        """Of both sides."""
+        return list({**self.named, **self.own_named}.values())
 
 
 def _table(name: str, program: Program, own: Own, identity: Identity) -> Table:

@@ -4,20 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from core import values
+from core import labels, values
 from core.addr import Address
 from core.resources.network import EndpointPort, HostEndpoint, WorkloadEndpoint
 from core.resources.policy import GlobalNetworkSet, NetworkSet
 from core.snapshot import Snapshot
 from policy.identity import Entity
-from policy.scope import effective, inherited
 
 
 def entities(snapshot: Snapshot) -> list[Entity]:
     """Pods, hosts' interfaces and network sets of the whole cluster, in the order of their names."""
     found = [
         Entity(
-            labels=effective(snapshot, pod),
+            labels=labels.workload(snapshot, pod),
             addresses=pod.spec.addresses,
             ports=named_ports(pod.spec.ports),
         )
@@ -25,7 +24,7 @@ def entities(snapshot: Snapshot) -> list[Entity]:
     ]
     found += [
         Entity(
-            labels=host.metadata.labels,
+            labels=labels.host(snapshot, host),
             addresses=_addresses(host.spec.expected_ips),
             ports=named_ports(host.spec.ports),
         )
@@ -33,13 +32,13 @@ def entities(snapshot: Snapshot) -> list[Entity]:
     ]
     found += [
         Entity(
-            labels={**inherited(snapshot, key.namespace, ""), **each.metadata.labels},
+            labels=labels.network_set(snapshot, each),
             nets=tuple(map(values.loose_network, each.spec.nets)),
         )
-        for key, each in sorted(snapshot.of(NetworkSet).items())
+        for _, each in sorted(snapshot.of(NetworkSet).items())
     ]
     found += [
-        Entity(labels=every.metadata.labels, nets=tuple(map(values.loose_network, every.spec.nets)))
+        Entity(labels=labels.network_set(snapshot, every), nets=tuple(map(values.loose_network, every.spec.nets)))
         for _, every in sorted(snapshot.of(GlobalNetworkSet).items())
     ]
     return found

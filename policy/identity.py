@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address
 from itertools import pairwise
@@ -202,15 +202,19 @@ def _flatten(family: Family, on_nets: Mapping[Network, set[int]]) -> list[tuple[
     return pieces
 
 
-def identify(marked: Marked, peers: Mapping[str, Peer]) -> Identity:
-    """Classes of all addresses, as `peers` (by text) and the named ports in `marked` tell them apart."""
+def identify(marked: Marked, peers: Mapping[str, Peer], named: Collection[str]) -> Identity:
+    """Classes of all addresses, as `peers` (by text) and ports `named` (texts) tell them apart."""
     signer = _Signer(marked, peers)
     world = {int(family): signer.sign(family, NO_MARKS) for family in Family}
     ranges = {
         int(family): [(span, signer.sign(family, marks)) for span, marks in marked.ranges[family]] for family in Family
     }
     pods = {
-        address: signer.sign(address.version, frozenset(marks), frozenset(marked.ports.get(address, ())))
+        address: signer.sign(
+            address.version,
+            frozenset(marks),
+            frozenset(port for port in marked.ports.get(address, ()) if port[0] in named),
+        )
         for address, marks in marked.pods.items()
     }
     numbers = number_classes({*world.values(), *pods.values(), *(s for each in ranges.values() for _, s in each)})

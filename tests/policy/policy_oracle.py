@@ -118,7 +118,9 @@ def prefixed(selector: str, prefix: str) -> str:
         lambda found: prefix + found[1] + found[2],
         selector,
     )
-    return re.sub(r"has\(([\w./-]+)\)", lambda found: f"has({prefix}{found[1]})", text)
+    text = re.sub(r"has\(([\w./-]+)\)", lambda found: f"has({prefix}{found[1]})", text)
+    there = f"has({prefix}projectcalico.org/name)"
+    return text.replace("all()", there).replace("global()", "!has(projectcalico.org/namespace)")
 
 
 class Oracle:
@@ -155,7 +157,7 @@ class Oracle:
         spec, labels = each.spec, dict(each.metadata.labels)
         if isinstance(each, WorkloadEndpoint):
             own = labels
-            labels = self.inherited(each.metadata.namespace, spec.service_account_name)
+            labels = self.inherited(each.metadata.namespace, spec.service_account_name or "default")
             labels["projectcalico.org/orchestrator"] = spec.orchestrator
             for name in reversed(spec.profiles):
                 if profile := self.named(Profile, name):
@@ -179,7 +181,6 @@ class Oracle:
             if namespaces == "global()":
                 terms.append("!has(projectcalico.org/namespace)")
             elif namespaces:
-                terms.append("has(projectcalico.org/namespace)")
                 terms.append(prefixed(namespaces, "pcns."))
             elif own:
                 terms.append(f"projectcalico.org/namespace == '{own}'")

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 import yaml
-from policy_cluster import key, namespace, packet, pod, resource, snapshot
 from msgspec.structs import replace
+from policy_cluster import key, namespace, packet, pod, resource, snapshot
 
 from core.names import Key
 from core.resources import BY_MANIFEST, Resource
@@ -93,7 +93,7 @@ def test_case(case: dict[str, Any]) -> None:
                 )
                 for end, direction in ((source, Direction.EGRESS), (destination, Direction.INGRESS))
             )
-            reached = all([decision.verdict is Verdict.ALLOW for decision in ends])
+            reached = all(decision.verdict is Verdict.ALLOW for decision in ends)
             assert reached == expected(step["expect"], source, destination), f"{here} to {there}"
             asked += 1
     assert asked
