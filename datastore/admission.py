@@ -33,7 +33,7 @@ async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Uncha
     problems = admission.check(changes, _existing(listing, kinds))
     if problems:
         raise Invalid(problems)
-    return tuple(Unchanged(kind, listing.revision) for kind in sorted(kinds))
+    return [Unchanged(kind, listing.revision) for kind in sorted(kinds)]
 
 
 def _decoded(operations: Sequence[Operation]) -> dict[Key, Resource | None]:

@@ -16,7 +16,7 @@ import grpc
 
 from core.errors import Invalid, MuslinError, Problem, Unavailable
 from core.names import Key, Kind
-from datastore import codec
+from datastore import codec, link
 from datastore.api import Compacted, Entry, Listing, Operation, Unchanged, WatchItem, check
 from proto.v1 import datastore_pb2 as pb
 from proto.v1.datastore_pb2_grpc import DatastoreStub
@@ -32,7 +32,13 @@ class GrpcStore:
     def __init__(self, target: str, *, timeout_s: float = 10.0, keepalive_s: float = 10.0) -> None:
         self._target, self._timeout = target, timeout_s
         self._closing = asyncio.Event()
-        self._channel = grpc.aio.insecure_channel(target, options=_options(keepalive_s))
+        options = [
+            *link.noticing(keepalive_s),
+            *link.returning(),
+            *link.bounded(codec.MESSAGE_BOUND, codec.METADATA_BOUND),
+            ("grpc.keepalive_permit_without_calls", 1),
+        ]
+        self._channel = grpc.aio.insecure_channel(target, options=options)
         self._stub = DatastoreStub(self._channel)
 
     async def get(self, key: Key) -> Entry | None:
@@ -111,22 +117,3 @@ class GrpcStore:
             case code:
                 said = (error.details() or "no reason given").rpartition("last error: ")[2]
                 return Unavailable(f"the datastore at {self._target} is away: {code.name}: {said}")
-
-
-def _options(keepalive_s: float) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", codec.MESSAGE_BOUND),
-        ("grpc.max_send_message_length", codec.MESSAGE_BOUND),
-        ("grpc.max_metadata_size", codec.METADATA_BOUND),
-        ("grpc.absolute_max_metadata_size", codec.METADATA_BOUND),
-        ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive_s * 1000)),
-        ("grpc.keepalive_permit_without_calls", 1),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        ("grpc.enable_retries", 0),
-        ("grpc.enable_http_proxy", 0),  # the datastore is never behind one, whatever the environment says
-        ("grpc.use_local_subchannel_pool", 1),
-    ]

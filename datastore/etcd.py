@@ -29,6 +29,7 @@ from aetcd import rpc
 from core.errors import Conflict, Invalid, MuslinError, Problem, Unavailable
 from core.names import ROOT, Key, Kind
 from core.resources import parse_path
+from datastore import link
 from datastore.api import (
     ABSENT,
     PROGRESS,
@@ -67,7 +68,8 @@ class EtcdStore:
         if not endpoints:
             raise Invalid([Problem(what="etcd", why="name at least one endpoint: etcd:HOST:PORT")])
         self._endpoints, self._timeout = tuple(endpoints), timeout_s
-        self._channels = [rpc.insecure_channel(each, options=_options(keepalive_s)) for each in endpoints]
+        options = [*link.noticing(keepalive_s), *link.returning(), *link.bounded(-1)]
+        self._channels = [rpc.insecure_channel(each, options=options) for each in endpoints]
         self._current = 0
         self._closing = asyncio.Event()
 
@@ -318,18 +320,3 @@ def _conflict(compared: Sequence[Operation], guards: Sequence[Unchanged], found:
         if revision > guard.since:
             return Conflict(str(guard), guard.since, revision)
     raise AssertionError("etcd refused a transaction whose compares hold")
-
-
-def _options(keepalive_s: float) -> list[tuple[str, int]]:
-    return [
-        ("grpc.max_receive_message_length", -1),
-        ("grpc.max_send_message_length", -1),
-        ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive_s * 1000)),
-        ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.initial_reconnect_backoff_ms", 100),
-        ("grpc.min_reconnect_backoff_ms", 1000),
-        ("grpc.max_reconnect_backoff_ms", 2000),
-        ("grpc.enable_http_proxy", 0),
-        ("grpc.use_local_subchannel_pool", 1),
-    ]

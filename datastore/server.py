@@ -24,7 +24,7 @@ from typing import Any, Final, Protocol, TypeAlias
 import grpc
 
 from core.errors import Conflict, Invalid, MuslinError, Problem, Unavailable, Unsupported
-from datastore import codec
+from datastore import codec, link
 from datastore.api import BATCH_BYTES, BATCH_EVENTS, Operation, Store, Unchanged, WatchItem, check
 from datastore.fanout import WINDOW, Fanout
 from proto.v1 import datastore_pb2 as pb
@@ -126,33 +126,32 @@ async def serve_store(
     kinds that is watched, in bytes. Raises `Invalid` for an address that may not be served, `Unsupported` for one that
     cannot be bound.
     """
-    async with asyncio.TaskGroup() as tasks:
-        fanout = Fanout(store, _encode, tasks, window)
-        server = grpc.aio.server(options=_options(keepalive_s))
-        server.add_generic_rpc_handlers((_handlers(Servicer(store, admit, fanout)),))
+    server = grpc.aio.server(options=_options(keepalive_s))
+    try:
         bound = [await _bind(server, address, insecure) for address in listen]
-        try:
-            await server.start()
-            on_ready(bound)
-            await server.wait_for_termination()
-        finally:
-            fanout.close()
-            await server.stop(GRACE_S)
+        async with asyncio.TaskGroup() as tasks:
+            fanout = Fanout(store, _encode, tasks, window)
+            server.add_generic_rpc_handlers((_handlers(Servicer(store, admit, fanout)),))
+            try:
+                await server.start()
+                on_ready(bound)
+                await server.wait_for_termination()
+            finally:
+                fanout.close()
+                await server.stop(GRACE_S)
+    finally:
+        await server.stop(None)
 
 
 def _encode(item: WatchItem) -> bytes:
     return codec.item_to(item).SerializeToString()
 
 
-def _options(keepalive_s: float) -> list[tuple[str, int]]:
+def _options(keepalive_s: float) -> link.Options:
     return [
+        *link.noticing(keepalive_s),
+        *link.bounded(codec.MESSAGE_BOUND, codec.METADATA_BOUND),
         ("grpc.so_reuseport", 0),  # two servers on one port would each see half the calls
-        ("grpc.max_receive_message_length", codec.MESSAGE_BOUND),
-        ("grpc.max_send_message_length", codec.MESSAGE_BOUND),
-        ("grpc.max_metadata_size", codec.METADATA_BOUND),
-        ("grpc.absolute_max_metadata_size", codec.METADATA_BOUND),
-        ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
-        ("grpc.keepalive_timeout_ms", int(keepalive_s * 1000)),
         ("grpc.keepalive_permit_without_calls", 1),
         ("grpc.http2.max_ping_strikes", 0),
         ("grpc.http2.min_recv_ping_interval_without_data_ms", 500),

@@ -81,6 +81,7 @@ def open_file(path: Path) -> Opened:
         writer = _connect(path)
         try:
             _own(writer, path)
+            writer.execute("PRAGMA journal_mode = WAL")  # kept in the file; so not before it is known to be ours
             return Opened(writer, _connect(path), lock)
         except BaseException:
             writer.close()
@@ -99,12 +100,7 @@ def open_file(path: Path) -> Opened:
 
 def _connect(path: Path) -> sqlite3.Connection:
     connection = sqlite3.connect(path, isolation_level=None, check_same_thread=False, timeout=10)
-    try:
-        connection.execute("PRAGMA journal_mode = WAL")
-        connection.execute("PRAGMA synchronous = FULL")
-    except BaseException:
-        connection.close()
-        raise
+    connection.execute("PRAGMA synchronous = FULL")
     return connection
 
 
