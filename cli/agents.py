@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Sequence
 from contextlib import closing
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Annotated
 
 import msgspec
@@ -13,7 +14,7 @@ import typer
 
 from cli import options, store
 from core import manifest
-from core.errors import MuslinError, NotFound
+from core.errors import MuslinError, NotFound, Unsupported
 from core.names import Key
 from core.resources import Node
 from datastore.api import Put
@@ -65,7 +66,7 @@ def felix(
     from felix.model import Config
 
     log.configure(log_level)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _make(run_dir)
     config = Config(node=node, datastore=datastore, run_dir=run_dir)
     raise typer.Exit(asyncio.run(supervise.run({"felix": lambda: agent.run(config)})))
 
@@ -82,9 +83,18 @@ def bgp(
     from core import log, supervise
 
     log.configure(log_level)
-    run_dir.mkdir(parents=True, exist_ok=True)
+    _make(run_dir)
     config = Config(node=node, datastore=datastore, run_dir=run_dir)
     raise typer.Exit(asyncio.run(supervise.run({"bgp": lambda: agent.run(config)})))
+
+
+def _make(run_dir: Path) -> None:
+    try:
+        run_dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise Unsupported(
+            f"cannot make {run_dir} ({error.strerror}); run as root, or give another --run-dir"
+        ) from error
 
 
 @node.callback()
