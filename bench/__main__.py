@@ -1,4 +1,4 @@
-"""python -m bench [NAME ...] [--all] [--json]: run benchmarks; without a name, list them. Exits 1 on a missed target."""
+"""python -m bench [NAME ...] [--all] [--json]: run benchmarks; with no name, list them. Exits 1 on a missed target."""
 
 from __future__ import annotations
 

@@ -47,9 +47,13 @@ def run(found: Found) -> Result:
 
 
 def reduce(described: Bench, ours: list[float], peers: list[float]) -> Result:
-    """The line that says how `ours` compare with `peers`."""
+    """The line that says how `ours` compare with `peers`.
+
+    The ratio is the median of the turns' own ratios: the two of a turn ran under the same load, those of two turns
+    need not have.
+    """
     figure, peer_figure = median(ours), median(peers)
-    ratio = figure / peer_figure
+    ratio = median(one / other for one, other in zip(ours, peers, strict=True))
     return Result(
         name=described.name,
         figure=round(figure, 1),

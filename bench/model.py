@@ -49,7 +49,7 @@ class Subjects:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Result:
-    """Medians of all runs, as printed by `--json`."""
+    """Medians over the turns, as printed by `--json`."""
 
     name: str
     figure: float

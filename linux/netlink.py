@@ -21,6 +21,7 @@ import errno
 import os
 import socket
 import struct
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
 from typing import Final, TypeAlias
@@ -132,6 +133,7 @@ class Netlink:
             self._socket.close()
             raise
         self._sequence = 0
+        self._turn = threading.Lock()  # a cancelled task leaves its thread behind, still talking
 
     def __enter__(self) -> Netlink:
         return self
@@ -173,7 +175,8 @@ class Netlink:
             while end < len(messages) and end - start < _BATCH_MESSAGES and size < _BATCH_BYTES:
                 size += len(messages[end])
                 end += 1
-            self._exchange(messages[start:end], start, failed)
+            with self._turn:
+                self._exchange(messages[start:end], start, failed)
             start = end
         return failed
 
@@ -205,7 +208,8 @@ class Netlink:
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Every message of a dump, each without its header. Asked again while interrupted; raises OSError."""
         for _ in range(_DUMP_ATTEMPTS):
-            found = self._dump(kind, body)
+            with self._turn:
+                found = self._dump(kind, body)
             if found is not None:
                 return found
         raise OSError(errno.EINTR, f"the kernel's tables change too fast to read: {_DUMP_ATTEMPTS} dumps interrupted")

@@ -55,6 +55,7 @@ _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
 _SCOPE_NOWHERE = 255
 _U32: Final = struct.Struct("=I")
+_OIF: Final = struct.Struct("=HHI")
 _ZERO: Final = b"\0\0\0\0"
 _VALUE: Final = (RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_MULTIPATH, RTA_VIA)
 _UPSERT: Final = (RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE)
@@ -77,7 +78,7 @@ def pack_tail(version: int, route: Route) -> tuple[int, int, bytes]:
         hop = hops[0]
         flags = _RTNH_F_ONLINK if hop.onlink else 0
         scope = _SCOPE_LINK if version == 4 and hop.gateway is None else 0
-        return scope, flags, tail + attribute(RTA_OIF, _U32.pack(hop.device)) + _pack_gateway(version, hop)
+        return scope, flags, tail + _OIF.pack(8, RTA_OIF, hop.device) + _pack_gateway(version, hop)
     if hops:
         linked = version == 4 and all(hop.gateway is None for hop in hops)
         return (
