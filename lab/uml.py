@@ -185,7 +185,9 @@ async def run(
     named by $MUSLIN_SCRATCH inside; without one there is a new one, removed at the end. After `timeout` seconds, or
     when the caller is cancelled, the machine is killed. A machine that ends without an exit code raises.
     """
-    linux = await asyncio.to_thread(build, on_line)
+    linux = kernel()
+    if not linux.exists():
+        await _built(on_line)
     (home() / "runs").mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="run-", dir=home() / "runs") as own:
         init, code = Path(own, "init"), Path(own, "code")
@@ -195,6 +197,26 @@ async def run(
         if not code.exists():
             raise MuslinError("the User-Mode Linux machine ended without running its command:\n" + "\n".join(last))
         return int(code.read_text())
+
+
+async def _built(on_line: Progress) -> None:
+    """`build`, in a process of its own: so that we can be cancelled meanwhile, and end it as Ctrl-C would."""
+    argv = [sys.executable, "-c", "from lab import uml; uml.build(uml.show)"]
+    pipe, out = asyncio.subprocess.PIPE, asyncio.subprocess.STDOUT
+    child = await asyncio.create_subprocess_exec(*argv, cwd=HOUSE, stdout=pipe, stderr=out, start_new_session=True)
+    assert child.stdout is not None
+    last = ""
+    try:
+        async for raw in child.stdout:
+            last = raw.decode(errors="replace").rstrip("\n")
+            on_line(last)
+    finally:
+        if child.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                child.send_signal(signal.SIGINT)
+        await child.wait()
+    if child.returncode:
+        raise MuslinError(f"the User-Mode Linux kernel was not built: {last}")
 
 
 async def _boot(linux: Path, init: Path, memory_mb: int, timeout: float, on_line: Progress) -> list[str]:
@@ -277,7 +299,8 @@ def _init(argv: Sequence[str], code: Path, scratch: Path, env: Mapping[str, str]
     return "\n".join(lines) + "\n"
 
 
-def _show(text: str) -> None:
+def show(text: str) -> None:
+    """Write a line at once."""
     sys.stdout.write(f"{text}\n")
     sys.stdout.flush()
 
@@ -289,12 +312,12 @@ def main(argv: Sequence[str]) -> int:
             return 0 if needed() else 1
         case ["build"]:
             if not needed():
-                _show("this host's kernel has IP-in-IP: no User-Mode Linux kernel is needed")
+                show("this host's kernel has IP-in-IP: no User-Mode Linux kernel is needed")
                 return 0
-            _show(f"User-Mode Linux kernel: {build(_show)}")
+            show(f"User-Mode Linux kernel: {build(show)}")
             return 0
         case ["run", "--", *command] if command:
-            return asyncio.run(run(command, on_line=_show))
+            return asyncio.run(run(command, on_line=show))
     sys.stderr.write("usage: python -m lab.uml needed | build | run -- CMD...\n")
     return 2
 

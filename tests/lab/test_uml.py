@@ -15,6 +15,7 @@ import pytest
 
 from core.errors import MuslinError
 from lab import uml
+from lab.processes import start_time
 
 KERNEL = pytest.mark.uml
 pytestmark = pytest.mark.skipif(not uml.needed(), reason="this kernel has IP-in-IP, so none is built to stand in")
@@ -116,6 +117,26 @@ def test_a_build_that_fails_or_was_cut_short_leaves_nothing_that_looks_whole(cac
     (uml.kernel().parent / "build-left-by-a-crash").mkdir()
     (cache / "tools" / "make").write_text("#!/bin/sh\necho kernel > linux\n")
     assert uml.build(lambda _: None).read_text() == "kernel\n"
+    assert not list(uml.kernel().parent.glob("build-*"))
+
+
+async def test_a_run_that_is_cancelled_while_it_builds_ends_the_build(
+    cache: Path, wait: Callable[[Callable[[], object]], None]
+) -> None:
+    (cache / "tools" / "make").write_text(f"#!/bin/sh\necho $$ > {shlex.quote(str(cache))}/pid; exec sleep 60\n")
+    began = asyncio.Event()
+
+    def line(_: str) -> None:
+        began.set()
+
+    task = asyncio.create_task(uml.run(["true"], on_line=line))
+    await asyncio.wait_for(began.wait(), 20)
+    await asyncio.to_thread(wait, (cache / "pid").exists)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    pid = int((cache / "pid").read_text())
+    await asyncio.to_thread(wait, lambda: start_time(pid) is None)
     assert not list(uml.kernel().parent.glob("build-*"))
 
 
