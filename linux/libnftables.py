@@ -5,7 +5,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import threading
 from typing import Final
 
 from core.errors import MuslinError, Unsupported
@@ -46,7 +45,6 @@ class Nft:
 
     def __init__(self) -> None:
         self._library = _load()
-        self._turn = threading.Lock()
         self._busy = threading.Lock()
         self._context = self._library.nft_ctx_new(0)
         if not self._context:
