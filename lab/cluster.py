@@ -188,10 +188,7 @@ class Cluster:
         return manifests.as_yaml(each for each in ours if each.key not in theirs)
 
     async def _serving(self, store: Store) -> str:
-        try:
-            await store.list({Node.KIND})
-        except Unavailable as error:
-            return str(error)
+        await store.list({Node.KIND})
         return ""
 
     async def _pods(self, store: Store) -> int:
@@ -216,9 +213,12 @@ class Cluster:
         """
         deadline = asyncio.get_running_loop().time() + timeout
         while True:
-            missing = condition()
-            if asyncio.iscoroutine(missing):
-                missing = await missing
+            try:
+                missing = condition()
+                if asyncio.iscoroutine(missing):
+                    missing = await missing
+            except Unavailable as away:  # the datastore is on its way, or was killed on purpose
+                missing = str(away)
             if not missing:
                 return
             dead = [label for label in logs if not self.process(label).alive()]

@@ -57,6 +57,14 @@ async def test_a_cluster_comes_up_answers_and_goes(name: str) -> None:
     with pytest.raises(NotFound, match="has no 'node9'"):
         again.namespace("node9")
 
+    # an agent and the datastore are killed and started again by their labels
+    for label in ("datastore", "felix@node1"):
+        again.kill(label)
+        assert not again.process(label).alive()
+        again.start(label)
+    await again.until_programmed(1)
+    started += [again.process("datastore"), again.process("felix@node1")]
+
     inhabitants = processes.known(netns.inhabitants(netns.existing(underlay.prefix(name))))
     assert inhabitants
     await clusters.down(name)
