@@ -22,6 +22,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections.abc import Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Any, Final
 
@@ -30,7 +31,7 @@ import structlog
 from core.errors import Conflict, MuslinError, Unavailable
 from core.latest import Latest
 from core.names import NFT_TABLE
-from core.reconcile import Driver, Plan, Progress, Reconciler
+from core.reconcile import Breaker, Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.resources import (
     FelixConfiguration,
@@ -56,6 +57,7 @@ from datastore.api import Store
 from datastore.client import GrpcStore
 from datastore.follow import follow
 from felix import status, tunnel_address
+from felix.breaker import hold
 from felix.desired import desired, judge
 from felix.model import Config, Desired, Judged
 from linux import rights
@@ -84,6 +86,9 @@ KINDS: Final = (
     WorkloadEndpoint,
 )
 """What felix decides on."""
+
+OPEN: Final = Breaker(share=1.0)
+"""Holds nothing: `felix.breaker` looks before the decision, where objects can be counted."""
 
 STATUS_EVERY_S: Final = 0.1
 """The least time between two writes of the status."""
@@ -132,6 +137,9 @@ class Agent:
         self._config, self._store = config, store
         self._snapshot: Snapshot | None = None
         self._facts: Facts | None = None
+        self._received: Snapshot | None = None
+        self._accepted: Snapshot | None = None
+        self._held: tuple[str, ...] = ()
         self._judged: tuple[Snapshot, Judged] | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -140,14 +148,15 @@ class Agent:
         self._sysctl_driver = SysctlDriver()
         self._sysctls = Reconciler(self._sysctl_driver)
         self._tunnel_driver = TunnelDriver()
-        self._tunnels = Reconciler(self._tunnel_driver)
-        self._nft = Reconciler(self._nft_driver)
-        self._routes = Reconciler(self._routes_driver)
+        self._tunnels = Reconciler(self._tunnel_driver, OPEN)
+        self._nft = Reconciler(self._nft_driver, OPEN)
+        self._routes = Reconciler(self._routes_driver, OPEN)
         self._wanted: dict[int, Desired] = {}  # by generation: a number for each state that was ever decided
         self._generation = 0
         self._programmed = 0
         self._released: str | None = None
         self._fresh = False
+        self._no_tunnel_address = ""
         self._settling: Latest[Snapshot] = Latest()
         self._said: Latest[FelixStatus] = Latest()
         self._since, self._ready = _now(), False
@@ -203,13 +212,24 @@ class Agent:
             snapshot, facts = self._snapshot, self._facts
             if snapshot is None or facts is None or await self._older_than_the_kernel(snapshot):
                 continue
-            if self._judged is None or self._judged[0] is not snapshot:
+            if snapshot is not self._received:
+                self._received = snapshot
+                self._accepted, self._held = self._admitted(snapshot)
+            assert self._accepted is not None
+            if self._judged is None or self._judged[0] is not self._accepted:
                 # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
-                self._judged = (snapshot, await asyncio.to_thread(judge, snapshot, self._config.node))
-            self._set(desired(snapshot, facts, self._config, self._judged[1]))
-            self._release(snapshot)
+                self._judged = (self._accepted, await asyncio.to_thread(judge, self._accepted, self._config.node))
+            self._set(replace(desired(self._accepted, facts, self._config, self._judged[1]), held=self._held))
             self._settling.put(snapshot)
             self._wake.set()
+
+    def _admitted(self, snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
+        """What to decide on, and what of it the breaker holds; a new release annotation lets everything go."""
+        node = snapshot.get(Node, self._config.node)
+        before, self._released = self._released, status.release_token(node.metadata.annotations if node else {})
+        if self._accepted is None or (before is not None and self._released not in ("", before)):
+            return snapshot, ()
+        return hold(self._accepted, snapshot)
 
     async def _older_than_the_kernel(self, snapshot: Snapshot) -> bool:
         """Whether `snapshot` is from disk, where it may lag, while what an earlier felix programmed still stands."""
@@ -227,24 +247,17 @@ class Agent:
         self._nft.set_desired(flatten(wanted.nft), self._generation)
         self._routes.set_desired(wanted.routes, self._generation)
 
-    def _release(self, snapshot: Snapshot) -> None:
-        node = snapshot.get(Node, self._config.node)
-        token = status.release_token(node.metadata.annotations if node else {})
-        if self._released is not None and token not in ("", self._released):
-            for reconciler in (self._sysctls, self._tunnels, self._nft, self._routes):
-                reconciler.release()
-        self._released = token
-
     async def _on_progress(self, progress: Sequence[Progress]) -> None:
         sysctls, tunnels, nft, routes = progress
         outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, nft=nft, routes=routes)
         wanted = self._wanted.get(outcome.tried)
         if wanted is None:
             return
-        if outcome.done >= outcome.tried and not (wanted.awaited and tunnels.healthy):
+        if outcome.done >= outcome.tried and not wanted.held and not (wanted.awaited and tunnels.healthy):
             self._programmed = wanted.revision
         for generation in [each for each in self._wanted if each < outcome.tried]:
             del self._wanted[generation]
+        wanted = replace(wanted, problems=(*wanted.problems, *filter(None, [self._no_tunnel_address])))
         said = status.state(wanted, outcome, self._programmed, self._since)
         if said.ready is not self._ready:
             self._ready, self._since = said.ready, _now()
@@ -274,9 +287,12 @@ class Agent:
             except Conflict:
                 continue  # somebody else wrote the Node: the snapshot with that is on its way
             except MuslinError as error:
-                log.warning("tunnel_address.failed", why=str(error))
+                self._no_tunnel_address = f"no address for the tunnel: {error}"
+                self._wake.set()  # so that the status says it
                 await asyncio.sleep(RETRY_S)
                 self._settling.put(self._settling.peek() or snapshot)
+            else:
+                self._no_tunnel_address = ""
 
 
 def _now() -> str:

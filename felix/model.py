@@ -40,7 +40,8 @@ class Desired:
 
     `rejected` endpoints stay cut off, for the reason given. `problems` are sentences about what else could not be
     carried out. `stale` says that the snapshot came from disk because the datastore is away. `tunnelled` names the
-    pools that need the tunnel; with `awaited` its device is wanted and not there yet, so neither are its routes.
+    pools that need the tunnel; with `awaited` its device is wanted and not there yet, so neither are its routes. `held`
+    says what the breaker keeps from being followed.
     """
 
     revision: int
@@ -54,3 +55,4 @@ class Desired:
     problems: tuple[str, ...]
     tunnelled: tuple[str, ...] = ()
     awaited: bool = False
+    held: tuple[str, ...] = ()

@@ -59,7 +59,7 @@ def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> Fe
     endpoints = {each.name: _endpoint(each, outcome) for each in desired.endpoints}
     for key, reason in desired.rejected.items():
         endpoints[f"{key.namespace}/{key.name}"] = EndpointState(state="error", reason=reason)
-    settled = all(not p.failure and not p.errors and not p.held for name, p in outcome if name != "tunnels")
+    settled = not desired.held and all(not p.failure and not p.errors for name, p in outcome if name != "tunnels")
     return FelixState(
         programmed=programmed,
         stale=desired.stale,
@@ -95,14 +95,11 @@ def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
 
 
 def _problems(desired: Desired, outcome: Outcome) -> Iterator[str]:
+    for what in desired.held:
+        yield f"{what}; held until the Node gets a new value of the annotation {RELEASE} (`muslin node release`)"
     for name, progress in outcome:
         if progress.failure:
             yield progress.failure
-        if progress.held:
-            yield (
-                f"{name}: {progress.held} removals are held, being too many at once; if they are meant, give "
-                f"the Node a new value of the annotation {RELEASE}"
-            )
         if name != "tunnels":
             yield from sorted(set(map(str, progress.errors.values())))[:MOST_ERRORS]
     pools = ", ".join(desired.tunnelled)

@@ -18,10 +18,12 @@ from core.resources import FelixStatus, Resource
 from core.resources.network import EncapMode
 from core.resources.status import FelixState
 from datastore import objects
+from datastore.api import Delete
 from datastore.client import GrpcStore
 from datastore.sqlite import SqliteStore
 from felix.agent import Agent, cleanup
 from felix.model import Config
+from felix.status import RELEASE
 from tests.felix.cluster import allow_from, block, deny, felix, namespace, node, pod, pool
 from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, Host, first_datagram, host, ip, nft, says
 
@@ -329,3 +331,42 @@ async def test_cleanup_removes_what_is_ours_and_nothing_else(cluster: Cluster) -
     assert nft("list", "tables") == "table inet other\n"
     assert ip("route", "show", "proto", "200") == ""
     assert "default via" in ip("route")
+
+
+async def test_policies_that_vanish_together_are_held_until_somebody_says_so(cluster: Cluster) -> None:
+    policies = [deny(f"p{number}", "shop", "app == 'db'") for number in range(60)]
+    await cluster.start()
+    await cluster.write(*policies)
+    async with cluster.db.echo(80):
+        await cluster.store.txn([Delete(each.key) for each in policies])
+        state = await cluster.status(lambda state: any("60 of 60 policies" in problem for problem in state.problems))
+        assert not state.ready
+        assert not await cluster.web.reaches("10.0.0.2", 80)
+        await cluster.write(node("a", f"{HOST}/24", **{RELEASE: "now"}))
+        assert await cluster.web.reaches("10.0.0.2", 80)
+
+
+async def test_from_disk_a_bare_host_is_programmed_and_a_standing_one_left_alone(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    await cluster.start()
+    await cluster.stop()
+    nowhere = GrpcStore(f"unix:{tmp_path}/nobody")
+
+    async def alone(waiting: Callable[[], bool], wait_s: float) -> None:
+        with contextlib.closing(Agent(cluster.config, nowhere)) as agent:
+            serving = asyncio.create_task(agent.serve())
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(wait_s):
+                    await until(waiting)
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
+
+    nft("flush", "chain", "inet", "muslin", "check-source")  # as if the table were newer than the disk
+    await alone(lambda: "sources4" in nft("list", "chain", "inet", "muslin", "check-source"), 0.7)
+    assert "sources4" not in nft("list", "chain", "inet", "muslin", "check-source")
+    await cleanup()
+    await alone(lambda: "10.0.0.2" in ip("route", "show", "proto", "200"), PATIENCE_S)
+    assert "sources4" in nft("list", "chain", "inet", "muslin", "check-source")
+    await nowhere.close()

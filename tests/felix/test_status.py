@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from core.addr import host_prefix
 from core.names import IPIP_DEVICE, workload_interface
 from core.nftables import Element
@@ -61,10 +63,9 @@ def test_an_error_touches_the_endpoint_it_is_about() -> None:
 def test_ready_means_all_of_this_revision_and_nothing_wrong() -> None:
     assert state(wanted(), FINE, REVISION, "").ready
     assert not state(wanted(), FINE, REVISION - 1, "").ready
-    held = Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=Progress(revision=2, tried=3, held=80))
-    said = state(wanted(), held, REVISION, "")
+    said = state(replace(wanted(), held=("80 of 90 policies vanished at once",)), FINE, REVISION, "")
     assert not said.ready
-    assert any("80 removals are held" in problem and RELEASE in problem for problem in said.problems)
+    assert any("80 of 90 policies" in problem and RELEASE in problem for problem in said.problems)
 
 
 def test_a_refused_tunnel_is_said_and_holds_nothing_back() -> None:
