@@ -69,24 +69,39 @@ class Change:
     compare: int
 
 
-def plan(verb: Verb, wanted: Sequence[Resource], stored: Mapping[Key, Stored], now: datetime) -> list[Change]:
-    """One Change per wanted object, in their order. Raises `Conflict` or `Invalid` when `verb` does not allow one."""
+def plan(
+    verb: Verb, wanted: Sequence[Resource], stored: Mapping[Key, Stored], revisions: Mapping[Key, int], now: datetime
+) -> list[Change]:
+    """One Change per wanted object, in their order. Raises `Conflict`, `NotFound` or `Invalid` when `verb` forbids one.
+
+    `revisions` has every object that is there, `stored` those that can be read; one that cannot is written over.
+    """
     _refuse_twins(wanted)
-    _refuse_existence(verb, wanted, stored)
-    return [_change(verb, resource, stored.get(resource.key), now) for resource in wanted]
+    _refuse_existence(verb, wanted, revisions)
+    if verb is not Verb.CREATE:
+        for resource in wanted:
+            _refuse_stale(resource, revisions.get(resource.key))
+    return [
+        _change(resource, stored.get(resource.key), revisions.get(resource.key, ABSENT), now) for resource in wanted
+    ]
 
 
-def _change(verb: Verb, wanted: Resource, before: Stored | None, now: datetime) -> Change:
-    key, asked = wanted.key, wanted.metadata.resource_version
-    if asked and verb is not Verb.CREATE and asked != str(before.revision if before else ABSENT):
-        raise Conflict(str(key), int(asked) if asked.isdecimal() else None, before.revision if before else None)
+def _change(wanted: Resource, before: Stored | None, revision: int, now: datetime) -> Change:
+    key = wanted.key
     if before is None:
         stamp = now.astimezone(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        return Change(key, Outcome.CREATED, _owned(wanted, uid=str(uuid4()), created=stamp), ABSENT)
+        outcome = Outcome.CREATED if revision == ABSENT else Outcome.CONFIGURED
+        return Change(key, outcome, _owned(wanted, uid=str(uuid4()), created=stamp), revision)
     kept = before.resource.metadata
     after = _with_what_agents_wrote(_owned(wanted, uid=kept.uid, created=kept.creation_timestamp), before.resource)
     same = encode(after) == encode(before.resource)
-    return Change(key, Outcome.UNCHANGED if same else Outcome.CONFIGURED, after, before.revision)
+    return Change(key, Outcome.UNCHANGED if same else Outcome.CONFIGURED, after, revision)
+
+
+def _refuse_stale(wanted: Resource, revision: int | None) -> None:
+    asked = wanted.metadata.resource_version
+    if asked and asked != str(revision):
+        raise Conflict(str(wanted.key), int(asked) if asked.isdecimal() else None, revision)
 
 
 def _owned(resource: R, uid: str, created: str | None) -> R:
@@ -128,12 +143,12 @@ def _refuse_twins(wanted: Sequence[Resource]) -> None:
         raise Invalid([Problem(why="is given more than once", what=str(key)) for key in twins])
 
 
-def _refuse_existence(verb: Verb, wanted: Sequence[Resource], stored: Mapping[Key, Stored]) -> None:
+def _refuse_existence(verb: Verb, wanted: Sequence[Resource], revisions: Mapping[Key, int]) -> None:
     if verb is Verb.CREATE:
-        there = [str(resource.key) for resource in wanted if resource.key in stored]
+        there = [str(resource.key) for resource in wanted if resource.key in revisions]
         if there:
             raise Invalid([Problem(why="exists already; use apply or replace to change it", what=it) for it in there])
     if verb is Verb.REPLACE:
-        absent = [str(resource.key) for resource in wanted if resource.key not in stored]
+        absent = [str(resource.key) for resource in wanted if resource.key not in revisions]
         if absent:
             raise NotFound("\n".join(f"{it}: does not exist; use apply or create" for it in absent))

@@ -33,7 +33,7 @@ class NodeReport:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Every node, by name. `revision` is the newest change of anything felix programs."""
+    """Every node, by name. `revision` is what felix must have programmed to be up to date."""
 
     revision: int
     nodes: tuple[NodeReport, ...]
@@ -138,8 +138,9 @@ def _nodes(page: Overview, now: datetime) -> Table:
 def _felix_cells(state: FelixState | None, revision: int, now: datetime) -> tuple[str, ...]:
     if state is None:
         return ("no report", "-", "-", "-", "-")
-    word = _word(state.ready, state.stale)
-    return (word, f"{state.programmed}/{revision}", counted(state.endpoints), str(state.routes), age(state.since, now))
+    programmed = min(state.programmed, revision)  # beyond it nothing has changed that felix would program
+    endpoints, routes, since = counted(state.endpoints), str(state.routes), age(state.since, now)
+    return (_word(state.ready, state.stale), f"{programmed}/{revision}", endpoints, routes, since)
 
 
 def _bgp_cells(state: SpeakerState | None, now: datetime) -> tuple[str, ...]:

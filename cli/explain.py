@@ -51,10 +51,11 @@ def explain(
     from policy.explain import explain as explained
 
     found = explained(snapshot, *ends, number, port)
+    names = {str(each): _pod(snapshot, each) for each in ends}
     if output is options.ResultFormat.JSON:
-        terminal.show_json(document(found))
+        terminal.show_json(document(found, names))
     else:
-        terminal.show_lines(found.lines)
+        terminal.show_lines([_renamed(line, names) for line in found.lines])
 
 
 def end(snapshot: Snapshot, text: str, option: str) -> Key | Address:
@@ -90,12 +91,25 @@ def _versions(snapshot: Snapshot, found: Key | Address) -> set[int]:
     return {address.version for address in snapshot.of(WorkloadEndpoint)[found].spec.addresses}
 
 
-def document(found: Explanation) -> dict[str, Any]:
-    """The explanation for programs."""
+def _pod(snapshot: Snapshot, found: Key | Address) -> str:
+    """An end as people name it: `NAMESPACE/POD`, or the address."""
+    if not isinstance(found, Key):
+        return str(found)
+    return f"{found.namespace}/{snapshot.of(WorkloadEndpoint)[found].spec.pod}"
+
+
+def _renamed(line: str, names: Mapping[str, str]) -> str:
+    for key, name in names.items():
+        line = line.replace(f" of {key}:", f" of {name}:")
+    return line
+
+
+def document(found: Explanation, names: Mapping[str, str]) -> dict[str, Any]:
+    """The explanation for programs; `names` are the ends as people name them."""
     return {
         "verdict": found.verdict.value,
-        "from": found.source,
-        "to": found.destination,
+        "from": names[found.source],
+        "to": names[found.destination],
         "protocol": found.protocol,
         "port": found.port,
         "egress": _decision(found.egress),

@@ -147,7 +147,7 @@ async def _transact(verb: Verb, resources: Sequence[Resource], target: str) -> t
     async with store.opened(target) as opened:
         for attempt in range(1, ATTEMPTS + 1):
             state = await store.read(opened)
-            changes = plan(verb, resources, state.objects, datetime.now(UTC))
+            changes = plan(verb, resources, state.objects, state.revisions, datetime.now(UTC))
             try:
                 return await store.write(opened, state, changes), changes
             except Conflict:
@@ -169,13 +169,16 @@ async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> t
 async def _get(target: str, kind: Kind, name: str | None, namespace: str | None) -> list[Stored]:
     async with store.opened(target) as opened:
         state = await store.read(opened, {kind})
-    found = [
-        stored
-        for key, stored in state.objects.items()
-        if (namespace is None or key.namespace == namespace) and (name is None or key.name == name)
-    ]
+
+    def meant(key: Key) -> bool:
+        return (namespace is None or key.namespace == namespace) and (name is None or key.name == name)
+
+    unreadable = [why for key, why in state.unreadable.items() if meant(key)]
+    found = [stored for key, stored in state.objects.items() if meant(key)]
     if name is not None and not found:
-        raise NotFound(f"{Key(kind, namespace or '', name)}: there is none")
+        raise NotFound(unreadable[0] if unreadable else f"{Key(kind, namespace or '', name)}: there is none")
+    for why in unreadable:
+        terminal.tell(f"left out, because it cannot be read: {why}")
     return found
 
 

@@ -199,10 +199,11 @@ def shop(muslin: Muslin, tmp_path: Path) -> None:
 def test_explain_names_the_policy_and_the_rule(muslin: Muslin) -> None:
     said = muslin("explain --from shop/web --to shop/db --tcp 5432")
     assert said.code == 0, said.err
+    assert said.out.splitlines()[0] == "egress of shop/web: Allow: profile kns.shop, egress rule 0"
     assert said.out.splitlines()[-1] == "Deny"
     assert "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0" in said.out
     found = json.loads(muslin("explain --from 10.244.0.1 --to shop/db --tcp 5432 -o json").out)
-    assert found["verdict"] == "Deny"
+    assert (found["verdict"], found["from"], found["to"]) == ("Deny", "shop/web", "shop/db")
     assert found["ingress"] == {
         "verdict": "Deny",
         "cause": "rule",
@@ -217,7 +218,8 @@ def test_explain_names_the_policy_and_the_rule(muslin: Muslin) -> None:
     for flow in ("--udp 53", "--icmp", "--sctp 7", "--protocol 47"):
         said = muslin(f"explain --from shop/web --to shop/db {flow}")
         assert said.out.splitlines()[-1] == "Allow", said.out
-    assert json.loads(muslin("explain --from 192.0.2.1 --to shop/db --tcp 5432 -o json").out)["egress"] is None
+    outside = json.loads(muslin("explain --from 192.0.2.1 --to shop/db --tcp 5432 -o json").out)
+    assert (outside["from"], outside["egress"]) == ("192.0.2.1", None)
 
 
 @pytest.mark.usefixtures("shop")

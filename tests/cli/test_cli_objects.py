@@ -1,12 +1,19 @@
 """Objects through the command line, against a real datastore process."""
 
+import asyncio
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+
+from core.names import Key
+from core.resources import IPPool
+from datastore.api import Operation, Put, Store, Unchanged
+from datastore.client import GrpcStore
+from datastore.serve import serve
 
 POOL = {
     "apiVersion": "projectcalico.org/v3",
@@ -197,6 +204,38 @@ def test_no_datastore_is_one_sentence(muslin: Muslin, tmp_path: Path) -> None:
     assert len(said.err.splitlines()) == 1
     assert f"{tmp_path}/nobody.sock" in said.err
     assert "muslin datastore" in said.err
+
+
+async def admit_anything(_store: Store, _operations: Sequence[Operation]) -> Sequence[Unchanged]:
+    """What a server of another version may have let in."""
+    return ()
+
+
+async def test_an_object_that_cannot_be_read_is_named_and_can_be_written_over(muslin: Muslin, tmp_path: Path) -> None:
+    address, ready = f"unix:{tmp_path}/s", asyncio.Event()
+    server = asyncio.create_task(
+        serve(f"sqlite:{tmp_path}/db", [address], admit=admit_anything, on_ready=lambda _: ready.set())
+    )
+    async with asyncio.timeout(30):
+        await ready.wait()
+        store = GrpcStore(address)
+        await store.txn([Put(Key(IPPool.KIND, "", "pods"), b'{"metadata": {"name": "pods"}, "spec": {"cidr": 7}}')])
+        await store.close()
+        pool = write(tmp_path / "pool.yaml", POOL)
+
+        async def run(words: str) -> Any:
+            return await asyncio.to_thread(muslin, f"{words} --datastore {address}")
+
+        said = await run("get pools")
+        assert (said.code, said.out) == (0, "")
+        assert "IPPool/pods: spec.cidr" in said.err
+        assert (await run("get pool pods")).code == 1
+        assert (await run(f"create -f {pool}")).code == 1
+        assert (await run(f"apply -f {pool}")).out.splitlines()[0] == "ippool/pods configured"
+        assert (await run("get pool pods -o name")).out == "ippool/pods\n"
+        server.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await server
 
 
 NODE = {
