@@ -43,7 +43,7 @@ BATCH_EVENTS: Final = 500
 BATCH_BYTES: Final = 2 << 20
 """Events, and bytes of values, after which a batch is full; the revision it is in still comes whole."""
 
-PROGRESS: Final = 1000
+PROGRESS: Final = 250
 """Revisions of other kinds after which a watcher is told to move its revision, lest it ask for history long gone."""
 
 

@@ -101,19 +101,20 @@ class _Follower:
                 await self._watch(resume)
                 resume = None
             except MuslinError as error:
-                resume = self._snapshot if resume is not None else None
                 await self._lost(error)
+                resume = self._snapshot if resume is not None else None
             self._failures += 1  # until the next Synced
             await asyncio.sleep(self._timing.backoff(self._failures))
 
     async def _watch(self, snapshot: Snapshot) -> None:
         """Follow changes after `snapshot` until it takes a new listing to go on. Raises when cut off."""
-        synced = False
+        synced, news = False, snapshot.stale
         async with aclosing(self._store.watch(snapshot.revision, self._kinds)) as items:
             async for item in items:
                 match item:
                     case Changes() if item.revision >= snapshot.revision:
                         snapshot = self._next(snapshot, item)
+                        news = news or bool(item.events)
                     case Synced() if item.revision >= snapshot.revision:
                         synced = True
                         self._found()
@@ -121,8 +122,11 @@ class _Follower:
                     case Changes() | Synced() | Compacted():
                         log.info("datastore.relist", revision=snapshot.revision, theirs=item.revision)
                         return
-                if synced and snapshot != self._snapshot:
+                if synced and news:
                     self._show(snapshot)
+                    news = False
+                elif synced:
+                    self._snapshot = snapshot  # only its revision is new: nothing for readers, but where to resume
 
     async def _lost(self, error: MuslinError) -> None:
         """The store is away: say so once, and let readers know that what they have may be old."""

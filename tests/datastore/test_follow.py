@@ -14,11 +14,12 @@ from structlog.testing import capture_logs
 
 from core.errors import Unavailable
 from core.latest import Latest
+from core.names import Key
 from core.reconcile import Timing
-from core.resources import IPPool, Metadata, Node
+from core.resources import IPPool, Metadata, Node, Tier
 from core.resources.network import IPPoolSpec, NodeSpec
 from core.snapshot import Snapshot
-from datastore.api import Put, Store
+from datastore.api import PROGRESS, Put, Store, Synced
 from datastore.client import GrpcStore
 from datastore.follow import follow
 from datastore.objects import delete, put, write
@@ -281,3 +282,33 @@ async def test_nodes_are_followed_beside_pools(store: Store) -> None:
         await store.txn([put(Node(metadata=Metadata(name="n1"), spec=NodeSpec())), put(pool("a", 1))])
         snapshot = await reader.until(lambda snapshot: bool(snapshot.of(Node)))
         assert names(snapshot) == {"a"}, "a transaction is seen whole"
+
+
+async def test_changes_of_other_kinds_make_no_snapshot_but_are_not_read_again(
+    sqlite_store: SqliteStore, serve, tmp_path: Path
+) -> None:
+    await write(sqlite_store, pool("a", 1))
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    busy = Key(Tier.KIND, "", "busy")
+    async with serve(sqlite_store):
+        follower = following(client)
+        reader = await follower.__aenter__()
+        await reader.until(lambda snapshot: names(snapshot) == {"a"})
+        beside = client.watch(reader.seen[-1].revision, {IPPool.KIND, Node.KIND})
+        assert isinstance(await anext(beside), Synced)
+        for number in range(PROGRESS + 10):
+            last = await sqlite_store.txn([Put(busy, b"%d" % number)])
+        told = await anext(beside)
+        await beside.aclose()
+        for _ in range(3):  # both watchers are told at once; what is asked afterwards is answered afterwards
+            await client.get(busy)
+        assert reader.latest.peek() is reader.seen[-1], "nothing new for a reader"
+    await reader.until(lambda snapshot: snapshot.stale)
+    await sqlite_store.compact(told.revision)
+    with capture_logs() as logs:
+        async with serve(sqlite_store):
+            fresh = await reader.until(lambda snapshot: not snapshot.stale)
+            assert fresh.revision == last
+            await follower.__aexit__(None, None, None)
+    assert "datastore.relist" not in [log["event"] for log in logs]
+    await client.close()
