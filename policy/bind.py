@@ -113,7 +113,8 @@ class Bound:
 
     def __init__(self, program: Program, own: Own, family: int) -> None:
         self._own = own
-        self._templates: list[tuple[Live, Side, bool]] = []
+        self._ingress = program.direction is Direction.INGRESS
+        self._templates: list[tuple[Live, Side]] = []
         self._free: list[int] = []
         self._by_peer: dict[str, list[int]] = defaultdict(list)
         for position, step in enumerate(program.steps):
@@ -121,8 +122,7 @@ class Bound:
             if live is None:
                 continue
             other = sides(step.match, program.direction)[0] if step.match else Side()
-            # A destination port is the table's business, a source port the packet's: which one is the other side's?
-            self._templates.append((live, other, program.direction is Direction.EGRESS))
+            self._templates.append((live, other))
             place = len(self._templates) - 1
             if other.peer is None:
                 self._free.append(place)
@@ -158,7 +158,7 @@ class Bound:
             tests=tests,
         )
         numbers = {text: found for (text, version), found in self._own.ports.items() if version == family}
-        return _with_ports(live, own, numbers, destination=direction is Direction.INGRESS)
+        return _with_ports(live, own, numbers, destination=self._ingress)
 
     def _places(self, signature: Signature) -> list[int]:
         hits = self._by_peer.keys() & signature.peers
@@ -179,8 +179,8 @@ class Bound:
         for text, number in signature.ports:
             numbers[text].append(number)
         for place in self._places(signature):
-            live, other, egress = self._templates[place]
-            resolved = _with_ports(live, other, numbers, destination=egress)
+            live, other = self._templates[place]
+            resolved = _with_ports(live, other, numbers, destination=not self._ingress)
             if resolved is not None:
                 found.append(resolved)
         return found

@@ -157,7 +157,9 @@ def _table(name: str, program: Program, own: Own, identity: Identity) -> Table:
             answer = known[question] = decide(steps, signature.family)
         decided[number] = answer
     first = next(iter(known.values()))
-    if all(each.any == first.any and not each.proto and not each.ports for each in known.values()):
+    same = all(each.any == first.any and not each.proto and not each.ports for each in known.values())
+    # An address that found no class must meet a look-up that fails, so then nothing is said without one.
+    if same and not identity.lost:
         return Table(name=name, direction=program.direction, constant=first.any, otherwise=_unknown(program.direction))
     return _filled(name, program.direction, decided, decided.get(identity.world[4], first).any)
 

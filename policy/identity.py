@@ -284,7 +284,7 @@ def number_classes(signatures: Iterable[Signature]) -> Mapping[Signature, int]:
     numbers: dict[Signature, int] = {}
     taken: set[int] = set()
     for digest, signature in sorted(((each.digest(), each) for each in signatures), key=lambda item: item[0]):
-        if len(taken) == MOST_CLASSES:
+        if len(taken) >= MOST_CLASSES:
             break
         number = int.from_bytes(digest[:8], "big") % MOST_CLASSES + 1
         while number in taken:

@@ -278,7 +278,7 @@ class Oracle:
         return found
 
     def kubernetes(self, endpoint: Any, direction: str) -> list[tuple[Any, list[Any]]]:
-        labels, namespace = endpoint.metadata.labels, endpoint.metadata.namespace
+        labels, namespace = self.thing(endpoint).labels, endpoint.metadata.namespace
         found = []
         for each in self.of(KubernetesNetworkPolicy):
             spec = each.spec
@@ -327,7 +327,7 @@ class Oracle:
             else:
                 home = self.named(Namespace, pod.metadata.namespace)
                 near = kube_selects(peer.namespace_selector, home.metadata.labels if home else {})
-            if near and (peer.pod_selector is None or kube_selects(peer.pod_selector, pod.metadata.labels)):
+            if near and (peer.pod_selector is None or kube_selects(peer.pod_selector, self.thing(pod).labels)):
                 return True
         return False
 
