@@ -8,7 +8,7 @@ from contextlib import asynccontextmanager
 from core import manifest
 from core.resources import R
 from datastore.api import Store
-from datastore.client import connect
+from datastore.client import GrpcStore
 
 
 @asynccontextmanager
@@ -17,7 +17,7 @@ async def opened(target: str, given: Store | None = None) -> AsyncIterator[Store
     if given is not None:
         yield given
         return
-    store = connect(target)
+    store = GrpcStore(target)
     try:
         yield store
     finally:
