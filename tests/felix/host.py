@@ -5,9 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
+import re
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass, field
 
 from core.names import workload_interface
@@ -118,6 +119,19 @@ async def first_datagram(receiver: socket.socket) -> tuple[bytes, str]:
     async with asyncio.timeout(PATIENCE_S):
         data, sender = await asyncio.get_running_loop().sock_recvfrom(receiver, 4096)
     return data, sender[0]
+
+
+def dropped(chain: str) -> int:
+    """How many packets the chain's last rule has dropped."""
+    text = nft("list", "chain", "inet", "muslin", chain)
+    return int(re.findall(r"counter packets (\d+) bytes \d+ drop", text)[-1])
+
+
+async def until(true: Callable[[], bool]) -> None:
+    """Wait for what gives no event, within bounds."""
+    async with asyncio.timeout(PATIENCE_S):
+        while not true():  # noqa: ASYNC110 - the kernel tells nobody
+            await asyncio.sleep(0.02)
 
 
 @dataclass

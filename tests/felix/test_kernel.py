@@ -5,108 +5,25 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import itertools
-import re
 import subprocess
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from core.errors import Unavailable
 from core.names import workload_interface
-from core.resources import FelixStatus, Resource
+from core.resources import FelixStatus
 from core.resources.network import EncapMode
-from core.resources.status import FelixState
-from datastore import objects
 from datastore.api import Delete
 from datastore.client import GrpcStore
-from datastore.sqlite import SqliteStore
 from felix.agent import Agent, cleanup
-from felix.model import Config
 from felix.status import RELEASE
-from tests.felix.cluster import allow_from, block, deny, felix, namespace, node, pod, pool
-from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, Host, first_datagram, host, ip, nft, says
+from tests.felix.cluster import allow_from, deny, felix, node, pod, pool
+from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, dropped, first_datagram, ip, nft, says, until
+from tests.felix.one_node import WEB, Cluster
 
 pytestmark = pytest.mark.kernel
-
-WEB, DB = workload_interface("shop", "web"), workload_interface("shop", "db")
-STATE: tuple[Resource, ...] = (
-    node("a", f"{HOST}/24"),
-    namespace("shop"),
-    pool("pods", "10.0.0.0/16", nat_outgoing=True),
-    pool("six", "fd00::/64"),
-    block("10.0.0.0/26", "a"),
-    pod("web", "10.0.0.1", "fd00::1", app="web"),
-    pod("db", "10.0.0.2", "fd00::2", app="db"),
-)
-
-
-class Cluster:
-    """A store, a node with two pods, and at most one felix at a time."""
-
-    def __init__(self, store: SqliteStore, host: Host, run_dir: Path) -> None:
-        self.store, self.host = store, host
-        self.config = Config(node="a", datastore="", run_dir=run_dir)
-        self.web = host.pod("web", "10.0.0.1", "fd00::1")
-        self.db = host.pod("db", "10.0.0.2", "fd00::2")
-        self.revision = 0
-        self._felix: asyncio.Task[None] | None = None
-
-    async def write(self, *resources: Resource) -> None:
-        """Write and wait until felix has it in the kernel, when there is one."""
-        self.revision = await self.store.txn([objects.put(each) for each in resources])
-        if self._felix:
-            await self.programmed()
-
-    async def remove(self, resource: Resource) -> None:
-        key = resource.key
-        self.revision = await objects.delete(self.store, type(resource), key.name, key.namespace)
-        await self.programmed()
-
-    async def start(self) -> None:
-        self._agent = Agent(self.config, self.store)
-        self._felix = asyncio.create_task(self._agent.serve())
-        await self.programmed()
-
-    async def stop(self) -> None:
-        if self._felix:
-            self._felix.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await self._felix
-            self._felix = None
-            self._agent.close()
-
-    async def status(self, wanted: Callable[[FelixState], bool]) -> FelixState:
-        """The first status that is as wanted, also one written before."""
-        async with asyncio.timeout(PATIENCE_S):
-            async with contextlib.aclosing(self.store.watch(0, {FelixStatus.KIND})) as watch:
-                async for _ in watch:
-                    assert self._felix is None or not self._felix.done(), self._felix
-                    found = await objects.read(self.store, FelixStatus, "a")
-                    if found and wanted(found[0].status):
-                        return found[0].status
-        raise AssertionError("the watch ended")
-
-    async def programmed(self) -> FelixState:
-        return await self.status(lambda state: state.programmed >= self.revision and state.ready)
-
-
-@pytest.fixture
-def real_host() -> Iterator[Host]:
-    with host() as made:
-        yield made
-
-
-@pytest.fixture
-async def cluster(real_host: Host, tmp_path: Path) -> AsyncIterator[Cluster]:
-    store = await SqliteStore.open(tmp_path / "store.db")
-    made = Cluster(store, real_host, tmp_path)
-    try:
-        await made.write(*STATE)
-        yield made
-    finally:
-        await made.stop()
-        await store.close()
 
 
 async def test_pods_talk_once_they_are_programmed_and_not_before(cluster: Cluster) -> None:
@@ -146,12 +63,6 @@ def host_answers(interface: str) -> None:
     """What felix sets for a pod's interface so that its next hop resolves."""
     for name, value in (("conf", "proxy_arp"), ("neigh", "proxy_delay")):
         Path(f"/proc/sys/net/ipv4/{name}/{interface}/{value}").write_text("1" if name == "conf" else "0")
-
-
-def dropped(chain: str) -> int:
-    """How many packets the chain's last rule has dropped."""
-    text = nft("list", "chain", "inet", "muslin", chain)
-    return int(re.findall(r"counter packets (\d+) bytes \d+ drop", text)[-1])
 
 
 async def test_a_spoofed_source_is_dropped(cluster: Cluster) -> None:
@@ -233,13 +144,6 @@ def monitors(folder: Path) -> Iterator[Callable[[], str]]:
         for each in started:
             each.terminate()
             each.wait()
-
-
-async def until(true: Callable[[], bool]) -> None:
-    """Wait for what gives no event, within bounds."""
-    async with asyncio.timeout(PATIENCE_S):
-        while not true():  # noqa: ASYNC110 - the kernel tells nobody
-            await asyncio.sleep(0.02)
 
 
 async def test_a_restart_writes_nothing_and_no_packet_is_lost(cluster: Cluster, tmp_path: Path) -> None:
