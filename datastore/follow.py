@@ -45,6 +45,9 @@ Decode: TypeAlias = Callable[[Key, bytes], Resource]
 SAVE_EVERY_S: Final = 5.0
 """Seconds between two writes of the cache."""
 
+PATIENCE: Final = Timing(retry_s=0.1, retry_max_s=3.0)
+"""How soon a store that is away is tried again."""
+
 
 async def follow(
     store: Store,
@@ -53,7 +56,7 @@ async def follow(
     cache: Path | None,
     *,
     decode: Decode = manifest.decode,
-    timing: Timing | None = None,
+    timing: Timing = PATIENCE,
     save_every_s: float = SAVE_EVERY_S,
 ) -> None:
     """Put every complete state of `kinds` into `latest`, until cancelled. Errors of the store are waited out.
@@ -61,7 +64,7 @@ async def follow(
     `cache` is where the last snapshot is kept across restarts (None: nowhere). A snapshot is `stale` while the store
     is away: the one from disk at the start, and the last one again when the connection is lost.
     """
-    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, decode, timing or Timing())
+    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, decode, timing)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")

@@ -127,6 +127,7 @@ async def serve_store(
     cannot be bound.
     """
     server = grpc.aio.server(options=_options(keepalive_s))
+    bound: Sequence[str] = ()
     try:
         bound = [await _bind(server, address, insecure) for address in listen]
         async with asyncio.TaskGroup() as tasks:
@@ -141,6 +142,9 @@ async def serve_store(
                 await server.stop(GRACE_S)
     finally:
         await server.stop(None)
+        for address in bound:
+            if address.startswith("unix:"):
+                await _gone(Path(address.removeprefix("unix:")))
 
 
 def _encode(item: WatchItem) -> bytes:
@@ -224,6 +228,14 @@ async def _bind_unix(server: grpc.aio.Server, path: Path) -> None:
         raise Unsupported(
             f"cannot listen on unix:{path}: {error}; is the path short and its folder writable?"
         ) from error
+
+
+async def _gone(path: Path) -> None:
+    """Wait until gRPC has removed its socket, which it does a little later: else it would remove the next server's."""
+    for _ in range(200):
+        if not await asyncio.to_thread(path.is_socket):
+            return
+        await asyncio.sleep(0.01)
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,48 +1,38 @@
-"""The gRPC front: who may reach it, what it admits, how it treats the slow, and what a killed one loses (nothing)."""
+"""The gRPC front: who may reach it, what it admits, and what it says of what it does not."""
 
 from __future__ import annotations
 
 import asyncio
 import os
-import signal
 import stat
-import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing, asynccontextmanager
 from pathlib import Path
 
 import grpc
 import pytest
 
-from core.errors import Conflict, Invalid, Problem, Unavailable, Unsupported
+from core.errors import Conflict, Invalid, Problem, Unsupported
 from core.names import Key
-from core.resources import IPPool, Metadata, Node, Tier
+from core.resources import IPPool, Metadata, Tier
 from core.resources.network import IPPoolSpec
 from core.resources.policy import TierSpec
 from datastore import codec
 from datastore.admission import admit
 from datastore.api import (
     ABSENT,
-    Changes,
-    Compacted,
     Delete,
-    Event,
     Operation,
     Put,
     Store,
-    Synced,
     Unchanged,
-    WatchItem,
 )
 from datastore.client import GrpcStore
-from datastore.fanout import Fanout
 from datastore.objects import create, put, read, write
 from datastore.serve import open_store
 from datastore.server import ADMISSIONS
-from datastore.sqlite import SqliteStore
 from proto.v1 import datastore_pb2 as pb
 
-POOL, NODE = IPPool.KIND, Node.KIND
+POOL = IPPool.KIND
 
 
 def key(name: str) -> Key:
@@ -51,14 +41,6 @@ def key(name: str) -> Key:
 
 def pool(name: str, cidr: str) -> IPPool:
     return IPPool(metadata=Metadata(name=name), spec=IPPoolSpec(cidr=cidr))
-
-
-def encode(item: WatchItem) -> bytes:
-    return codec.item_to(item).SerializeToString()
-
-
-def decode(message: bytes) -> WatchItem:
-    return codec.item_from(pb.WatchResponse.FromString(message))
 
 
 # --- where it listens -------------------------------------------------------------------------------------------------
@@ -281,225 +263,3 @@ async def test_a_batch_is_judged_as_a_whole(sqlite_store, serve) -> None:
         await write(client, Tier(metadata=Metadata(name="t"), spec=TierSpec(order=1)))
         assert {entry.key.name for entry in (await client.list({POOL})).entries} == {"b", "c"}
         await client.close()
-
-
-# --- watchers ---------------------------------------------------------------------------------------------------------
-
-
-async def test_watchers_of_the_same_kinds_share_the_very_same_bytes(sqlite_store) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        fanout = Fanout(sqlite_store, encode, tasks)
-        watchers = [fanout.watch(1, frozenset({POOL})) for _ in range(5)]
-        for watcher in watchers:
-            assert decode(await anext(watcher)) == Synced(1)
-        waiting = [asyncio.ensure_future(anext(watcher)) for watcher in watchers]
-        revision = await sqlite_store.txn([Put(key("a"), b"1")])
-        messages = await asyncio.gather(*waiting)
-        assert decode(messages[0]) == Changes(revision, (Event(key("a"), b"1", revision),))
-        assert len({id(message) for message in messages}) == 1
-        for watcher in watchers:
-            await watcher.aclose()
-    assert len(tasks._tasks) == 0  # type: ignore[attr-defined]
-
-
-async def test_a_watcher_that_is_behind_gets_what_it_missed_in_few_messages(sqlite_store) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        fanout = Fanout(sqlite_store, encode, tasks)
-        quick, late = fanout.watch(1, frozenset({POOL})), fanout.watch(1, frozenset({POOL}))
-        assert decode(await anext(quick)) == decode(await anext(late)) == Synced(1)
-        first = asyncio.ensure_future(anext(late))
-        for number in range(50):
-            revision = await sqlite_store.txn([Put(key(f"p{number}"), b"%d" % number)])
-            item = decode(await anext(quick))
-            assert isinstance(item, Changes)
-            assert item.revision == revision
-        events: list[Event] = []
-        messages = 0
-        message = await first
-        while True:
-            item = decode(message)
-            assert isinstance(item, Changes)
-            events += item.events
-            messages += 1
-            if item.revision == revision:
-                break
-            message = await anext(late)
-        assert [event.key.name for event in events] == [f"p{number}" for number in range(50)]
-        assert messages <= 3
-        await quick.aclose()
-        await late.aclose()
-
-
-async def test_a_slow_watcher_is_ended_and_what_is_kept_for_it_is_bounded(sqlite_store) -> None:
-    async with asyncio.TaskGroup() as tasks:
-        fanout = Fanout(sqlite_store, encode, tasks, window=20_000)
-        quick, slow = fanout.watch(1, frozenset({POOL})), fanout.watch(1, frozenset({POOL}))
-        assert decode(await anext(quick)) == decode(await anext(slow)) == Synced(1)
-        first = asyncio.ensure_future(anext(slow))
-        for _ in range(60):
-            revision = await sqlite_store.txn([Put(key("a"), b"x" * 1000)])
-            assert decode(await anext(quick)).revision == revision
-            (channel,) = fanout._channels.values()
-            assert channel._size <= 20_000
-        rest = [decode(await first), *[decode(message) async for message in slow]]
-        assert isinstance(rest[-1], Compacted)
-        assert sum(len(item.events) for item in rest if isinstance(item, Changes)) < 60
-        assert 1 < rest[-1].revision < revision
-        await quick.aclose()
-
-
-async def test_a_slow_client_is_ended_over_the_wire_and_lists_again(sqlite_store, serve) -> None:
-    async with serve(sqlite_store, window=1 << 20) as addresses:
-        client = GrpcStore(addresses[0])
-        async with aclosing(client.watch(1, {POOL})) as items:
-            assert await anext(items) == Synced(1)
-            for number in range(120):
-                await sqlite_store.txn([Put(key(f"p{number % 3}"), b"%d" % number * 50_000)])
-            async with asyncio.timeout(20):
-                rest = [item async for item in items]
-        assert isinstance(rest[-1], Compacted)
-        assert len((await client.list({POOL})).entries) == 3
-        await client.close()
-
-
-async def test_a_watcher_that_joins_while_others_watch_misses_nothing(sqlite_store, serve) -> None:
-    async with serve(sqlite_store) as addresses:
-        client = GrpcStore(addresses[0])
-
-        async def writer() -> None:
-            for number in range(300):
-                await sqlite_store.txn([Put(key("a"), b"%d" % number), Put(Key(NODE, "", "n"), b"%d" % number)])
-
-        async def watcher(after: int) -> list[int]:
-            seen: list[int] = []
-            async with aclosing(client.watch(after, {POOL})) as items:
-                async for item in items:
-                    assert not isinstance(item, Compacted)
-                    if isinstance(item, Changes):
-                        seen += [event.revision for event in item.events]
-                        if item.revision == 301:
-                            break
-            return seen
-
-        async with asyncio.timeout(30), asyncio.TaskGroup() as tasks:
-            tasks.create_task(writer())
-            joining = []
-            for _ in range(10):
-                revision = (await client.list({POOL})).revision
-                joining.append((revision, tasks.create_task(watcher(revision))))
-        for revision, task in joining:
-            assert task.result() == list(range(revision + 1, 302))
-        await client.close()
-
-
-# --- processes --------------------------------------------------------------------------------------------------------
-
-SERVER = """
-import asyncio, sys
-from datastore.serve import serve
-async def admit(store, operations): return ()
-asyncio.run(serve(sys.argv[1], sys.argv[2:], admit=admit, on_ready=lambda _: print("ready", flush=True)))
-"""
-
-
-@asynccontextmanager
-async def process(*arguments: str) -> AsyncIterator[asyncio.subprocess.Process]:
-    """A datastore server in a process of its own."""
-    server = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", SERVER, *arguments), stdout=asyncio.subprocess.PIPE, cwd=Path(__file__).parents[2]
-    )
-    try:
-        assert server.stdout is not None
-        assert await asyncio.wait_for(server.stdout.readline(), 20) == b"ready\n"
-        yield server
-    finally:
-        if server.returncode is None:
-            server.kill()
-        await server.wait()
-        server._transport.close()  # type: ignore[attr-defined]
-
-
-async def test_a_killed_server_loses_nothing_it_acknowledged(tmp_path: Path) -> None:
-    backend, listen = f"sqlite:{tmp_path}/db", f"unix:{tmp_path}/s.sock"
-    acknowledged: dict[Key, bytes] = {}
-    client = GrpcStore(listen)
-
-    async def writer(number: int) -> None:
-        for count in range(10_000):
-            name, value = key(f"w{number}-{count % 50}"), b"%d" % count
-            await client.txn([Put(name, value), Put(Key(NODE, "", name.name), value)])
-            acknowledged[name] = value
-
-    async with process(backend, listen) as server:
-        writers = [asyncio.create_task(writer(number)) for number in range(4)]
-        watch = asyncio.create_task(anext(client.watch(1 << 40, {POOL})))
-        async with asyncio.timeout(20):
-            await watch
-            while len(acknowledged) < 100:
-                await asyncio.wait(writers, timeout=0.01)
-        server.kill()
-        results = await asyncio.gather(*writers, return_exceptions=True)
-        assert all(isinstance(result, Unavailable) for result in results), results
-    async with process(backend, listen):
-        async with asyncio.timeout(10):
-            while True:
-                try:
-                    listing = await client.list({POOL, NODE})
-                    break
-                except Unavailable:
-                    await asyncio.sleep(0.05)
-        kept = {entry.key: int(entry.value) for entry in listing.entries}
-        for name, value in acknowledged.items():
-            other = kept[Key(NODE, "", name.name)]
-            assert kept[name] == other, "a transaction was made in part"
-            assert kept[name] >= int(value)
-        assert await client.txn([Put(key("after"), b"1")]) == listing.revision + 1
-    await client.close()
-
-
-async def test_a_server_that_stops_answering_is_noticed_by_calls_and_watches(tmp_path: Path) -> None:
-    async with process(f"sqlite:{tmp_path}/db", "127.0.0.1:0", f"unix:{tmp_path}/s.sock") as server:
-        client = GrpcStore(f"unix:{tmp_path}/s.sock", timeout_s=0.5, keepalive_s=0.5)
-        async with aclosing(client.watch(1, {POOL})) as items:
-            assert await anext(items) == Synced(1)
-            server.send_signal(signal.SIGSTOP)
-            async with asyncio.timeout(10):
-                with pytest.raises(Unavailable):
-                    await anext(items)
-                with pytest.raises(Unavailable):
-                    await client.get(key("a"))
-            server.send_signal(signal.SIGCONT)
-        await client.close()
-
-
-async def test_two_servers_cannot_have_one_file(tmp_path: Path) -> None:
-    async with process(f"sqlite:{tmp_path}/db", f"unix:{tmp_path}/s.sock"):
-        with pytest.raises(Invalid, match="in use by another datastore process"):
-            await SqliteStore.open(tmp_path / "db")
-
-
-async def test_what_a_stopping_server_answers_is_unavailable(sqlite_store, serve) -> None:
-    async with serve(sqlite_store) as addresses:
-        client = GrpcStore(addresses[0])
-        items = client.watch(1, {POOL})
-        assert await anext(items) == Synced(1)
-    with pytest.raises(Unavailable):
-        await anext(items)
-    with pytest.raises(Unavailable):
-        await client.txn([Put(key("a"), b"1")])
-    await client.close()
-    for call in (client.get(key("a")), client.list({POOL}), client.txn([]), client.compact(1)):
-        with pytest.raises(Unavailable):
-            await call
-
-
-async def test_closing_a_client_ends_its_watch(sqlite_store, serve) -> None:
-    async with serve(sqlite_store) as addresses:
-        client = GrpcStore(addresses[0])
-        items = client.watch(1, {POOL})
-        assert await anext(items) == Synced(1)
-        waiting = asyncio.create_task(anext(items))
-        await asyncio.sleep(0)
-        await client.close()
-        with pytest.raises(Unavailable):
-            await asyncio.wait_for(waiting, 5)
