@@ -113,7 +113,8 @@ class ExaBGP:
             self._answer = asyncio.get_running_loop().create_future()
             self._bridge.write(encode(command).encode() + b"\n")
             try:
-                return await asyncio.wait_for(self._answer, self._answer_s)
+                async with asyncio.timeout(self._answer_s):
+                    return await self._answer
             except TimeoutError:
                 log.error("exabgp.stuck", command=encode(command)[:100], seconds=self._answer_s)
                 self._kill()
@@ -220,7 +221,8 @@ class ExaBGP:
     async def _watch(self) -> None:
         """Kill it when the bridge does not come; then ask for a sign of life from time to time."""
         try:
-            await asyncio.wait_for(self._bridged.wait(), START_S)
+            async with asyncio.timeout(START_S):
+                await self._bridged.wait()
         except TimeoutError:
             log.error("exabgp.no_bridge", seconds=START_S)
             self._kill()

@@ -228,7 +228,8 @@ async def run(
         if failures:
             wait = min(wait, timing.backoff(failures))
         with contextlib.suppress(TimeoutError):  # backoff or resync is due
-            await asyncio.wait_for(wake.wait(), max(wait, 0))
+            async with asyncio.timeout(max(wait, 0)):  # wait_for loses a cancellation that comes with the wake
+                await wake.wait()
         wake.clear()
         if time.monotonic() >= resync_at:
             resync_at = time.monotonic() + timing.resync_s

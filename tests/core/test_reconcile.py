@@ -222,6 +222,17 @@ async def test_run_distrusts_its_cache_every_resync() -> None:
                 await running.heard.get()
 
 
+async def test_run_ends_when_it_is_cancelled_as_it_is_woken() -> None:
+    async with Running([Shelf()], Timing()) as running:
+        running.want({"a": 1}, 1)
+        await running.until(1)
+        running.wake.set()
+        running._task.cancel()
+        async with asyncio.timeout(5):
+            await asyncio.wait([running._task])
+        assert running._task.cancelled()
+
+
 async def test_an_error_of_ours_counts_as_a_failed_round_and_a_bug_does_not() -> None:
     class Away(Shelf):
         async def read(self) -> Mapping[str, int]:
