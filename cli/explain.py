@@ -129,6 +129,8 @@ def _decision(decision: Decision | None) -> dict[str, Any] | None:
         "policy": reference(reason.policy) if reason.policy else "",
         "profile": reason.profile,
         "rule": reason.rule,
+        "match": str(reason.match or ""),
+        "policies": [reference(each) for each in reason.policies],
         "why": str(reason),
     }
 

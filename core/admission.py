@@ -25,8 +25,8 @@ from core.resources import (
     Resource,
     Tier,
 )
+from core.resources.policy import BUILT_IN_TIERS
 from core.selector import parse
-from core.validate.policy import BUILT_IN_TIERS
 from core.values import peer_address
 
 Changes: TypeAlias = Mapping[Key, Resource | None]

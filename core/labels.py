@@ -8,8 +8,8 @@ A policy asks one set of labels for everything, so what an endpoint belongs to i
     pcns.KEY    labels of its namespace, and pcns.projectcalico.org/name
     pcsa.KEY    labels of its service account, and pcsa.projectcalico.org/name
 
-Own labels win over inherited ones, with one exception: a pod's own label under `pcns.` or `pcsa.` is not taken, or
-whoever may label a pod could give it any namespace's identity.
+Own labels win over inherited ones, with one exception: an own label of the first kind, or under `pcns.` or `pcsa.`, is
+not taken, or whoever may label a pod or a network set could give it any namespace's identity.
 """
 
 from __future__ import annotations
@@ -32,6 +32,9 @@ from core.snapshot import Snapshot
 NAMESPACE: Final = "projectcalico.org/namespace"
 ORCHESTRATOR: Final = "projectcalico.org/orchestrator"
 SERVICE_ACCOUNT: Final = "projectcalico.org/serviceaccount"
+
+GIVEN: Final = frozenset({NAMESPACE, ORCHESTRATOR, SERVICE_ACCOUNT})
+"""What a thing is. Nobody can write these: not on the thing, and not for hosts by a profile."""
 
 NAMESPACE_PREFIX: Final = "pcns."
 SERVICE_ACCOUNT_PREFIX: Final = "pcsa."
@@ -61,13 +64,14 @@ def workload(snapshot: Snapshot, endpoint: WorkloadEndpoint) -> Mapping[str, str
 
 def host(snapshot: Snapshot, endpoint: HostEndpoint) -> Mapping[str, str]:
     """The labels of a host's interface: its own and its profiles'; it has no namespace."""
-    return {**of_profiles(snapshot, endpoint.spec.profiles), **_global(endpoint.metadata.labels)}
+    inherited = of_profiles(snapshot, endpoint.spec.profiles)
+    return {**{key: value for key, value in inherited.items() if key not in GIVEN}, **_own(endpoint.metadata.labels)}
 
 
 def network_set(snapshot: Snapshot, given: NetworkSet | GlobalNetworkSet) -> Mapping[str, str]:
     """The labels of a set's addresses: its own, and its namespace's when it has one."""
     if isinstance(given, GlobalNetworkSet):
-        return _global(given.metadata.labels)
+        return _own(given.metadata.labels)
     namespace = given.metadata.namespace
     inherited = of_namespace(snapshot.get(Namespace, namespace), namespace)
     return {**inherited, **_own(given.metadata.labels), NAMESPACE: namespace}
@@ -75,8 +79,13 @@ def network_set(snapshot: Snapshot, given: NetworkSet | GlobalNetworkSet) -> Map
 
 def of_namespace(namespace: Namespace | None, name: str) -> dict[str, str]:
     """What is inherited from a namespace; its name even when the object is not there."""
-    labels = {KUBERNETES_NAME: name} | (dict(namespace.metadata.labels) if namespace else {})
-    return {f"{NAMESPACE_PREFIX}{key}": value for key, value in labels.items()} | {NAMESPACE_PREFIX + NAME: name}
+    labels = namespace_itself(namespace.metadata.labels if namespace else {}, name)
+    return {f"{NAMESPACE_PREFIX}{key}": value for key, value in labels.items()}
+
+
+def namespace_itself(labels: Mapping[str, str], name: str) -> dict[str, str]:
+    """The labels by which a namespace itself is selected: those of its manifest, and its name."""
+    return {KUBERNETES_NAME: name, **labels, NAME: name}
 
 
 def of_service_account(account: ServiceAccount | None, name: str) -> dict[str, str]:
@@ -125,10 +134,6 @@ def _under(prefix: str, node: Node) -> Node:
 
 
 def _own(labels: Mapping[str, str]) -> dict[str, str]:
+    """What a thing may say of itself: neither what it is nor where it belongs."""
     reserved = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
-    return {key: value for key, value in labels.items() if not key.startswith(reserved)}
-
-
-def _global(labels: Mapping[str, str]) -> dict[str, str]:
-    """Own labels of a thing outside namespaces, which must not look as if it lay in one."""
-    return {key: value for key, value in _own(labels).items() if key not in (NAMESPACE, SERVICE_ACCOUNT)}
+    return {key: value for key, value in labels.items() if key not in GIVEN and not key.startswith(reserved)}

@@ -31,6 +31,7 @@ import msgspec
 from core import selector
 from core.addr import Address, Family, Network, contains
 from core.errors import Conflict, MuslinError
+from core.labels import namespace_itself
 from core.manifest import decode
 from core.names import Kind
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, R
@@ -154,8 +155,8 @@ def choose(state: State, request: Request) -> Choice:
 def usable_pools(state: State, request: Request) -> tuple[IPPool, ...]:
     """The pools that may serve `request`, by name."""
     labels = state.nodes.get(request.node, {})
-    namespace = state.namespaces.get(request.namespace, {})
-    namespace = {**namespace, "projectcalico.org/name": request.namespace} if request.namespace else {}
+    own = state.namespaces.get(request.namespace, {})
+    namespace = namespace_itself(own, request.namespace) if request.namespace else {}
 
     def usable(pool: IPPool) -> bool:
         spec = pool.spec

@@ -15,9 +15,10 @@ from typing import TypeAlias, cast
 from core.addr import Family, Network, host_prefix
 from core.resources.network import WorkloadEndpoint
 from core.resources.policy import Direction
-from policy.decide import Live, less, verdict_of
+from policy.decide import Live, verdict_of
 from policy.identity import Marked, NamedPort, Signature
 from policy.model import ALL_PORTS, Decision, Match, Peer, Ports, Range, Side, Step, Tests
+from policy.ranges import less
 from policy.resolve import Program
 
 Truth: TypeAlias = bool | tuple[Network, ...]

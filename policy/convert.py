@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from types import MappingProxyType
@@ -19,6 +19,7 @@ from core.errors import MuslinError
 from core.names import Key
 from core.resources.network import Namespace, ServiceAccount
 from core.resources.policy import (
+    BUILT_IN_TIERS,
     Action,
     Direction,
     GlobalNetworkPolicy,
@@ -36,15 +37,6 @@ from policy import kubernetes
 from policy.model import Match, Policy, ProfileRules, Rule, TierOrder
 from policy.rules import convert_rules
 from policy.scope import endpoint_selector
-
-BUILT_IN_TIERS: Final[Mapping[str, tuple[float, Action]]] = MappingProxyType(
-    {
-        "kube-admin": (1_000.0, Action.PASS),
-        "default": (1_000_000.0, Action.DENY),
-        "kube-baseline": (10_000_000.0, Action.PASS),
-    }
-)
-"""Tiers that are there without being written down."""
 
 DEFAULT_TIER: Final = "default"
 KUBERNETES_ORDER: Final = 1000.0
@@ -124,8 +116,8 @@ def _calico(key: Key, spec: NetworkPolicySpec, kind: str, namespace_selector: st
             namespace_selector=namespace_selector,
             service_account_selector=spec.service_account_selector,
         ),
-        ingress=lambda: spec.ingress or (),
-        egress=lambda: spec.egress or (),
+        ingress=lambda: enumerate(spec.ingress or ()),
+        egress=lambda: enumerate(spec.egress or ()),
     )
 
 
@@ -147,8 +139,8 @@ def _policy(
     order: float,
     types: frozenset[Direction],
     selects: Callable[[], Selector],
-    ingress: Callable[[], Sequence[RuleManifest]],
-    egress: Callable[[], Sequence[RuleManifest]],
+    ingress: Callable[[], Iterable[tuple[int, RuleManifest]]],
+    egress: Callable[[], Iterable[tuple[int, RuleManifest]]],
 ) -> tuple[Policy, list[str]]:
     closed: list[str] = []
     rules: dict[Direction, tuple[Rule, ...]] = {}
@@ -190,8 +182,8 @@ def _profiles(snapshot: Snapshot, problems: dict[Key, str]) -> dict[str, Profile
         name = f"ksa.{key.namespace}.{key.name}"
         profiles[name] = ProfileRules(name)
     for key, manifest in snapshot.of(Profile).items():
-        ingress, closed_in = convert_rules(manifest.spec.ingress, "")
-        egress, closed_out = convert_rules(manifest.spec.egress, "")
+        ingress, closed_in = convert_rules(enumerate(manifest.spec.ingress), "")
+        egress, closed_out = convert_rules(enumerate(manifest.spec.egress), "")
         if closed_in or closed_out:
             problems[key] = "; ".join((*closed_in, *closed_out))
         profiles[key.name] = ProfileRules(key.name, ingress=ingress, egress=egress)

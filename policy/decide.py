@@ -11,7 +11,7 @@ that kind carries the rest of the program, from the next tier on, as its own out
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from heapq import merge
 from itertools import pairwise
@@ -19,6 +19,7 @@ from typing import Final
 
 from core.resources.policy import Action
 from policy.model import ALL_PORTS, Decision, ICMPMatch, Line, Logged, Outcome, Range, Reason, Residual, Tests, Verdict
+from policy.ranges import alike
 
 ICMP_OF_FAMILY: Final = {4: 1, 6: 58}
 """The protocol number whose header ICMP tests read, by family."""
@@ -108,14 +109,10 @@ def _by_port(steps: Sequence[Live]) -> list[tuple[Range, Outcome]]:
         for first, last in step.dports or ():
             for number in range(place[first], place[last + 1]):
                 here[number].append(step)
-    pieces: list[tuple[Range, Outcome]] = []
-    for number, (first, end) in enumerate(pairwise(edges)):
-        outcome = walk(list(merge(everywhere, here[number], key=lambda step: step.position)))
-        if pieces and pieces[-1][1] == outcome:
-            pieces[-1] = ((pieces[-1][0][0], end - 1), outcome)
-        else:
-            pieces.append(((first, end - 1), outcome))
-    return pieces
+    return alike(
+        ((first, end - 1), walk(list(merge(everywhere, here[number], key=lambda step: step.position))))
+        for number, (first, end) in enumerate(pairwise(edges))
+    )
 
 
 def _commonest(pieces: Sequence[tuple[Range, Outcome]]) -> Outcome:
@@ -166,30 +163,3 @@ def _next_tier(steps: Sequence[Live], at: int) -> int:
 def verdict_of(action: Action) -> Verdict | None:
     """What an action decides by itself; Pass and Log decide nothing."""
     return {Action.ALLOW: Verdict.ALLOW, Action.DENY: Verdict.DENY}.get(action)
-
-
-def less(ports: Iterable[Range], others: Iterable[Range]) -> tuple[Range, ...]:
-    """The ports in `ports` and not in `others`: sorted, disjoint and joined where they touch."""
-    left = _joined(ports)
-    for first, last in _joined(others):
-        cut: list[Range] = []
-        for low, high in left:
-            if high < first or low > last:
-                cut.append((low, high))
-                continue
-            if low < first:
-                cut.append((low, first - 1))
-            if high > last:
-                cut.append((last + 1, high))
-        left = cut
-    return tuple(left)
-
-
-def _joined(ports: Iterable[Range]) -> list[Range]:
-    joined: list[Range] = []
-    for first, last in sorted(ports):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
-        else:
-            joined.append((first, last))
-    return joined

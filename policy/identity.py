@@ -28,6 +28,7 @@ from core.names import MARK_MASK
 from core.selector import Selector
 from policy.index import LabelIndex
 from policy.model import Peer, Range
+from policy.ranges import alike
 
 Marks: TypeAlias = frozenset[int]
 NO_MARKS: Final[Marks] = frozenset()
@@ -221,7 +222,7 @@ def identify(marked: Marked, peers: Mapping[str, Peer], named: Collection[str]) 
     worlds = {family: numbers.get(signature, NO_CLASS) for family, signature in world.items()}
     plain = Identity(
         ranges={
-            family: _join((span, numbers.get(signature, NO_CLASS)) for span, signature in each)
+            family: alike((span, numbers.get(signature, NO_CLASS)) for span, signature in each)
             for family, each in ranges.items()
         },
         world=worlds,
@@ -263,16 +264,6 @@ class _Signer:
             held = frozenset(peer.text for peer in candidates if self._marked.holds(peer, marks))
             found = self.known[family, marks, ports] = Signature(family, held, ports)
         return found
-
-
-def _join(pieces: Iterable[tuple[Range, int]]) -> list[tuple[Range, int]]:
-    joined: list[tuple[Range, int]] = []
-    for (first, last), number in pieces:
-        if joined and joined[-1][1] == number and joined[-1][0][1] + 1 == first:
-            joined[-1] = ((joined[-1][0][0], last), number)
-        else:
-            joined.append(((first, last), number))
-    return joined
 
 
 def number_classes(signatures: Iterable[Signature]) -> Mapping[Signature, int]:

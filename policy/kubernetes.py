@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Sequence
 
+from msgspec.structs import replace
+
 from core.resources.policy import (
     Action,
     Direction,
@@ -16,6 +18,7 @@ from core.resources.policy import (
     LabelSelectorRequirement,
     Rule,
 )
+from policy.ranges import joined
 
 IS_POD = "projectcalico.org/orchestrator == 'k8s'"
 
@@ -62,34 +65,27 @@ def directions(spec: KubernetesNetworkPolicySpec) -> frozenset[Direction]:
     return frozenset({Direction.INGRESS, Direction.EGRESS} if spec.egress else {Direction.INGRESS})
 
 
-def ingress_rules(spec: KubernetesNetworkPolicySpec) -> list[Rule]:
-    """Its ingress as Allow rules, in order."""
+def ingress_rules(spec: KubernetesNetworkPolicySpec) -> list[tuple[int, Rule]]:
+    """Its ingress as Allow rules, in order, each with the place in the manifest of the rule it is a part of."""
     return [
-        Rule(action=Action.ALLOW, protocol=protocol or None, source=source, destination=EntityRule(ports=ports))
-        for each in spec.ingress or ()
+        (
+            place,
+            Rule(action=Action.ALLOW, protocol=protocol or None, source=source, destination=EntityRule(ports=ports)),
+        )
+        for place, each in enumerate(spec.ingress or ())
         for source in _entities(each.from_)
         for protocol, ports in _ports(each.ports)
     ]
 
 
-def egress_rules(spec: KubernetesNetworkPolicySpec) -> list[Rule]:
-    """Its egress as Allow rules, in order."""
+def egress_rules(spec: KubernetesNetworkPolicySpec) -> list[tuple[int, Rule]]:
+    """Its egress, likewise."""
     return [
-        Rule(action=Action.ALLOW, protocol=protocol or None, destination=_with_ports(entity, ports))
-        for each in spec.egress or ()
+        (place, Rule(action=Action.ALLOW, protocol=protocol or None, destination=replace(entity, ports=ports)))
+        for place, each in enumerate(spec.egress or ())
         for entity in _entities(each.to)
         for protocol, ports in _ports(each.ports)
     ]
-
-
-def _with_ports(entity: EntityRule, ports: list[int | str]) -> EntityRule:
-    return EntityRule(
-        nets=entity.nets,
-        not_nets=entity.not_nets,
-        selector=entity.selector,
-        namespace_selector=entity.namespace_selector,
-        ports=ports,
-    )
 
 
 def _entities(peers: Sequence[KubernetesPeer]) -> list[EntityRule]:
@@ -99,8 +95,13 @@ def _entities(peers: Sequence[KubernetesPeer]) -> list[EntityRule]:
 def _entity(peer: KubernetesPeer) -> EntityRule:
     if peer.ip_block is not None:
         return EntityRule(nets=[peer.ip_block.cidr], not_nets=list(peer.ip_block.except_))
-    namespaces = "" if peer.namespace_selector is None else selector_text(peer.namespace_selector)
-    return EntityRule(selector=pods(peer.pod_selector), namespace_selector=namespaces)
+    return EntityRule(selector=pods(peer.pod_selector), namespace_selector=_namespaces(peer.namespace_selector))
+
+
+def _namespaces(selector: LabelSelector | None) -> str:
+    """The namespaces that `selector` means. Of a namespaceSelector, `all()` is what lies in a namespace at all: without
+    it `team not in {'a'}` would be true of hosts and global sets too."""
+    return "" if selector is None else f"all() && {selector_text(selector)}"
 
 
 def _ports(ports: Sequence[KubernetesPort]) -> list[tuple[str, list[int | str]]]:
@@ -128,10 +129,4 @@ def _ports(ports: Sequence[KubernetesPort]) -> list[tuple[str, list[int | str]]]
 
 def _texts(ranges: list[tuple[int, int]]) -> list[int | str]:
     """Ranges joined where they touch, in Calico's spelling."""
-    joined: list[tuple[int, int]] = []
-    for first, last in sorted(ranges):
-        if joined and first <= joined[-1][1] + 1:
-            joined[-1] = (joined[-1][0], max(joined[-1][1], last))
-        else:
-            joined.append((first, last))
-    return [first if first == last else f"{first}:{last}" for first, last in joined]
+    return [first if first == last else f"{first}:{last}" for first, last in joined(ranges)]

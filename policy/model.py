@@ -6,19 +6,27 @@ Decision = verdict + reason        Residual = rules a table cannot settle, then 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from types import MappingProxyType
+from typing import Final, TypeAlias
 
 from core.addr import Network
 from core.names import Key
 from core.resources.policy import Action, Direction
 from core.selector import Selector
+from core.values import PROTOCOLS
 
 Range: TypeAlias = tuple[int, int]
 """First and last, both included: of ports, or of addresses as integers."""
 
 ALL_PORTS: Range = (0, 65535)
+
+MOST_NAMED: Final = 8
+"""Policies that a reason names in words; as data it has them all."""
+
+_PROTOCOL_NAMES: Final = MappingProxyType({number: name for name, number in PROTOCOLS.items()})
 
 
 class Verdict(StrEnum):
@@ -42,7 +50,11 @@ class Cause(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Reason:
-    """Why: the kind of cause and, as far as it has them, tier, policy (or profile) and the rule's index from 0."""
+    """Why: the kind of cause and, as far as it has them, tier, policy (or profile) and the rule's index from 0.
+
+    `match` is what that rule asks for. At the end of a tier, `policies` are those of the tier that apply, in the order
+    asked: that they do, and that no rule of theirs matched, is why. Neither is needed to tell two reasons apart.
+    """
 
     cause: Cause
     direction: Direction
@@ -50,19 +62,27 @@ class Reason:
     policy: Key | None = None
     profile: str = ""
     rule: int | None = None
+    match: Match | None = field(default=None, compare=False)
+    policies: tuple[Key, ...] = field(default=(), compare=False)
 
     def __str__(self) -> str:
         side = self.direction.lower()
+        rule = f"{side} rule {self.rule} ({self.match})"
         words = {
-            Cause.RULE: f"{self.policy} in tier {self.tier}, {side} rule {self.rule}",
-            Cause.END_OF_TIER: f"end of tier {self.tier}: {side} policies in it apply and none of their rules matched",
-            Cause.PROFILE_RULE: f"profile {self.profile}, {side} rule {self.rule}",
+            Cause.RULE: f"{self.policy} in tier {self.tier}, {rule}",
+            Cause.END_OF_TIER: f"end of tier {self.tier}: no {side} rule matched in {_some(self.policies)}",
+            Cause.PROFILE_RULE: f"profile {self.profile}, {rule}",
             Cause.NO_PROFILE_RULE: f"no {side} rule of any profile of the endpoint matched",
             Cause.MISSING_PROFILE: f"profile {self.profile} does not exist",
             Cause.UNREADABLE: "the packet is too short to tell its ports or its ICMP type",
             Cause.UNKNOWN: "the other address is in no class that a rule admits",
         }
         return words[self.cause]
+
+
+def _some(keys: Sequence[Key]) -> str:
+    more = f" and {len(keys) - MOST_NAMED} more" if len(keys) > MOST_NAMED else ""
+    return ", ".join(map(str, keys[:MOST_NAMED])) + more
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,6 +107,16 @@ class Peer:
     not_nets: tuple[Network, ...] = ()
     text: str = ""
 
+    def __str__(self) -> str:
+        parts = [str(self.selector)] if self.selector is not None else []
+        if self.not_selector is not None:
+            parts.append(f"not ({self.not_selector})")
+        if self.nets is not None:
+            parts.append(f"within {', '.join(map(str, self.nets)) or 'nothing'}")
+        if self.not_nets:
+            parts.append(f"outside {', '.join(map(str, self.not_nets))}")
+        return ", ".join(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class Ports:
@@ -94,6 +124,10 @@ class Ports:
 
     ranges: tuple[Range, ...] = ()
     names: tuple[str, ...] = ()
+
+    def __str__(self) -> str:
+        numbers = [str(first) if first == last else f"{first}-{last}" for first, last in self.ranges]
+        return ", ".join((*numbers, *self.names))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,6 +138,14 @@ class Side:
     ports: Ports | None = None
     not_ports: Ports | None = None
 
+    def __str__(self) -> str:
+        parts = [str(self.peer)] if self.peer is not None else []
+        if self.ports is not None:
+            parts.append(f"port {self.ports}")
+        if self.not_ports is not None:
+            parts.append(f"any port but {self.not_ports}")
+        return " ".join(parts)
+
 
 @dataclass(frozen=True, slots=True)
 class ICMPMatch:
@@ -111,6 +153,9 @@ class ICMPMatch:
 
     type: int
     code: int | None = None
+
+    def __str__(self) -> str:
+        return f"type {self.type}" if self.code is None else f"type {self.type} code {self.code}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -124,6 +169,22 @@ class Match:
     not_icmp: ICMPMatch | None = None
     source: Side = Side()
     destination: Side = Side()
+
+    def __str__(self) -> str:
+        parts = {
+            f"IPv{self.family}": self.family is not None,
+            _protocol(self.protocol): self.protocol is not None,
+            f"anything but {_protocol(self.not_protocol)}": self.not_protocol is not None,
+            f"{self.icmp}": self.icmp is not None,
+            f"any type but {self.not_icmp}": self.not_icmp is not None,
+            f"from {self.source}": self.source != Side(),
+            f"to {self.destination}": self.destination != Side(),
+        }
+        return " ".join(text for text, said in parts.items() if said) or "all traffic"
+
+
+def _protocol(number: int | None) -> str:
+    return _PROTOCOL_NAMES.get(number or 0, f"protocol {number}")
 
 
 @dataclass(frozen=True, slots=True)

@@ -84,7 +84,7 @@ class _Page:
 
     def stack(self, table: Table) -> None:
         if table.constant is not None:
-            self.chains[table.name] = Chain(rules=(self._verdict(table.constant, table.direction),))
+            self.chains[table.name] = Chain(rules=(_counted(self._verdict(table.constant, table.direction)),))
             return
         rules = [f"jump {IDENTIFY[table.direction]}"]
         mark = f"meta mark & {OURS}"
@@ -174,6 +174,11 @@ def _mark(number: int) -> int:
 
 def _set_mark(number: int) -> str:
     return f"meta mark set meta mark & {THEIRS} | {_mark(number):#010x}"
+
+
+def _counted(verdict: str) -> str:
+    """A rule's verdict that shows how much was denied, as an element's does."""
+    return f"counter {verdict}" if verdict == "drop" else verdict
 
 
 def _word(verdict: Verdict, direction: Direction) -> str:

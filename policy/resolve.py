@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import groupby
+from operator import itemgetter
 
 from core.resources.policy import Action, Direction
 from policy.convert import Converted
@@ -64,7 +66,9 @@ class Resolver:
                 reason = Reason(cause=Cause.MISSING_PROFILE, direction=direction, profile=name)
                 steps.append(Step(tier, Action.DENY, None, reason))
             for rule in profile.rules(direction):
-                reason = Reason(cause=Cause.PROFILE_RULE, direction=direction, profile=name, rule=rule.index)
+                reason = Reason(
+                    cause=Cause.PROFILE_RULE, direction=direction, profile=name, rule=rule.index, match=rule.match
+                )
                 steps.append(Step(tier, rule.action, rule.match, reason))
         last = Reason(cause=Cause.NO_PROFILE_RULE, direction=direction)
         return [*steps, Step(tier + 1, Action.DENY, None, last)]
@@ -72,13 +76,20 @@ class Resolver:
 
 def _tier_steps(applying: Sequence[tuple[TierOrder, Policy]], direction: Direction) -> list[Step]:
     steps: list[Step] = []
-    number = 0
-    for at, (tier, policy) in enumerate(applying):
-        for rule in policy.rules(direction):
-            reason = Reason(cause=Cause.RULE, direction=direction, tier=tier.name, policy=policy.key, rule=rule.index)
-            steps.append(Step(number, rule.action, rule.match, reason))
-        if at + 1 == len(applying) or applying[at + 1][0].name != tier.name:
-            end = Reason(cause=Cause.END_OF_TIER, direction=direction, tier=tier.name)
-            steps.append(Step(number, tier.default, None, end))
-            number += 1
+    for number, (tier, group) in enumerate(groupby(applying, key=itemgetter(0))):
+        policies = [policy for _, policy in group]
+        for policy in policies:
+            for rule in policy.rules(direction):
+                reason = Reason(
+                    cause=Cause.RULE,
+                    direction=direction,
+                    tier=tier.name,
+                    policy=policy.key,
+                    rule=rule.index,
+                    match=rule.match,
+                )
+                steps.append(Step(number, rule.action, rule.match, reason))
+        keys = tuple(policy.key for policy in policies)
+        end = Reason(cause=Cause.END_OF_TIER, direction=direction, tier=tier.name, policies=keys)
+        steps.append(Step(number, tier.default, None, end))
     return steps

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core import values
@@ -122,14 +122,14 @@ def _nets(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(sorted(nets, key=lambda net: (net.version, int(net.network_address), net.prefixlen)))
 
 
-def convert_rules(manifests: Sequence[RuleManifest], namespace: str) -> tuple[tuple[Rule, ...], list[str]]:
-    """The rules as far as they can be enforced, each under its own index, and what was closed, in words.
+def convert_rules(manifests: Iterable[tuple[int, RuleManifest]], namespace: str) -> tuple[tuple[Rule, ...], list[str]]:
+    """The rules as far as they can be enforced, each under the index it comes with, and what was closed, in words.
 
     `namespace` is the policy's own, "" for cluster-wide ones.
     """
     rules: list[Rule] = []
     closed: list[str] = []
-    for index, manifest in enumerate(manifests):
+    for index, manifest in manifests:
         reading = _Reading(namespace)
         match = reading.match(manifest)
         action = manifest.action

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_network
-from typing import Any, ClassVar
+from types import MappingProxyType
+from typing import Any, ClassVar, Final
 
 from msgspec import field
 
@@ -21,6 +22,16 @@ class Action(StrEnum):
     DENY = "Deny"
     LOG = "Log"
     PASS = "Pass"  # noqa: S105 - Calico's word, not a secret
+
+
+BUILT_IN_TIERS: Final[Mapping[str, tuple[float, Action]]] = MappingProxyType(
+    {
+        "kube-admin": (1_000.0, Action.PASS),
+        "default": (1_000_000.0, Action.DENY),
+        "kube-baseline": (10_000_000.0, Action.PASS),
+    }
+)
+"""Order and default action of the tiers that always exist, written down or not."""
 
 
 class Direction(StrEnum):

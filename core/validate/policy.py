@@ -10,7 +10,7 @@ from typing import Final
 from core import values
 from core.errors import Problem
 from core.resources import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPolicy, NetworkSet, Profile, Tier
-from core.resources.policy import ICMP, Action, Direction, EntityRule, NetworkPolicySpec, Rule
+from core.resources.policy import BUILT_IN_TIERS, ICMP, Action, Direction, EntityRule, NetworkPolicySpec, Rule
 from core.validate.checks import at_most, conflict, each, name, once, one_of, reads, selector, when_set, within
 from core.validate.metadata import check_annotations, check_labels
 from core.validate.network import with_ports
@@ -18,13 +18,6 @@ from core.validate.network import with_ports
 MOST_RULES: Final = 1024
 MOST_NETS: Final = 256
 MOST_PORTS: Final = 50
-
-BUILT_IN_TIERS: Final = {
-    "kube-admin": (1_000.0, Action.PASS),
-    "default": (1_000_000.0, Action.DENY),
-    "kube-baseline": (10_000_000.0, Action.PASS),
-}
-"""Order and default action of the tiers that always exist."""
 
 _ICMP: Final = {"ICMP": 4, "ICMPv6": 6, 1: 4, 58: 6, "1": 4, "58": 6}
 

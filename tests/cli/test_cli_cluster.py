@@ -199,7 +199,7 @@ def shop(muslin: Muslin, tmp_path: Path) -> None:
 def test_explain_names_the_policy_and_the_rule(muslin: Muslin) -> None:
     said = muslin("explain --from shop/web --to shop/db --tcp 5432")
     assert said.code == 0, said.err
-    assert said.out.splitlines()[0] == "egress of shop/web: Allow: profile kns.shop, egress rule 0"
+    assert said.out.splitlines()[0] == "egress of shop/web: Allow: profile kns.shop, egress rule 0 (all traffic)"
     assert said.out.splitlines()[-1] == "Deny"
     assert "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0" in said.out
     found = json.loads(muslin("explain --from 10.244.0.1 --to shop/db --tcp 5432 -o json").out)
@@ -211,7 +211,10 @@ def test_explain_names_the_policy_and_the_rule(muslin: Muslin) -> None:
         "policy": "networkpolicy/shop/db-for-api-only",
         "profile": "",
         "rule": 0,
-        "why": "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0",
+        "match": 'TCP from (projectcalico.org/namespace == "shop" && app == "web")',
+        "policies": [],
+        "why": "NetworkPolicy shop/db-for-api-only in tier default, ingress rule 0 "
+        '(TCP from (projectcalico.org/namespace == "shop" && app == "web"))',
     }
     assert found["egress"]["verdict"] == "Allow"
     assert found["egress"]["profile"] == "kns.shop"

@@ -82,13 +82,30 @@ def test_hosts_and_sets() -> None:
     of_shop = NetworkSet(metadata=Metadata(name="partners", namespace="shop", labels={"x": "1"}))
     found = labels.network_set(state, of_shop)
     assert (found["x"], found["pcns.env"], found["projectcalico.org/namespace"]) == ("1", "prod", "shop")
-    everywhere = GlobalNetworkSet(metadata=Metadata(name="world", labels={"x": "1", "pcns.env": "prod"}))
-    assert labels.network_set(state, everywhere) == {"x": "1"}
+
+
+def test_hosts_and_sets_cannot_pass_for_pods() -> None:
+    forged = {
+        "projectcalico.org/namespace": "shop",
+        "projectcalico.org/orchestrator": "k8s",
+        "projectcalico.org/serviceaccount": "till",
+    }
+    claims = Profile(metadata=Metadata(name="p"), spec=ProfileSpec(labels_to_apply=forged))
+    state = snapshot(SHOP, claims)
+    own = {"x": "1", "pcns.env": "prod", "pcsa.role": "pay", **forged}
+    assert labels.network_set(state, GlobalNetworkSet(metadata=Metadata(name="world", labels=own))) == {"x": "1"}
     interface = HostEndpoint(
-        metadata=Metadata(name="h", labels={"x": "1", "projectcalico.org/namespace": "shop"}),
-        spec=HostEndpointSpec(node="n", interface_name="eth0"),
+        metadata=Metadata(name="h", labels=own),
+        spec=HostEndpointSpec(node="n", interface_name="eth0", profiles=["p"]),
     )
     assert labels.host(state, interface) == {"x": "1"}
+    found = labels.network_set(state, NetworkSet(metadata=Metadata(name="s", namespace="other", labels=own)))
+    assert found == {
+        "x": "1",
+        "projectcalico.org/namespace": "other",
+        "pcns.kubernetes.io/metadata.name": "other",
+        "pcns.projectcalico.org/name": "other",
+    }
 
 
 @pytest.mark.parametrize(

@@ -144,6 +144,7 @@ SHOP = Namespace(metadata=Metadata(name="shop", labels={"team": "shop"}))
         ({"namespace_selector": "team == 'shop'"}, {"namespace": "shop"}, True),
         ({"namespace_selector": "team == 'shop'"}, {}, False),
         ({"namespace_selector": "projectcalico.org/name == 'shop'"}, {"namespace": "shop"}, True),
+        ({"namespace_selector": "kubernetes.io/metadata.name == 'shop'"}, {"namespace": "shop"}, True),
         ({"assignment_mode": "Manual"}, {}, False),
         ({"assignment_mode": "Manual"}, {"pools": ["pods"]}, True),
         ({"allowed_uses": ["Tunnel"]}, {}, False),

@@ -144,7 +144,11 @@ class Oracle:
     # Who is who
 
     def inherited(self, namespace: str, account: str) -> dict[str, str]:
-        labels = {"projectcalico.org/namespace": namespace, "pcns.projectcalico.org/name": namespace}
+        labels = {
+            "projectcalico.org/namespace": namespace,
+            "pcns.projectcalico.org/name": namespace,
+            "pcns.kubernetes.io/metadata.name": namespace,
+        }
         if found := self.named(Namespace, namespace):
             labels |= {f"pcns.{key}": value for key, value in found.metadata.labels.items()}
         if account:
@@ -154,7 +158,10 @@ class Oracle:
         return labels
 
     def thing(self, each: Any) -> Thing:
-        spec, labels = each.spec, dict(each.metadata.labels)
+        spec = each.spec
+        # What a thing says of its own namespace, account or kind is no news: only muslin says that.
+        claims = ("pcns.", "pcsa.", "projectcalico.org/")
+        labels = {key: value for key, value in each.metadata.labels.items() if not key.startswith(claims)}
         if isinstance(each, WorkloadEndpoint):
             own = labels
             labels = self.inherited(each.metadata.namespace, spec.service_account_name or "default")
@@ -355,17 +362,17 @@ class Oracle:
             if verdict in ("Allow", "Deny"):
                 return Answer(verdict == "Allow", why)
             if not verdict and default == "Deny":
-                return Answer(False, f"end of {tier}")
+                return Answer(False, f"end of {tier}: {', '.join(each[2] for each in mine)}")
         return self.ask_profiles(endpoint, direction, flow)
 
     def ask(self, policies: list[Any], flow: Flow, direction: str) -> tuple[str, str]:
         for _, _, tie, policy, rules in policies:
-            for rule in rules:
+            for place, rule in enumerate(rules):
                 if isinstance(policy, KubernetesNetworkPolicy):
                     if self.kube_matches(rule, flow, direction, policy.metadata.namespace):
-                        return "Allow", tie
+                        return "Allow", f"{tie} rule {place}"
                 elif verdict := self.verdict(rule, flow, policy.metadata.namespace):
-                    return verdict, tie
+                    return verdict, f"{tie} rule {place}"
         return "", ""
 
     def ask_profiles(self, endpoint: Any, direction: str, flow: Flow) -> Answer:

@@ -76,6 +76,8 @@ NETS = [
 ]
 
 labels = st.dictionaries(st.sampled_from(["app", "env"]), st.sampled_from(["web", "db", "w"]), max_size=2)
+claims = [{"pcns.app": "web"}, {"projectcalico.org/namespace": "a"}, {"projectcalico.org/orchestrator": "k8s"}]
+own = st.one_of(*[labels] * 4, *[labels.map(lambda drawn, claim=claim: drawn | claim) for claim in claims])
 test = st.sampled_from(
     [
         "all()",
@@ -89,6 +91,7 @@ test = st.sampled_from(
         "app contains 'b'",
         "env ends with 'b'",
         "projectcalico.org/namespace == 'a'",
+        "kubernetes.io/metadata.name == 'b'",
     ]
 )
 selector = st.one_of(
@@ -238,7 +241,7 @@ def worlds(draw: st.DrawFn) -> World:
                 home,
                 name,
                 addresses,
-                draw(labels),
+                draw(own),
                 PORTS if name in ("p0", "p2") else OTHER_PORTS if name == "p1" else (),
                 profiles=draw(st.one_of(*[st.just([f"kns.{home}"])] * 3, st.lists(profiles, max_size=3, unique=True))),
                 service_account_name=draw(st.sampled_from(["", "robot"])),
@@ -249,12 +252,12 @@ def worlds(draw: st.DrawFn) -> World:
     found += draw(st.lists(st.integers(0, 3).flatmap(kube_policy), max_size=2, unique_by=lambda each: each.key))
     some = st.builds(NetworkSetSpec, nets=st.lists(st.sampled_from(NETS), max_size=2, unique=True))
     for home in draw(st.lists(st.sampled_from(NAMESPACES), max_size=2, unique=True)):
-        found.append(NetworkSet(metadata=Metadata(name="s", namespace=home, labels=draw(labels)), spec=draw(some)))
+        found.append(NetworkSet(metadata=Metadata(name="s", namespace=home, labels=draw(own)), spec=draw(some)))
     if draw(st.booleans()):
-        found.append(GlobalNetworkSet(metadata=Metadata(name="g", labels=draw(labels)), spec=draw(some)))
+        found.append(GlobalNetworkSet(metadata=Metadata(name="g", labels=draw(own)), spec=draw(some)))
         found.append(
             HostEndpoint(
-                metadata=Metadata(name="h", labels=draw(labels)),
+                metadata=Metadata(name="h", labels=draw(own)),
                 spec=HostEndpointSpec(node="n9", expected_ips=["192.168.7.7"], ports=[PORTS[0]]),
             )
         )

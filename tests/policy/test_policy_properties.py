@@ -15,6 +15,7 @@ from policy_cluster import packet, snapshot
 from policy_oracle import Answer, Oracle
 from policy_worlds import World, flows, worlds
 
+from core.names import Key
 from core.resources.network import WorkloadEndpoint
 from core.resources.policy import Direction
 from policy.compile import Compiled, compile
@@ -36,16 +37,19 @@ settings.register_profile(
 SETTINGS = settings.get_profile("policy")
 
 
+def full_name(policy: Key) -> str:
+    kind = "KubernetesNetworkPolicy" if policy.kind.group == "networking.k8s.io" else policy.kind.name
+    return f"{policy.name}/{policy.namespace}/{kind}"
+
+
 def words(decision: Decision) -> str:
     """The decision's reason as the oracle words it."""
     reason = decision.reason
     if reason.cause is Cause.RULE:
         assert reason.policy is not None
-        kubernetes = reason.policy.kind.group == "networking.k8s.io"
-        kind = "KubernetesNetworkPolicy" if kubernetes else reason.policy.kind.name
-        return f"{reason.policy.name}/{reason.policy.namespace}/{kind}"
+        return f"{full_name(reason.policy)} rule {reason.rule}"
     return {
-        Cause.END_OF_TIER: f"end of {reason.tier}",
+        Cause.END_OF_TIER: f"end of {reason.tier}: {', '.join(map(full_name, reason.policies))}",
         Cause.PROFILE_RULE: reason.profile,
         Cause.NO_PROFILE_RULE: "no profile rule",
         Cause.MISSING_PROFILE: f"no {reason.profile}",

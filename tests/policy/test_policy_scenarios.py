@@ -6,6 +6,7 @@ import time
 from ipaddress import ip_address
 from typing import Any
 
+import msgspec
 import pytest
 from policy_cluster import key, namespace, packet, pod, resource, snapshot
 
@@ -14,6 +15,7 @@ from core.names import Key
 from core.resources import Resource
 from core.resources.network import WorkloadEndpoint
 from core.resources.policy import Direction
+from core.resources.policy import Rule as RuleManifest
 from policy import identity
 from policy.compile import Compiled, compile
 from policy.evaluate import lookup
@@ -21,6 +23,7 @@ from policy.explain import explain
 from policy.identity import Signature, number_classes
 from policy.model import Cause, Verdict
 from policy.render import render
+from policy.rules import convert_rules
 
 WEB, DB, FAR = "10.0.0.1", "10.0.0.2", "192.0.2.9"
 BASE: list[Resource] = [
@@ -166,13 +169,58 @@ def test_explain_names_policy_and_rule() -> None:
     assert denied.ingress.reason.policy == Key(policy("guard").KIND, "shop", "guard")
     assert denied.ingress.reason.rule == 0
     assert denied.lines == (
-        f"egress of {ENDS[0]}: Allow: profile kns.shop, egress rule 0",
-        f"ingress of {ENDS[1]}: Deny: NetworkPolicy shop/guard in tier default, ingress rule 0",
+        f"egress of {ENDS[0]}: Allow: profile kns.shop, egress rule 0 (all traffic)",
+        f"ingress of {ENDS[1]}: Deny: NetworkPolicy shop/guard in tier default, ingress rule 0 (TCP to port 5432)",
         "Deny",
     )
     assert explain(state, ENDS[1], ENDS[0], 6, 80).verdict is Verdict.ALLOW
     assert explain(state, ip_address(FAR), ENDS[1], 6, 5432).egress is None
     assert explain(state, ENDS[1], ENDS[1], 6, 5432).verdict is Verdict.ALLOW
+
+
+def test_the_end_of_a_tier_names_the_policies_that_made_it_a_denial() -> None:
+    state = snapshot([*BASE, policy("b", ingress=[]), policy("a", ingress=[]), policy("out", types=["Egress"])])
+    denied = explain(state, ENDS[0], ENDS[1], 6, 5432)
+    assert denied.ingress is not None
+    assert [each.name for each in denied.ingress.reason.policies] == ["a", "b"]
+    said = "end of tier default: no ingress rule matched in NetworkPolicy shop/a, NetworkPolicy shop/b"
+    assert str(denied.ingress.reason) == said
+    many = snapshot([*BASE, *(policy(f"p{n:02}", ingress=[]) for n in range(12))])
+    ingress = explain(many, ENDS[0], ENDS[1], 6, 5432).ingress
+    assert ingress is not None
+    assert len(ingress.reason.policies) == 12
+    assert str(ingress.reason).endswith("NetworkPolicy shop/p07 and 4 more")
+
+
+@pytest.mark.parametrize(
+    ("rule", "says"),
+    [
+        ({}, "all traffic"),
+        ({"protocol": "TCP", "destination": {"ports": [80, "90:99", "http"]}}, "TCP to port 80, 90-99, http"),
+        ({"protocol": 47, "ipVersion": 6}, "IPv6 protocol 47"),
+        ({"protocol": "ICMP", "icmp": {"type": 3, "code": 1}}, "ICMP type 3 code 1"),
+        ({"notProtocol": "UDP"}, "anything but UDP"),
+        (
+            {"source": {"nets": ["10.0.0.0/8"], "notNets": ["10.1.0.0/16"]}},
+            "from within 10.0.0.0/8, outside 10.1.0.0/16",
+        ),
+        (
+            {"protocol": "UDP", "source": {"selector": "app == 'web'", "namespaceSelector": "all()", "notPorts": [53]}},
+            'UDP from (has(pcns.projectcalico.org/name) && app == "web") any port but 53',
+        ),
+        ({"source": {"notSelector": "has(bad)"}}, "from not (has(bad))"),
+    ],
+)
+def test_a_rule_in_few_words(rule: dict[str, Any], says: str) -> None:
+    given = msgspec.convert({"action": "Allow", **rule}, RuleManifest)
+    (found,), closed = convert_rules([(0, given)], "")
+    assert not closed
+    assert str(found.match) == says
+
+
+def test_a_pod_denied_everything_counts_it() -> None:
+    compiled = built(policy("p", ingress=[]))
+    assert render(compiled).chains[compiled.chains[ENDS[1]][0]].rules == ("counter drop",)
 
 
 def test_explain_wants_ends_that_can_meet() -> None:
