@@ -14,7 +14,7 @@ from cli import options, terminal
 from cli.render import Table
 
 if TYPE_CHECKING:
-    from lab.cluster import HostStatus
+    from lab.status import HostStatus
 
 T = TypeVar("T")
 
@@ -61,9 +61,9 @@ def execute(
 @lab.command()
 def status(file: LabArgument, output: options.ResultOption = options.ResultFormat.TEXT) -> None:
     """Show what runs in a lab, as the machine and the routers see it."""
-    from lab import cluster
+    from lab import status as overview
 
-    hosts = cluster.status(_name(file))
+    hosts = overview.status(_name(file))
     if output is options.ResultFormat.JSON:
         terminal.show_json([_document(host) for host in hosts])
     else:

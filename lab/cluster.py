@@ -79,8 +79,9 @@ class Cluster:
             raise NotFound(f"lab {self.name} has no {host!r}; it has {', '.join(sorted(known))}")
         return underlay.namespace(self.name, host)
 
-    def address(self, host: str, version: int = 4) -> Address:
-        """The address of a node, external host or pod."""
+    def address(self, host: str, version: int | None = None) -> Address:
+        """The address of a node, external host or pod; of the lab's first family when no IP version is asked for."""
+        version = version or self.topology.families[0]
         own = [interface.ip for interface in self.wiring.addresses.get(host, ())]
         found = [each for each in (*own, *self.record.pod_addresses.get(host, ())) if each.version == version]
         if not found:
@@ -271,7 +272,7 @@ class Cluster:
         """Places to ask from: the hosts or pods named, or all pods."""
         return {host: probe.Source(self.namespace(host)) for host in self._pods_or(hosts)}
 
-    def destinations(self, hosts: Iterable[str] | None = None, version: int = 4) -> Mapping[str, Address]:
+    def destinations(self, hosts: Iterable[str] | None = None, version: int | None = None) -> Mapping[str, Address]:
         """Places to ask: the hosts or pods named, or all pods."""
         return {host: self.address(host, version) for host in self._pods_or(hosts)}
 
@@ -286,20 +287,22 @@ class Cluster:
         protocol: str = "tcp",
         port: int = 8080,
         timeout: float = 1.0,
-        version: int = 4,
+        version: int | None = None,
     ) -> Mapping[tuple[str, str], probe.Answer]:
-        """Who reaches whom, by (source, destination); all pods when none are named."""
+        """Who reaches whom, by (source, destination); all pods when none are named. `version` is as in `address`."""
         return await probe.matrix(
             self.sources(sources), self.destinations(destinations, version), protocol, port, timeout
         )
 
-    def transfer(self, source: str, destination: str, port: int = 8080) -> AbstractAsyncContextManager[probe.Transfer]:
+    def transfer(
+        self, source: str, destination: str, port: int = 8080, *, version: int | None = None
+    ) -> AbstractAsyncContextManager[probe.Transfer]:
         """A TCP transfer that runs while the block does."""
-        return probe.transfer(probe.Source(self.namespace(source)), self.address(destination), port)
+        return probe.transfer(probe.Source(self.namespace(source)), self.address(destination, version), port)
 
-    def capture(self, host: str, *, protocol: int = capture.IPIP) -> capture.Capture:
+    def capture(self, host: str, *, protocol: int = capture.IPIP, version: int = 4) -> capture.Capture:
         """Count packets of an IP protocol on a host's uplink, from now on."""
-        return capture.Capture(self.namespace(host), UPLINK, protocol=protocol)
+        return capture.Capture(self.namespace(host), UPLINK, protocol=protocol, version=version)
 
     def command(self, host: str, argv: Sequence[str]) -> list[str]:
         """The argument vector that runs `argv` in a host's or pod's namespace."""
@@ -358,31 +361,3 @@ def attach(lab: str) -> Cluster:
 def exec_in(lab: str, host: str, argv: Sequence[str]) -> int:
     """Run a command in a host's or pod's namespace, on our own terminal; its exit code."""
     return subprocess.run(attach(lab).command(host, argv), check=False).returncode
-
-
-@dataclass(frozen=True, slots=True)
-class HostStatus:
-    """One host: what it is, its addresses, its processes by label (do they run?), its sessions as it sees them."""
-
-    name: str
-    what: str
-    addresses: tuple[Address, ...]
-    processes: Mapping[str, bool]
-    sessions: Mapping[str, str]
-
-
-def status(lab: str) -> tuple[HostStatus, ...]:
-    """Every host and pod of a lab, as the machine and the routers (not our own agents) say."""
-    cluster = attach(lab)
-    running = {label: each.process.alive() for label, each in cluster.record.processes.items()}
-    found = []
-    for host in cluster.wiring.hosts:
-        own = {label: alive for label, alive in running.items() if label.partition("@")[2].partition(".")[0] == host}
-        router = cluster.routers.get(host)
-        sessions = {each.neighbour: each.state for each in router.sessions()} if router and all(own.values()) else {}
-        addresses = tuple(interface.ip for interface in cluster.wiring.addresses.get(host, ()))
-        what = f"router ({router.wiring.kind})" if router else "node" if own else "external"
-        found.append(HostStatus(host, what, addresses, own, sessions))
-    found += [HostStatus(pod, "pod", each, {}, {}) for pod, each in cluster.record.pod_addresses.items()]
-    machine: Mapping[str, bool] = {label: running[label] for label in (DATASTORE, PROBE) if label in running}
-    return (HostStatus(cluster.name, "lab", (), machine, {}), *found)

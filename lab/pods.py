@@ -32,7 +32,11 @@ async def addresses(store: Store, pod: Pod, families: Iterable[Family]) -> tuple
 
 
 def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]) -> None:
-    """Make the pods' namespaces and wire them to their nodes. No route on the host: that is felix's to do."""
+    """Make the pods' namespaces and wire them to their nodes. No route on the host: that is felix's to do.
+
+    Neither end of a pod's link looks for duplicates of its address: the link has no other, and while the host's end
+    looks (up to two seconds) the pod has no IPv6 gateway.
+    """
     netns.create(underlay.namespace(lab, pod.name) for pod in pods)
     netns.batch(
         f"link add name {UPLINK} netns {underlay.namespace(lab, pod.name)} mtu {MTU} type veth"
@@ -40,6 +44,8 @@ def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]
         for pod in pods
     )
     for pod in pods:
+        for host, device in ((pod.name, UPLINK), (pod.node, _host_end(pod))):
+            netns.sysctl(underlay.namespace(lab, host), {f"net/ipv6/conf/{device}/accept_dad": "0"})
         netns.batch(_inside(found[pod.name]), underlay.namespace(lab, pod.name))
     for node in dict.fromkeys(pod.node for pod in pods):
         ends = (f"link set {_host_end(pod)} up" for pod in pods if pod.node == node)

@@ -12,6 +12,7 @@ import pytest
 from core.errors import MuslinError, NotFound
 from lab import cluster as clusters
 from lab import netns, processes, state, topology, underlay
+from lab import status as overview
 from lab.cluster import Cluster
 from lab.state import Record, Started
 from lab.wiring import wire
@@ -48,7 +49,7 @@ async def test_a_cluster_comes_up_answers_and_goes(name: str) -> None:
     assert all(answer.seen == again.address(source) for (source, _), answer in found.items())
     assert again.routers["tor"].pod_routes().keys() == {*built.routers["tor"].pod_routes()}
     assert len(again.routers["tor"].pod_routes()) == 2
-    hosts = {host.name: host for host in clusters.status(name)}
+    hosts = {host.name: host for host in overview.status(name)}
     assert hosts["tor"].sessions == {"node1": "Established", "node2": "Established"}
     assert all(alive for host in hosts.values() for alive in host.processes.values())
 
