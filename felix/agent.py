@@ -23,11 +23,11 @@ import asyncio
 import contextlib
 from collections.abc import Sequence
 from dataclasses import replace
-from datetime import UTC, datetime
 from typing import Any, Final
 
 import structlog
 
+from core import clock
 from core.errors import Conflict, MuslinError, Unavailable
 from core.latest import Latest
 from core.names import NFT_TABLE
@@ -159,7 +159,7 @@ class Agent:
         self._no_tunnel_address = ""
         self._settling: Latest[Snapshot] = Latest()
         self._said: Latest[FelixStatus] = Latest()
-        self._since, self._ready = _now(), False
+        self._since, self._ready = clock.now(), False
 
     def close(self) -> None:
         """Let go of the kernel; everything in it stays."""
@@ -260,7 +260,7 @@ class Agent:
         wanted = replace(wanted, problems=(*wanted.problems, *filter(None, [self._no_tunnel_address])))
         said = status.state(wanted, outcome, self._programmed, self._since)
         if said.ready is not self._ready:
-            self._ready, self._since = said.ready, _now()
+            self._ready, self._since = said.ready, clock.now()
             said = status.state(wanted, outcome, self._programmed, self._since)
         self._said.put(status.status(self._config.node, said))
 
@@ -294,6 +294,3 @@ class Agent:
             else:
                 self._no_tunnel_address = ""
 
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

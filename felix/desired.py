@@ -39,7 +39,7 @@ from policy.render import render
 def judge(snapshot: Snapshot, node: str) -> Judged:
     """The policy part: the same for the same snapshot, whatever the facts."""
     compiled = compile_policy(snapshot, [each.key for each in endpoints(snapshot, Facts(), node).local])
-    return Judged(rules=render(compiled), chains=compiled.chains, problems=compiled.problems)
+    return Judged(rules=render(compiled), chains=compiled.chains, problems=compiled.problems, lost=compiled.lost)
 
 
 def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | None = None) -> Desired:
@@ -113,6 +113,11 @@ def _nft(
 def _problems(snapshot: Snapshot, judged: Judged, node: str) -> list[str]:
     wrong = {**snapshot.problems, **judged.problems}
     found = [f"{key}: {why}" for key, why in sorted(wrong.items(), key=lambda item: item[0])]
+    if judged.lost:
+        found.append(
+            f"{judged.lost} kinds of address are denied here, as the packet mark has no number left for them: "
+            "write policy with fewer different selectors and nets"
+        )
     if snapshot.get(Node, node) is None:
         found.append(
             f"there is no Node {node} in the datastore: no tunnels and no routes to other nodes until there is"

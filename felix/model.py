@@ -26,12 +26,14 @@ class Config:
 class Judged:
     """Policy for this node's endpoints: the stacks' tables, and each endpoint's chains, ingress and egress.
 
-    `problems` says per policy what was closed because it could not be enforced as written.
+    `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
+    address that found no class number and are denied.
     """
 
     rules: Ruleset
     chains: Mapping[Key, tuple[str, str]]
     problems: Mapping[Key, str]
+    lost: int = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from core.addr import host_prefix
 from core.names import IPIP_DEVICE, workload_interface
 from core.nftables import Element
@@ -13,7 +15,8 @@ from felix.desired import desired
 from felix.model import Desired
 from felix.status import MOST_ERRORS, RELEASE, Outcome, state
 from linux.model import RouteKey
-from tests.felix.cluster import CONFIG, REVISION, facts, link, namespace, node, pod, pool, snapshot
+from policy import identity
+from tests.felix.cluster import CONFIG, REVISION, allow_from, facts, link, namespace, node, pod, pool, snapshot
 
 WEB, DB = workload_interface("shop", "web"), workload_interface("shop", "db")
 DONE = Progress(revision=3, tried=3)
@@ -81,3 +84,21 @@ def test_a_thousand_errors_are_not_repeated_a_thousand_times() -> None:
     many = Progress(tried=3, errors={Element("x", str(n)): f"refused {n}" for n in range(1000)})
     said = state(wanted(), Outcome(sysctls=DONE, tunnels=DONE, nft=many, routes=DONE), REVISION, "")
     assert len([problem for problem in said.problems if "refused" in problem]) == MOST_ERRORS
+
+
+def test_kinds_of_address_without_a_number_are_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    resources = (
+        node("a", "10.1.0.1/24"),
+        namespace("shop"),
+        pod("web", "10.0.0.1", app="web"),
+        pod("db", "10.0.0.2", app="db"),
+        allow_from("p", "shop", "app == 'db'", "app == 'web'", 80, "TCP"),
+    )
+
+    def problems() -> list[str]:
+        return state(desired(snapshot(resources), facts(), CONFIG), FINE, REVISION, "").problems
+
+    assert problems() == []
+    monkeypatch.setattr(identity, "MOST_CLASSES", 1)
+    (said,) = problems()
+    assert said.startswith("2 kinds of address are denied here")
