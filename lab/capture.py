@@ -12,8 +12,8 @@ import struct
 from types import TracebackType
 from typing import Final
 
-from lab import netns
 from lab.wiring import UPLINK
+from linux import netns
 
 IPIP: Final = 4
 _ETH_P_ALL: Final = 0x0003

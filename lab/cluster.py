@@ -26,13 +26,14 @@ from core.addr import Address
 from core.errors import MuslinError, NotFound, Unavailable
 from core.resources import FelixStatus, Node, SpeakerStatus
 from datastore.api import Put, Store
-from lab import capture, conditions, manifests, netns, pods, probe, processes, state, topology, underlay
+from lab import capture, conditions, manifests, pods, probe, processes, state, topology, underlay
 from lab.processes import Process
 from lab.routers import Router
 from lab.state import Record, Started
 from lab.store import opened, read
 from lab.topology import RouterKind, Topology
 from lab.wiring import UPLINK, Wiring, wire
+from linux import netns
 
 HOUSE: Final = Path(__file__).parents[1]
 AGENTS: Final = ("felix", "bgp")
@@ -306,7 +307,7 @@ class Cluster:
 
     def command(self, host: str, argv: Sequence[str]) -> list[str]:
         """The argument vector that runs `argv` in a host's or pod's namespace."""
-        return ["ip", "netns", "exec", self.namespace(host), *argv]
+        return netns.command(self.namespace(host), *argv)
 
 
 async def up(path: Path, progress: Progress, *, name: str | None = None) -> Cluster:
@@ -315,7 +316,7 @@ async def up(path: Path, progress: Progress, *, name: str | None = None) -> Clus
     What a lab of that name left behind when it crashed is removed first; one that is up is an error. When anything
     fails, or the caller is cancelled, all is taken down again.
     """
-    netns.require_root()
+    underlay.require_root()
     plan = topology.load(path)
     lab = name or plan.name
     left = state.read(lab)
@@ -335,9 +336,9 @@ async def up(path: Path, progress: Progress, *, name: str | None = None) -> Clus
 
 async def down(lab: str, progress: Progress | None = None) -> None:
     """Take a lab down, whatever state it is in; one that is not there is a success."""
-    netns.require_root()
+    underlay.require_root()
     record = state.read(lab)
-    names = netns.existing(underlay.prefix(lab))
+    names = netns.names(underlay.prefix(lab))
     if progress and (record or names):
         progress(f"taking lab {lab} down")
     own = {label: each.process for label, each in record.processes.items()} if record else {}
@@ -345,7 +346,8 @@ async def down(lab: str, progress: Progress | None = None) -> None:
     # agents first, while the datastore and the routers still answer: so they end in order, and quickly
     await asyncio.to_thread(processes.stop, agents)
     await asyncio.to_thread(processes.stop, {*own.values(), *processes.known(netns.inhabitants(names))})
-    netns.remove(names)
+    for each in names:
+        netns.delete(each)
     state.forget(lab)
 
 

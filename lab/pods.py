@@ -12,12 +12,13 @@ from core import names
 from core.addr import Address, Family, host_prefix
 from datastore import ipam
 from datastore.api import Store
-from lab import netns, processes, underlay
+from lab import ip, processes, underlay
 from lab.manifests import GATEWAYS, HOST_MAC, handle
 from lab.processes import Process
 from lab.routers import await_ready
 from lab.topology import Pod, Topology
 from lab.wiring import UPLINK
+from linux import netns, sysctl
 
 MTU: Final = 1480
 """What IP-in-IP leaves of an Ethernet packet. Pods have it in every mode, so that a pool can change its mode."""
@@ -37,19 +38,21 @@ def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]
     Neither end of a pod's link looks for duplicates of its address: the link has no other, and while the host's end
     looks (up to two seconds) the pod has no IPv6 gateway.
     """
-    netns.create(underlay.namespace(lab, pod.name) for pod in pods)
-    netns.batch(
+    for pod in pods:
+        netns.create(underlay.namespace(lab, pod.name))
+    ip.batch(
         f"link add name {UPLINK} netns {underlay.namespace(lab, pod.name)} mtu {MTU} type veth"
         f" peer name {_host_end(pod)} netns {underlay.namespace(lab, pod.node)} mtu {MTU} address {HOST_MAC}"
         for pod in pods
     )
     for pod in pods:
         for host, device in ((pod.name, UPLINK), (pod.node, _host_end(pod))):
-            netns.sysctl(underlay.namespace(lab, host), {f"net/ipv6/conf/{device}/accept_dad": "0"})
-        netns.batch(_inside(found[pod.name]), underlay.namespace(lab, pod.name))
+            with netns.inside(underlay.namespace(lab, host)):
+                sysctl.write(f"net/ipv6/conf/{device}/accept_dad", "0")
+        ip.batch(_inside(found[pod.name]), underlay.namespace(lab, pod.name))
     for node in dict.fromkeys(pod.node for pod in pods):
         ends = (f"link set {_host_end(pod)} up" for pod in pods if pod.node == node)
-        netns.batch(ends, underlay.namespace(lab, node))
+        ip.batch(ends, underlay.namespace(lab, node))
 
 
 def _host_end(pod: Pod) -> str:

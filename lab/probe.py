@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import cast
 
 from core.addr import Address
-from lab import netns
+from linux import netns
 
 UDP_AGAIN_S = 0.2
 """A datagram that is not answered is sent again after this long, until the probe's own timeout."""

@@ -11,6 +11,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from linux import netns
+
 POLL_S = 0.02
 
 
@@ -57,10 +59,9 @@ def start(
     env: Mapping[str, str] | None = None,
 ) -> Process:
     """Start a process on its own (a new session, output appended to `log`), in `namespace` when one is named."""
-    prefix = ["ip", "netns", "exec", namespace] if namespace else []
     with log.open("ab") as output:
         child = subprocess.Popen(
-            [*prefix, *argv],
+            netns.command(namespace, *argv) if namespace else argv,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,

@@ -25,9 +25,10 @@ from typing import Final
 
 from core.addr import Address, Network, contains
 from core.errors import MuslinError, Unsupported
-from lab import netns, processes
+from lab import processes
 from lab.processes import Process
 from lab.wiring import Neighbour, RouterWiring
+from linux import netns, sysctl
 
 ROUTER_HOLD_S: Final = 9
 """Hold time between routers; keepalives every third of it."""
@@ -281,15 +282,17 @@ def await_ready(what: str, ready: Callable[[], bool], process: Process, log: Pat
         time.sleep(processes.POLL_S)
 
 
+_FORWARDING: Final = {
+    "net/ipv4/ip_forward": "1",
+    "net/ipv6/conf/all/forwarding": "1",
+    "net/ipv4/fib_multipath_hash_policy": "1",
+    "net/ipv4/conf/all/rp_filter": "0",
+    "net/ipv4/conf/default/rp_filter": "0",
+}
+
+
 def forward(namespace: str) -> None:
     """Make a namespace forward packets of both families, over several paths by flow, and answer from any address."""
-    netns.sysctl(
-        namespace,
-        {
-            "net/ipv4/ip_forward": "1",
-            "net/ipv6/conf/all/forwarding": "1",
-            "net/ipv4/fib_multipath_hash_policy": "1",
-            "net/ipv4/conf/all/rp_filter": "0",
-            "net/ipv4/conf/default/rp_filter": "0",
-        },
-    )
+    with netns.inside(namespace):
+        for key, value in _FORWARDING.items():
+            sysctl.write(key, value)

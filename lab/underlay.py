@@ -6,21 +6,30 @@ mus.LAB.NS.POD    a pod
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
-from lab import netns
+from core.errors import Unsupported
+from lab import ip
 from lab.frr import Frr
 from lab.routers import Bird, Kernel, Router, forward
 from lab.topology import RouterKind
 from lab.wiring import Port, Wiring
+from linux import netns
 
 _CLASSES: Final[Mapping[RouterKind, type[Router]]] = {
     RouterKind.BIRD: Bird,
     RouterKind.FRR: Frr,
     RouterKind.KERNEL: Kernel,
 }
+
+
+def require_root() -> None:
+    """Raise `Unsupported` when this process may not make namespaces."""
+    if os.geteuid() != 0:
+        raise Unsupported("a lab needs root, to make network namespaces: run the same command with sudo")
 
 
 def prefix(lab: str) -> str:
@@ -35,15 +44,16 @@ def namespace(lab: str, host: str) -> str:
 
 def build(lab: str, wiring: Wiring) -> None:
     """Make the namespaces of all hosts, wire them, and let routers and nodes forward."""
-    netns.create(namespace(lab, host) for host in wiring.hosts)
-    netns.batch(
+    for host in wiring.hosts:
+        netns.create(namespace(lab, host))
+    ip.batch(
         f"link add name {wire.a.device} netns {namespace(lab, wire.a.host)} type veth"
         f" peer name {wire.b.device} netns {namespace(lab, wire.b.host)}"
         for wire in wiring.wires
     )
     for host in wiring.hosts:
         forward(namespace(lab, host))
-        netns.batch(_host(wiring, host), namespace(lab, host))
+        ip.batch(_host(wiring, host), namespace(lab, host))
 
 
 def _host(wiring: Wiring, host: str) -> Iterator[str]:

@@ -1,4 +1,4 @@
-"""Network namespaces: made, entered, left, removed.
+"""Network namespaces: made, entered, left, found, removed. Everything in the project that does so does it here.
 
 A namespace belongs to a thread, not to a process. `inside` and `scratch_namespace` move the calling thread and bring
 it back; sockets that it opens meanwhile stay in the namespace for good, and threads that it starts begin there,
@@ -12,16 +12,21 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import os
+import socket
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
 
 from core.errors import MuslinError, Unsupported
+from linux import interfaces
+from linux.netlink import Netlink
 
 _NAMED: Final = Path("/run/netns")
 _CLONE_NEWNET: Final = 0x40000000
 _OWN: Final = "/proc/thread-self/ns/net"
+_LOOPBACK: Final = 1
+"""The index of `lo` in every namespace."""
 
 
 def path(namespace: str) -> str:
@@ -34,10 +39,16 @@ def exists(namespace: str) -> bool:
     return os.path.exists(path(namespace))
 
 
+def names(prefix: str = "") -> tuple[str, ...]:
+    """The named namespaces whose name begins with `prefix`."""
+    return tuple(sorted(found.name for found in _NAMED.glob("*") if found.name.startswith(prefix)))
+
+
 def create(name: str) -> None:
     """Make a named namespace with its loopback up; raises MuslinError if there is one already."""
     _ip("netns", "add", name)
-    _ip("-n", name, "link", "set", "lo", "up")
+    with inside(name):
+        _loopback_up()
 
 
 def delete(name: str) -> None:
@@ -47,8 +58,28 @@ def delete(name: str) -> None:
 
 
 def command(namespace: str, *argv: str) -> list[str]:
-    """The argument vector that runs `argv` inside `namespace`."""
-    return ["nsenter", f"--net={path(namespace)}", "--", *argv]
+    """The argument vector that runs `argv` inside `namespace`.
+
+    In a named one it also sees a /sys that shows the namespace's own devices, and /etc/netns/NAME over /etc.
+    """
+    if "/" in namespace:
+        return ["nsenter", f"--net={namespace}", "--", *argv]
+    return ["ip", "netns", "exec", namespace, *argv]
+
+
+def open_socket(namespace: str, family: int, kind: int, protocol: int = 0) -> socket.socket:
+    """A non-blocking socket that lives in `namespace`, whatever thread uses it. Raises OSError if there can be none."""
+    with inside(namespace):
+        opened = socket.socket(family, kind, protocol)
+    opened.setblocking(False)
+    return opened
+
+
+def inhabitants(namespaces: Iterable[str]) -> tuple[int, ...]:
+    """The processes that live in any of the namespaces, ourselves left out; a namespace that is gone has none."""
+    homes = {(found.st_dev, found.st_ino) for each in namespaces if (found := _stat(path(each)))}
+    pids = (int(entry) for entry in os.listdir("/proc") if entry.isdigit() and int(entry) != os.getpid())
+    return tuple(pid for pid in pids if (at := _stat(f"/proc/{pid}/ns/net")) and (at.st_dev, at.st_ino) in homes)
 
 
 @contextlib.contextmanager
@@ -67,7 +98,7 @@ def scratch_namespace() -> Iterator[None]:
     """
     with _return():
         _call("unshare", _CLONE_NEWNET)
-        _ip("link", "set", "lo", "up")
+        _loopback_up()
         yield
 
 
@@ -78,6 +109,18 @@ def _return() -> Iterator[None]:
             yield
         finally:
             _call("setns", home.fileno(), _CLONE_NEWNET)
+
+
+def _loopback_up() -> None:
+    with Netlink() as netlink:
+        interfaces.set_link(netlink, _LOOPBACK, up=True)
+
+
+def _stat(file: str) -> os.stat_result | None:
+    try:
+        return os.stat(file)
+    except OSError:
+        return None
 
 
 def _call(function: str, *arguments: int) -> None:

@@ -13,6 +13,14 @@ from core.reconcile import Plan
 _ROOT: Final = Path("/proc/sys")
 
 
+def write(key: str, value: str) -> None:
+    """Set one sysctl. Raises `MuslinError` that says why it cannot be."""
+    try:
+        _path(key).write_text(value)
+    except OSError as error:
+        raise MuslinError(_sentence(key, value, error)) from error
+
+
 class SysctlDriver:
     """Keeps the sysctls it is told to watch (a `core.reconcile.Driver`); no other is read or written.
 
@@ -43,9 +51,9 @@ class SysctlDriver:
         failed: dict[str, Exception] = {}
         for key, value in plan.upsert.items():
             try:
-                _path(key).write_text(value)
-            except (OSError, MuslinError) as error:
-                failed[key] = _sentence(key, value, error)
+                write(key, value)
+            except MuslinError as error:
+                failed[key] = error
         return failed
 
 
@@ -55,9 +63,7 @@ def _path(key: str) -> Path:
     return _ROOT / key
 
 
-def _sentence(key: str, value: str, error: Exception) -> Exception:
-    if not isinstance(error, OSError):
-        return error
+def _sentence(key: str, value: str, error: OSError) -> str:
     if error.errno == errno.ENOENT:
-        return MuslinError(f"sysctl {key}: there is none; its device is gone, or the kernel lacks the feature")
-    return MuslinError(f"sysctl {key}: cannot be set to {value!r}: {error.strerror}")
+        return f"sysctl {key}: there is none; its device is gone, or the kernel lacks the feature"
+    return f"sysctl {key}: cannot be set to {value!r}: {error.strerror}"

@@ -12,7 +12,7 @@ import tempfile
 from pathlib import Path
 
 from core.errors import MuslinError
-from lab import netns, uml
+from lab import uml, underlay
 from lab.demo import checks as seen
 from lab.demo import racks, tunnel
 from lab.demo.checks import Checks
@@ -46,7 +46,7 @@ async def _demo(checks: Checks) -> None:
     assert task is not None
     for number in (signal.SIGINT, signal.SIGTERM):
         loop.add_signal_handler(number, task.cancel)
-    netns.require_root()
+    underlay.require_root()
     async with racks.cluster(checks) as lab:
         for step in (racks.peering, racks.everyone, racks.outside, racks.policy):
             await step(lab, checks)

@@ -14,11 +14,12 @@ from typing import Any
 
 import pytest
 
-from lab import netns, processes, underlay
+from lab import processes, underlay
 from lab.processes import Process
 from lab.routers import Router
 from lab.topology import parse
 from lab.wiring import Wiring, wire
+from linux import netns
 
 RUN = Path("/run/muslin/tests")
 """Where FRR, which gives up root, can reach its files; pytest's own directories are root's alone."""
@@ -57,10 +58,11 @@ def ground() -> Iterator[Callable[[Mapping[str, Any]], Ground]]:
 
     yield make
     for each in made:
-        names = netns.existing(underlay.prefix(each.name))
+        names = netns.names(underlay.prefix(each.name))
         processes.stop(each.processes)
         assert not netns.inhabitants(names)
-        netns.remove(names)
+        for name in names:
+            netns.delete(name)
         shutil.rmtree(RUN / each.name, ignore_errors=True)
     with contextlib.suppress(OSError):  # another run of the tests uses it, or none of ours did
         RUN.rmdir()

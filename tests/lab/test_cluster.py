@@ -11,11 +11,12 @@ import pytest
 
 from core.errors import MuslinError, NotFound
 from lab import cluster as clusters
-from lab import netns, processes, state, topology, underlay
+from lab import processes, state, topology, underlay
 from lab import status as overview
 from lab.cluster import Cluster
 from lab.state import Record, Started
 from lab.wiring import wire
+from linux import netns
 
 pytestmark = pytest.mark.lab
 
@@ -28,7 +29,7 @@ async def name() -> AsyncIterator[str]:
     name = f"c{os.getpid()}"
     yield name
     await clusters.down(name)
-    assert not netns.existing(underlay.prefix(name))
+    assert not netns.names(underlay.prefix(name))
     assert not state.directory(name).exists()
 
 
@@ -66,7 +67,7 @@ async def test_a_cluster_comes_up_answers_and_goes(name: str) -> None:
     await again.until_programmed(1)
     started += [again.process("datastore"), again.process("felix@node1")]
 
-    inhabitants = processes.known(netns.inhabitants(netns.existing(underlay.prefix(name))))
+    inhabitants = processes.known(netns.inhabitants(netns.names(underlay.prefix(name))))
     assert inhabitants
     await clusters.down(name)
     assert not any(process.alive() for process in (*started, *inhabitants))
@@ -101,7 +102,7 @@ async def test_a_lab_that_cannot_come_up_says_why_and_leaves_nothing(name: str, 
     (tmp_path / "broken.yaml").write_text("apiVersion: projectcalico.org/v3\nkind: IPPool\nmetadata: {name: p}\n")
     with pytest.raises(MuslinError, match=r"broken.yaml.*IPPool/p"):
         await clusters.up(tmp_path / "topology.yaml", lambda _: None, name=name)
-    assert not netns.existing(underlay.prefix(name))
+    assert not netns.names(underlay.prefix(name))
     assert not state.directory(name).exists()
 
 
@@ -113,11 +114,11 @@ def test_a_lab_that_is_not_up_is_named_with_those_that_are() -> None:
 def test_a_command_in_a_host_runs_in_its_namespace(tmp_path: Path) -> None:
     plan = topology.load(IPIP)
     lab = Cluster(plan, Record(name=f"x{os.getpid()}", topology=str(IPIP)))
-    names = [lab.namespace("node1")]
-    netns.create(names)
+    namespace = lab.namespace("node1")
+    netns.create(namespace)
     try:
         argv = lab.command("node1", ["readlink", "/proc/self/ns/net"])
         inside = subprocess.run(argv, capture_output=True, text=True, check=True).stdout
-        assert inside.strip() == f"net:[{(netns.HOME / names[0]).stat().st_ino}]"
+        assert inside.strip() == f"net:[{os.stat(netns.path(namespace)).st_ino}]"
     finally:
-        netns.remove(names)
+        netns.delete(namespace)

@@ -18,12 +18,13 @@ import yaml
 
 from core.addr import Family, Network
 from lab import cluster as clusters
-from lab import netns, pods, processes, state, topology, underlay
+from lab import pods, processes, state, topology, underlay
 from lab.cluster import Cluster
 from lab.demo.silence import Silence
 from lab.manifests import GATEWAYS
 from lab.processes import Process
 from lab.wiring import Neighbour
+from linux import netns
 
 pytestmark = pytest.mark.lab
 
@@ -44,12 +45,12 @@ def brought_up(name: str, topology: Path) -> Iterator[Cluster]:
         asyncio.run(lab.until_routed())
         yield lab
         started += [each.process for each in lab.record.processes.values()]
-        started += processes.known(netns.inhabitants(netns.existing(underlay.prefix(name))))
+        started += processes.known(netns.inhabitants(netns.names(underlay.prefix(name))))
     finally:
         asyncio.run(clusters.down(name))
     assert started
     assert not [process for process in started if process.alive()]
-    assert not netns.existing(underlay.prefix(name))
+    assert not netns.names(underlay.prefix(name))
     assert not state.directory(name).exists()
 
 
@@ -233,5 +234,5 @@ def test_a_pod_has_its_ipv6_gateway_as_soon_as_its_link_is_up(ground: Callable[[
     planned = topology.parse(plan).pods
     pods.create(made.name, planned, {pod.name: (ip_address(f"fd00:10:246::{i}"),) for i, pod in enumerate(planned, 1)})
     for pod in planned:
-        argv = ["ip", "netns", "exec", made.namespace(pod.name), "ping", "-c1", "-W1", f"{GATEWAYS[Family.V6]}%eth0"]
+        argv = netns.command(made.namespace(pod.name), "ping", "-c1", "-W1", f"{GATEWAYS[Family.V6]}%eth0")
         assert subprocess.run(argv, capture_output=True, check=False).returncode == 0

@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from lab import netns, probe, processes
+from lab import ip, probe, processes
 from lab.capture import Capture
+from linux import netns
 
 pytestmark = pytest.mark.lab
 
@@ -46,7 +47,7 @@ def served(ground: Any, tmp_path: Path, wait: Callable[[Callable[[], object]], N
 
 def inside(namespace: str, *argv: str) -> None:
     """Run a command in a namespace."""
-    subprocess.run(["ip", "netns", "exec", namespace, *argv], check=True)
+    subprocess.run(netns.command(namespace, *argv), check=True)
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -100,11 +101,11 @@ async def test_a_closed_port_is_told_from_a_silent_one(served: Any) -> None:
 async def test_a_transfer_counts_what_came_back_and_notices_silence(served: Any) -> None:
     async with probe.transfer(sources(served)["a"], DESTINATIONS["b"]) as running:
         await until(lambda: running.received > 20_000)
-        netns.batch(["link set eth0 down"], served.namespace("b"))
+        ip.batch(["link set eth0 down"], served.namespace("b"))
         running.mark()
         await until(lambda: running.silence_s > 0.5)
         stopped_at = running.received
-        netns.batch(["link set eth0 up"], served.namespace("b"))
+        ip.batch(["link set eth0 up"], served.namespace("b"))
         await until(lambda: running.received > stopped_at)
 
 

@@ -15,6 +15,7 @@ from lab import processes
 from lab.routers import Bird, Kernel, parse_bird_routes
 from lab.topology import RouterKind
 from lab.wiring import Neighbour, RouterWiring
+from linux import netns
 
 pytestmark = pytest.mark.lab
 
@@ -100,7 +101,7 @@ def test_nodes_and_the_outside_reach_each_other_over_the_routers(
     made = ground(fabric("frr", ["10.9.0.0/16", "fd09::/48"]))
 
     def reached(address: str) -> bool:
-        argv = ["ip", "netns", "exec", made.namespace("node-1"), "ping", "-c1", "-W1", address]
+        argv = netns.command(made.namespace("node-1"), "ping", "-c1", "-W1", address)
         return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
     wait(lambda: reached("172.30.1.10"))
