@@ -15,7 +15,7 @@ PACKAGES=(
     python3 python3-venv                       # muslin itself
     nftables iproute2 procps util-linux        # what it drives
     bird2 frr                                  # the lab's routers
-    etcd-server                                # the datastore at scale
+    etcd-server etcd-client                    # the datastore at scale, and a look into it
     tcpdump iperf3 iputils-ping conntrack      # looking at a lab from outside
 )
 UML_PACKAGES=(linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils)
