@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
@@ -22,7 +21,7 @@ def main() -> int:
     log.configure()
     options.run_dir.mkdir(parents=True, exist_ok=True)
     config = Config(node=options.node, datastore=options.datastore, run_dir=options.run_dir)
-    return asyncio.run(supervise.run({"bgp": lambda: agent.run(config)}))
+    return supervise.main({"bgp": lambda: agent.run(config)})
 
 
 if __name__ == "__main__":

@@ -20,8 +20,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass
-from datetime import UTC, datetime
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
@@ -35,11 +34,14 @@ from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.model import Config, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
+from core import clock
 from core.addr import Address
-from core.errors import Invalid, MuslinError, NotFound
+from core.errors import Invalid, NotFound
+from core.health import Health
 from core.latest import Latest
 from core.reconcile import Breaker, Progress, Reconciler, Timing
 from core.reconcile import run as reconcile
+from core.report import keep_reported
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, SpeakerStatus
 from core.resources.status import SpeakerState
 from core.routing import RouteProtocol
@@ -53,6 +55,9 @@ from linux.rights import require_net_admin
 from linux.routes import RouteDriver
 
 KINDS: Final = (BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node)
+
+COMPONENTS: Final = ("datastore", "configuration", "exabgp", "adverts", "routes")
+"""What bgp says of its health."""
 
 REPORT_S: Final = 1.0
 """Least time between two status writes."""
@@ -69,16 +74,18 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
-    """What an agent is wired to; `report` puts the node's status where others can read it."""
+    """What an agent is wired to; `report` puts the node's status where others can read it, `health` (of COMPONENTS)
+    hears how each part is."""
 
     node: str
     run_dir: Path
     snapshots: Latest[Snapshot]
     report: Report
     settle_s: float = SETTLE_S
+    health: Health = field(default_factory=lambda: Health(COMPONENTS))
 
 
-async def run(config: Config) -> None:
+async def run(config: Config, health: Health | None = None) -> None:
     """Be the speaker of `config.node` until cancelled. Raises `Unsupported` when this machine lacks what it takes."""
     require_net_admin()
     store = GrpcStore(config.datastore)
@@ -89,7 +96,13 @@ async def run(config: Config) -> None:
         status = SpeakerStatus(api_version=kind.api_version, kind=kind.name, metadata=metadata, status=state)
         await objects.write(store, status)
 
-    inputs = Inputs(node=config.node, run_dir=config.run_dir, snapshots=snapshots, report=report)
+    inputs = Inputs(
+        node=config.node,
+        run_dir=config.run_dir,
+        snapshots=snapshots,
+        report=report,
+        health=health or Health(COMPONENTS),
+    )
     try:
         async with asyncio.TaskGroup() as group:
             group.create_task(follow(store, KINDS, snapshots, config.run_dir / "bgp.snapshot"), name="follow")
@@ -103,6 +116,7 @@ class Agent:
 
     def __init__(self, inputs: Inputs) -> None:
         self._in = inputs
+        self._health = inputs.health
         self._learnt = Learnt()
         self._sessions = Sessions()
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
@@ -117,7 +131,7 @@ class Agent:
         self._facts: Facts | None = None
         self._settle_at: float | None = None
         self._problem = ""
-        self._since = _now()
+        self._since = clock.now()
 
     async def run(self) -> None:
         """Work until cancelled. Kernel routes stay as they are."""
@@ -135,14 +149,20 @@ class Agent:
     async def _follow_snapshots(self) -> None:
         async for snapshot in self._in.snapshots:
             self._snapshot = snapshot
+            if snapshot.stale:
+                self._health.degraded("datastore", "the datastore is away: bgp works from its last snapshot")
+            else:
+                self._health.ok("datastore")
             try:
                 speaker = desired(snapshot, self._in.node)
             except (NotFound, Invalid) as error:
                 log.warning("bgp.node_unusable", why=str(error))
                 self._problem = str(error)
+                self._health.degraded("configuration", self._problem)
                 self._news.set()
                 continue
             self._problem = ""
+            self._health.ok("configuration")
             self._configure(speaker)
 
     def _configure(self, speaker: Speaker) -> None:
@@ -151,7 +171,7 @@ class Agent:
             self._settle_at = time.monotonic() + self._in.settle_s
         for blocked in set(speaker.blocked) - set(before.blocked if before else ()):
             log.warning("session.blocked", session=blocked.name, peer=blocked.peer, why=blocked.reason)
-        self._sessions.configure(speaker.sessions, _now())
+        self._sessions.configure(speaker.sessions, clock.now())
         self._adverts.configured = frozenset(session.peer for session in speaker.sessions)
         self.exabgp.configure(speaker)
         self._learnt.configure(speaker.sessions, Scope(self._snapshot, self._in.node))
@@ -171,11 +191,13 @@ class Agent:
         self._wake_kernel.set()
 
     def _on_start(self) -> None:
+        self._health.ok("exabgp")
         self._sessions.start_speaker()
         self._tell()
 
     def _on_loss(self) -> None:
-        self._sessions.lose_speaker(_now())
+        self._health.degraded("exabgp", "ExaBGP has ended and is started again")
+        self._sessions.lose_speaker(clock.now())
         self._learnt.rib.lose_speaker(time.monotonic())
         self._timers.set()
         self._news.set()
@@ -191,7 +213,7 @@ class Agent:
             if isinstance(event, (Ack, Other)):
                 continue
             routes |= self._learnt.hear(event, time.monotonic())
-            if self._sessions.hear(event, _now()):
+            if self._sessions.hear(event, clock.now()):
                 sessions = True
                 _log_session(event)
         if sessions:
@@ -240,36 +262,41 @@ class Agent:
             except TimeoutError:
                 pass  # something is due
 
-    async def _on_progress(self, progress: Sequence[Progress]) -> None:
+    async def _on_progress(self, _: Sequence[Progress]) -> None:
+        self._health.round("adverts", self._told.progress)
+        if self._settle_at is None:
+            self._health.round("routes", self._kernel.progress)
+        elif self._speaker is not None:
+            self._health.starting("routes", "waiting for what the peers have to tell")
+        if self.exabgp.problem:
+            self._health.degraded("exabgp", self.exabgp.problem)
         self._news.set()
 
     async def _report(self) -> None:
-        """Write the status when it changed, seldom enough not to be a load of its own."""
-        reported: SpeakerState | None = None
-        while True:
-            await self._news.wait()
-            self._news.clear()
-            state = self.state()
-            if state != reported:
-                try:
-                    await self._in.report(state)
-                    reported = state
-                except MuslinError as error:
-                    log.warning("status.unwritten", why=str(error))
-                    self._news.set()
-            await asyncio.sleep(REPORT_S)
+        """Write the status when it changed, seldom enough not to be a load of its own, and when it is time."""
+        await keep_reported(self._changed_state, self._in.report, pause_s=REPORT_S)
+
+    async def _changed_state(self) -> SpeakerState:
+        await self._news.wait()
+        self._news.clear()
+        return self.state()
 
     def state(self) -> SpeakerState:
         """The status of now."""
         told, kernel, speaker = self._told.progress, self._kernel.progress, self._speaker
+        programmed = min(told.revision, kernel.revision)
         failures = [each for each in (self._problem, self.exabgp.problem, told.failure, kernel.failure) if each]
         failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
         unread = [f"{key}: {why}" for key, why in self._snapshot.problems.items()]
         problems = [*(speaker.problems if speaker else ()), *unread, *failures]
         return SpeakerState(
-            programmed=min(told.revision, kernel.revision),
+            programmed=programmed,
             stale=self._snapshot.stale,
-            ready=speaker is not None and self._settle_at is None and told.healthy and kernel.healthy,
+            ready=programmed > 0
+            and self._settle_at is None
+            and self.exabgp.running
+            and told.healthy
+            and kernel.healthy,
             since=self._since,
             as_number=speaker.as_number if speaker else 0,
             sessions=self._sessions.states(
@@ -289,7 +316,3 @@ def _log_session(event: object) -> None:
         log.info("session.up", peer=str(event.peer))
     elif isinstance(event, PeerDown):
         log.info("session.down", peer=str(event.peer), why=event.reason)
-
-
-def _now() -> str:
-    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")

@@ -22,6 +22,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
 
@@ -139,6 +140,8 @@ class ExaBGP:
     def _require(self) -> None:
         if shutil.which("setpriv") is None:
             raise Unsupported("bgp needs setpriv to start ExaBGP; install Debian's util-linux")
+        if find_spec("exabgp") is None:
+            raise Unsupported("there is no ExaBGP beside this Python; install it with muslin: pip install muslin")
         if len(os.fsencode(self._socket)) > SOCKET_PATH_BOUND:
             raise Unsupported(f"{self._socket} is too long for a UNIX socket; choose a shorter run directory")
 
@@ -305,5 +308,5 @@ def _exclusive(run_dir: Path) -> Iterator[None]:
         try:
             fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise Unsupported(f"another muslin bgp runs in {run_dir}; one node has one") from None
+            raise Unavailable(f"another muslin bgp runs in {run_dir}; one node has one") from None
         yield

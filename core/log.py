@@ -14,6 +14,7 @@ from collections.abc import Mapping, MutableMapping
 from typing import Any, Final, TextIO
 
 import structlog
+from structlog.tracebacks import ExceptionDictTransformer
 
 from core.errors import Invalid, Problem
 
@@ -30,6 +31,9 @@ _SECRET_NAME: Final = re.compile(r"password|passwd|secret|token|private_?key", r
 _SECRET_TEXT: Final = re.compile(
     r"""((?:password|passwd|secret|token)["']?\s*[=:\s]\s*)("[^"]*"|'[^']*'|[^\s;,}]+)""", re.IGNORECASE
 )
+
+_TRACEBACKS: Final = structlog.processors.ExceptionRenderer(ExceptionDictTransformer(show_locals=False))
+"""A crash as where it was, without the values there: they fill pages, and secrets may be among them."""
 
 
 def configure(level: str = "info", json: bool | None = None, stream: TextIO | None = None) -> None:
@@ -50,7 +54,7 @@ def configure(level: str = "info", json: bool | None = None, stream: TextIO | No
             structlog.contextvars.merge_contextvars,
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
-            *([structlog.processors.dict_tracebacks] if as_json else []),
+            *([_TRACEBACKS] if as_json else []),
             redact,
             renderer,
         ],

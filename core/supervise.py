@@ -4,35 +4,52 @@
     SIGTERM, SIGINT, or one ends   c, then b, then a    each cancelled and awaited before the next
 
 A service is a coroutine function that works until it is cancelled. One that returns early or raises ends the
-process: half an agent is worse than one that its parent restarts. A second signal ends the process at once.
+process: half an agent is worse than one that its parent restarts. What this machine lacks (`Unsupported`) no restart
+brings, so it has an exit code of its own. A second signal ends the process at once.
 """
 
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
+import sys
 from collections.abc import Callable, Coroutine, Mapping
 from typing import Any, Final, TypeAlias
 
 import structlog
 
-from core.errors import on_purpose
+from core.errors import Unsupported, on_purpose
 
 Service: TypeAlias = Callable[[], Coroutine[Any, Any, None]]
 
 SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 
+CANNOT_RUN: Final = os.EX_CONFIG
+"""Exit code (78) of a process that this machine cannot run: do not start it again before that has changed."""
+
 log = structlog.get_logger()
+
+
+def main(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
+    """`run` as the whole of a process; its exit code. What the machine lacks is one sentence on stderr."""
+    try:
+        return asyncio.run(run(services, grace_s=grace_s))
+    except Unsupported as lack:
+        sys.stderr.write(f"{lack}\n")
+        return CANNOT_RUN
 
 
 async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
     """Run `services` (by name, started in order) until a signal or until one ends; the process's exit code.
 
-    0 after a signal, 1 when a service failed or ended by itself. A service that takes longer than `grace_s`
+    0 after a signal, 1 when a service failed or ended by itself; raises `Unsupported`, once all have ended, when the
+    machine lacks what one needs. A service that takes longer than `grace_s`
     seconds to end is named in the log, and the next one is asked meanwhile.
     """
     stop = asyncio.Event()
     failed: list[str] = []
+    lacking: list[str] = []
 
     async def guarded(name: str, service: Service) -> None:
         try:
@@ -41,7 +58,10 @@ async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
         except Exception as error:
             reasons = on_purpose(error)
             for reason in reasons:
-                log.error("service.failed", service=name, why=str(reason))
+                if isinstance(reason, Unsupported):
+                    lacking.append(str(reason))
+                else:
+                    log.error("service.failed", service=name, why=str(reason))
             if not reasons:
                 log.exception("service.crashed", service=name)
         failed.append(name)
@@ -59,6 +79,8 @@ async def run(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
                 await _end(task, grace_s)
     finally:
         _forget_signals(loop)
+    if lacking:
+        raise Unsupported("\n".join(dict.fromkeys(lacking)))
     return 1 if failed else 0
 
 

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 import sys
 from pathlib import Path
 
 from core import log, supervise
-from core.errors import MuslinError
 from felix.agent import run
 from felix.model import Config
 
@@ -21,14 +19,10 @@ def main() -> int:
     parser.add_argument("--run-dir", required=True, type=Path, help="where the last snapshot is kept")
     parser.add_argument("--log-level", default="info", choices=sorted(log.LEVELS))
     given = parser.parse_args()
-    try:
-        log.configure(given.log_level)
-        given.run_dir.mkdir(parents=True, exist_ok=True)
-        config = Config(node=given.node, datastore=given.datastore, run_dir=given.run_dir)
-        return asyncio.run(supervise.run({"felix": lambda: run(config)}))
-    except (MuslinError, OSError) as error:
-        print(f"felix: {error}", file=sys.stderr)  # noqa: T201 - said to the person who started it
-        return 1
+    log.configure(given.log_level)
+    given.run_dir.mkdir(parents=True, exist_ok=True)
+    config = Config(node=given.node, datastore=given.datastore, run_dir=given.run_dir)
+    return supervise.main({"felix": lambda: run(config)})
 
 
 if __name__ == "__main__":

@@ -28,14 +28,15 @@ from typing import Any, Final
 import structlog
 
 from core import clock
-from core.errors import Conflict, MuslinError, Unavailable
+from core.errors import Conflict, MuslinError
+from core.health import Health
 from core.latest import Latest
 from core.names import NFT_TABLE
 from core.reconcile import Breaker, Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
+from core.report import keep_reported
 from core.resources import (
     FelixConfiguration,
-    FelixStatus,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
     IPAMBlock,
@@ -50,6 +51,7 @@ from core.resources import (
     Tier,
     WorkloadEndpoint,
 )
+from core.resources.status import FelixState
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
 from datastore import objects
@@ -87,6 +89,9 @@ KINDS: Final = (
 )
 """What felix decides on."""
 
+COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "nft", "routes")
+"""What felix says of its health."""
+
 OPEN: Final = Breaker(share=1.0)
 """Holds nothing: `felix.breaker` looks before the decision, where objects can be counted."""
 
@@ -99,13 +104,16 @@ RETRY_S: Final = 1.0
 log = structlog.get_logger()
 
 
-async def run(config: Config) -> None:
-    """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours."""
+async def run(config: Config, health: Health | None = None) -> None:
+    """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours.
+
+    `health` (of COMPONENTS) hears how each part is.
+    """
     rights.require_net_admin()
     rights.require_nftables()
     store = GrpcStore(config.datastore)
     try:
-        with contextlib.closing(Agent(config, store)) as agent:
+        with contextlib.closing(Agent(config, store, health)) as agent:
             await agent.serve()
     finally:
         await store.close()
@@ -133,8 +141,9 @@ async def cleanup() -> None:
 class Agent:
     """One felix. Everything here runs in one event loop; what is shared between its tasks is assigned whole."""
 
-    def __init__(self, config: Config, store: Store) -> None:
+    def __init__(self, config: Config, store: Store, health: Health | None = None) -> None:
         self._config, self._store = config, store
+        self._health = health or Health(COMPONENTS)
         self._snapshot: Snapshot | None = None
         self._facts: Facts | None = None
         self._received: Snapshot | None = None
@@ -158,7 +167,7 @@ class Agent:
         self._fresh = False
         self._no_tunnel_address = ""
         self._settling: Latest[Snapshot] = Latest()
-        self._said: Latest[FelixStatus] = Latest()
+        self._said: Latest[FelixState] = Latest()
         self._since, self._ready = clock.now(), False
 
     def close(self) -> None:
@@ -184,6 +193,10 @@ class Agent:
             group.create_task(follow(self._store, KINDS, latest, self._config.run_dir / "felix.snapshot"))
             async for snapshot in latest:
                 self._snapshot = snapshot
+                if snapshot.stale:
+                    self._health.degraded("datastore", "the datastore is away: felix works from its last snapshot")
+                else:
+                    self._health.ok("datastore")
                 self._changed.set()
 
     async def _watch_links(self) -> None:
@@ -253,6 +266,7 @@ class Agent:
         wanted = self._wanted.get(outcome.tried)
         if wanted is None:
             return
+        status.tell_health(self._health, wanted, outcome)
         if outcome.done >= outcome.tried and not wanted.held and not (wanted.awaited and tunnels.healthy):
             self._programmed = wanted.revision
         for generation in [each for each in self._wanted if each < outcome.tried]:
@@ -262,22 +276,13 @@ class Agent:
         if said.ready is not self._ready:
             self._ready, self._since = said.ready, clock.now()
             said = status.state(wanted, outcome, self._programmed, self._since)
-        self._said.put(status.status(self._config.node, said))
+        self._said.put(said)
 
     async def _write_status(self) -> None:
-        written: FelixStatus | None = None
-        while True:
-            said = await self._said.get()
-            if said == written:
-                continue
-            try:
-                await objects.write(self._store, said)
-                written = said
-            except Unavailable:
-                await asyncio.sleep(RETRY_S)
-                self._said.put(self._said.peek() or said)
-                continue
-            await asyncio.sleep(STATUS_EVERY_S)
+        async def write(said: FelixState) -> None:
+            await objects.write(self._store, status.status(self._config.node, said))
+
+        await keep_reported(self._said.get, write, pause_s=STATUS_EVERY_S)
 
     async def _keep_tunnel_address(self) -> None:
         while True:
@@ -293,4 +298,3 @@ class Agent:
                 self._settling.put(self._settling.peek() or snapshot)
             else:
                 self._no_tunnel_address = ""
-

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from core.health import Health, trouble
 from core.reconcile import Progress
 from core.resources import FelixStatus, Metadata
 from core.resources.status import EndpointState, FelixState
@@ -75,6 +76,19 @@ def status(node: str, felix: FelixState) -> FelixStatus:
     """The resource, named as the node."""
     kind = FelixStatus.KIND
     return FelixStatus(api_version=kind.api_version, kind=kind.name, metadata=Metadata(name=node), status=felix)
+
+
+def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
+    """Each part's health after a round. A tunnel that is refused keeps nobody from being ready, as in `state`."""
+    for name, progress in outcome:
+        if name == "tunnels" and (why := trouble(progress)):
+            health.ok(name, why)
+        else:
+            health.round(name, progress)
+    if desired.held:
+        health.degraded("breaker", "; ".join(desired.held))
+    else:
+        health.ok("breaker")
 
 
 def release_token(annotations: Mapping[str, str]) -> str:

@@ -7,10 +7,16 @@ from them, so a status never causes work elsewhere.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from core.names import Kind
 from core.resources.base import Base, Resource
+
+REPORT_EVERY_S: Final = 15.0
+"""An agent writes its status this often (seconds) even when nothing in it has changed."""
+
+SILENT_AFTER_S: Final = 60.0
+"""An agent that has not written its status for this long (seconds) is taken to be dead."""
 
 
 class EndpointState(Base, frozen=True, kw_only=True):
@@ -24,13 +30,15 @@ class FelixState(Base, frozen=True, kw_only=True):
     """What felix has made of the datastore. `programmed` is the newest revision wholly in the kernel.
 
     `stale` says the datastore is away and felix works from its last snapshot. `endpoints` is by
-    "namespace/name". `problems` name objects that were set aside, with the reason. Times are RFC 3339 in UTC.
+    "namespace/name". `problems` name objects that were set aside, with the reason. `since` is when `ready` last
+    changed, `reported` when this was written, by the node's own clock. Times are RFC 3339 in UTC.
     """
 
     programmed: int = 0
     stale: bool = False
     ready: bool = False
     since: str = ""
+    reported: str = ""
     endpoints: Mapping[str, EndpointState] = {}
     routes: int = 0
     problems: list[str] = []
@@ -57,12 +65,16 @@ class SessionState(Base, frozen=True, kw_only=True):
 
 
 class SpeakerState(Base, frozen=True, kw_only=True):
-    """What bgp has made of the datastore: sessions, routes from peers in the kernel, own blocks advertised."""
+    """What bgp has made of the datastore: sessions, routes from peers in the kernel, own blocks advertised.
+
+    `since` is when the agent started, `reported` as in `FelixState`.
+    """
 
     programmed: int = 0
     stale: bool = False
     ready: bool = False
     since: str = ""
+    reported: str = ""
     as_number: int = 0
     sessions: list[SessionState] = []
     routes_in: int = 0

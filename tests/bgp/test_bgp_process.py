@@ -16,7 +16,7 @@ from bgp.line import Announce, Ping
 from bgp.model import Session, Speaker
 from bgp.process import ExaBGP
 from core.addr import Address
-from core.errors import Unavailable, Unsupported
+from core.errors import Unavailable
 from linux.netns import scratch_namespace
 
 pytestmark = pytest.mark.kernel
@@ -110,7 +110,7 @@ async def test_reload_keeps_the_process_and_another_port_does_not(child: Child) 
 
 async def test_one_run_directory_has_one_agent(child: Child, tmp_path: Path) -> None:
     await child.lived("start")
-    with pytest.raises(Unsupported, match="another muslin bgp runs in"):
+    with pytest.raises(Unavailable, match="another muslin bgp runs in"):
         await Child(tmp_path / "run").exabgp.run()
     assert await child.exabgp.send(Ping())
 

@@ -5,13 +5,16 @@ import io
 import json
 import os
 import signal
+import socket
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import structlog
 
 from core import health, log, supervise
-from core.errors import Invalid, Unavailable, on_purpose
+from core.errors import Invalid, Unavailable, Unsupported, on_purpose
+from core.reconcile import Progress
 
 
 @pytest.fixture(autouse=True)
@@ -45,6 +48,18 @@ def test_log_hides_passwords_wherever_they_hide() -> None:
     assert "hunter2" not in text
     assert "hold-time 9" in text
     assert '"address": "10.0.0.1"' in text
+
+
+def test_a_crash_is_logged_without_the_values_around_it() -> None:
+    stream = io.StringIO()
+    log.configure(json=True, stream=stream)
+    hidden = "hunter" + "2"
+    try:
+        int(f"{len(hidden)}x")
+    except ValueError:
+        structlog.get_logger().exception("service.crashed")
+    assert "ValueError" in stream.getvalue()
+    assert hidden not in stream.getvalue()
 
 
 def test_log_level_filters_and_an_unknown_one_is_refused() -> None:
@@ -88,6 +103,78 @@ async def test_health_over_a_unix_socket(tmp_path: Path) -> None:
         with pytest.raises(asyncio.CancelledError):
             await server
     assert not path.exists()
+
+
+def ask_blocking(path: Path) -> bytes:
+    """Ask from a thread."""
+    with socket.socket(socket.AF_UNIX) as caller:
+        caller.settimeout(5)
+        caller.connect(str(path))
+        caller.sendall(b"GET /liveness HTTP/1.1\r\n\r\n")
+        return caller.recv(65536)
+
+
+async def test_an_answer_does_not_wait_for_the_work_of_the_process(tmp_path: Path) -> None:
+    path = tmp_path / "health.sock"
+    server = asyncio.create_task(health.serve(health.Health(["policy"]), f"unix:{path}"))
+    async with asyncio.timeout(10):
+        while not path.exists():  # noqa: ASYNC110 - a socket that appears gives no event
+            await asyncio.sleep(0.01)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(ask_blocking, path)
+        assert asking.result(5).startswith(b"HTTP/1.1 200")  # our own loop does not turn meanwhile
+    server.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await server
+    assert not path.exists()
+
+
+def test_a_reconciler_is_ok_once_something_is_programmed_and_says_what_is_wrong() -> None:
+    state = health.Health(["routes"])
+
+    def said(progress: Progress) -> tuple[str, str]:
+        state.round("routes", progress)
+        component = json.loads(state.report())["components"]["routes"]
+        return component["state"], component["reason"]
+
+    assert said(Progress(tried=1)) == ("starting", "")
+    errors = {f"10.0.0.{number}/32": "no such device" for number in range(5)}
+    assert said(Progress(tried=1, errors=errors)) == (
+        "degraded",
+        "10.0.0.0/32: no such device; 10.0.0.1/32: no such device; 10.0.0.2/32: no such device; and 2 more",
+    )
+    assert said(Progress(revision=1, tried=1)) == ("ok", "")
+    assert said(Progress(revision=1, tried=2, held=60)) == ("degraded", "60 removals are held")
+    assert said(Progress(revision=1, tried=2, failure="routes: no buffers")) == ("degraded", "routes: no buffers")
+    assert not state.ready
+
+
+async def test_another_process_says_how_it_is(tmp_path: Path) -> None:
+    theirs, ours, path = health.Health(["nft", "routes"]), health.Health(["felix"]), tmp_path / "felix.health"
+    theirs.ok("nft")
+    with pytest.raises(OSError, match="No such file"):
+        await health.ask(path)
+    server = asyncio.create_task(health.serve(theirs, f"unix:{path}"))
+    async with asyncio.timeout(10):
+        while not path.exists():  # noqa: ASYNC110 - a socket that appears gives no event
+            await asyncio.sleep(0.01)
+    ours.ok("felix")
+    ours.adopt("felix", await health.ask(path))
+    assert not ours.ready
+    assert set(json.loads(ours.report())["components"]) == {"felix", "felix.nft", "felix.routes"}
+    theirs.ok("routes")
+    ours.adopt("felix", await health.ask(path))
+    assert ours.ready
+    server.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await server
+
+
+async def test_an_address_that_is_taken_is_said(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken, pytest.raises(Unsupported, match="cannot serve health on"):
+        await health.serve(health.Health([]), f"127.0.0.1:{taken.getsockname()[1]}")
+    with pytest.raises(Unsupported, match="cannot serve health on"):
+        await health.serve(health.Health([]), f"unix:{tmp_path}/no/such/folder")
 
 
 def test_since_moves_only_when_the_state_does() -> None:
@@ -135,6 +222,22 @@ async def test_a_signal_ends_services_in_reverse_order_with_code_0() -> None:
         assert await supervise.run(services) == 0
     assert steps.seen == ["+a", "+b", "+c", "-c", "-b", "-a"]
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
+
+
+def test_what_the_machine_lacks_is_one_sentence_and_an_exit_code_of_its_own(capsys: pytest.CaptureFixture[str]) -> None:
+    steps = Steps()
+
+    async def lacks() -> None:
+        async with asyncio.TaskGroup() as group:
+            group.create_task(_lacking())
+
+    assert supervise.main({"a": steps.service("a"), "b": lacks}) == supervise.CANNOT_RUN == 78
+    assert steps.seen == ["+a", "-a"]
+    assert capsys.readouterr().err == "run it as root\n"
+
+
+async def _lacking() -> None:
+    raise Unsupported("run it as root")
 
 
 GROUPED = ExceptionGroup(
