@@ -1,15 +1,20 @@
 """What only several objects together can get wrong, judged on the state that a transaction would leave behind.
 
     changes ── needs ──> kinds ── read them ──> existing ── check ──> problems
+       └────── relies ──> objects that must still be there when the changes are written
 
 `changes` maps a key to its new resource, or to None when it is deleted. A transaction is judged as a whole: replacing
 a pool by two halves of it, or creating a tier together with its policies, is as sound as it will be when it is done.
 Single objects are taken as valid (`core.validate`).
+
+In `existing`, None is an object that cannot be read. It keeps nobody from creating or changing other things; but what
+it may be using is not deleted.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar, cast
 
 from core.addr import contains
@@ -30,9 +35,17 @@ from core.selector import parse
 from core.values import peer_address
 
 Changes: TypeAlias = Mapping[Key, Resource | None]
-Existing: TypeAlias = Mapping[Kind, Mapping[Key, Resource]]
+Existing: TypeAlias = Mapping[Kind, Mapping[Key, Resource | None]]
 
 POLICIES: Final[tuple[type[NetworkPolicy] | type[GlobalNetworkPolicy], ...]] = (NetworkPolicy, GlobalNetworkPolicy)
+
+USERS: Final[Mapping[type[Resource], frozenset[Kind]]] = MappingProxyType(
+    {
+        IPPool: frozenset({IPAMBlock.KIND}),
+        Tier: frozenset(policy.KIND for policy in POLICIES),
+    }
+)
+"""What does not go while it is in use, and the kinds of the objects that use it."""
 
 _T = TypeVar("_T", bound=Resource)
 
@@ -42,14 +55,20 @@ def needs(changes: Changes) -> frozenset[Kind]:
     kinds: set[Kind] = set()
     for key, resource in changes.items():
         if key.kind == IPPool.KIND:
-            kinds |= {IPPool.KIND} if resource is not None else {IPPool.KIND, IPAMBlock.KIND}
+            kinds |= {IPPool.KIND} if resource is not None else {IPPool.KIND, *USERS[IPPool]}
         elif isinstance(resource, POLICIES) and resource.spec.tier not in BUILT_IN_TIERS:
             kinds.add(Tier.KIND)
         elif key.kind == Tier.KIND and resource is None:
-            kinds |= {policy.KIND for policy in POLICIES}
+            kinds |= {Tier.KIND, *USERS[Tier]}
         elif isinstance(resource, BGPPeer) and resource.spec.peer_ip:
             kinds |= {BGPPeer.KIND, Node.KIND}
     return frozenset(kinds)
+
+
+def relies(changes: Changes) -> frozenset[Key]:
+    """Objects without which `changes` would not be sound, but for those that `changes` writes."""
+    tiers = {policy.spec.tier for cls in POLICIES for policy in _put(cls, changes).values()} - set(BUILT_IN_TIERS)
+    return frozenset(Key(Tier.KIND, "", name) for name in tiers) - changes.keys()
 
 
 def check(changes: Changes, existing: Existing) -> list[Problem]:
@@ -88,13 +107,13 @@ def _pools_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
     """A pool that goes must not leave addresses behind that no pool holds."""
     left = [pool.spec.network for pool in _after(IPPool, changes, existing).values()]
     blocks = [block.spec for block in _after(IPAMBlock, changes, existing).values() if block.spec.allocations]
-    for key, pool in _of(IPPool, existing).items():
-        if key not in changes or changes[key] is not None:
-            continue
+    for key in _gone(IPPool, changes, existing):
+        pool = _of(IPPool, existing).get(key)
         held = {
             address: handle
             for block in blocks
-            if contains(pool.spec.network, block.network) and not any(contains(net, block.network) for net in left)
+            if pool is None or contains(pool.spec.network, block.network)  # any may be of a pool that cannot be read
+            if not any(contains(net, block.network) for net in left)
             for address, handle in block.allocations.items()
         }
         if held:
@@ -114,7 +133,7 @@ def _tiers_exist(changes: Changes, existing: Existing) -> Iterator[Problem]:
 
 def _tiers_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
     """Built-in tiers exist without their object, so that one may go."""
-    gone = {key.name: key for key, resource in changes.items() if key.kind == Tier.KIND and resource is None}
+    gone = {key.name: key for key in _gone(Tier, changes, existing)}
     users: dict[str, list[str]] = {}
     for cls in POLICIES:
         for key, policy in _after(cls, changes, existing).items():
@@ -123,6 +142,16 @@ def _tiers_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
         if name not in BUILT_IN_TIERS and name in users:
             others = f" and {len(users[name]) - 1} more" if len(users[name]) > 1 else ""
             yield _problem(key, "", f"is the tier of {min(users[name])}{others}; delete or move them first")
+
+
+def _users_known(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """Nobody can tell what an object that cannot be read is using."""
+    for cls, users in USERS.items():
+        unread = (key for kind in users for key, found in existing.get(kind, {}).items() if found is None)
+        unknown = min((key for key in unread if key not in changes), default=None)
+        for key in _gone(cls, changes, existing):
+            if unknown is not None and (cls is not Tier or key.name not in BUILT_IN_TIERS):
+                yield _problem(key, "", f"{unknown} cannot be read and may be using it; mend or delete that first")
 
 
 def _peers_apart(changes: Changes, existing: Existing) -> Iterator[Problem]:
@@ -170,12 +199,20 @@ RULES: Final[tuple[Callable[[Changes, Existing], Iterator[Problem]], ...]] = (
     _pools_in_use,
     _tiers_exist,
     _tiers_in_use,
+    _users_known,
     _peers_apart,
 )
 
 
 def _of(cls: type[_T], existing: Existing) -> Mapping[Key, _T]:
-    return cast("Mapping[Key, _T]", existing.get(cls.KIND, {}))
+    """Those that can be read."""
+    there = existing.get(cls.KIND, {})
+    return {key: cast("_T", found) for key, found in there.items() if found is not None}
+
+
+def _gone(cls: type[Resource], changes: Changes, existing: Existing) -> Iterator[Key]:
+    """What the changes delete and is there."""
+    return (key for key in existing.get(cls.KIND, {}) if key in changes and changes[key] is None)
 
 
 def _put(cls: type[_T], changes: Changes) -> dict[Key, _T]:

@@ -2,7 +2,8 @@
 
     operations ── decode ──> changes ── core.admission.needs ──> kinds ── list at revision r ──> existing
                                  └──────── core.admission.check(changes, existing) ──> Invalid, or
-                                                                                       Unchanged(kind, r) for each
+                                                                                       Unchanged(kind, r) for each,
+                                                          Present(key, its revision) for what the changes rely on
 
 What was read may change before the write. The guards make the transaction fail then, and the server asks again.
 """
@@ -18,12 +19,12 @@ from core.errors import Invalid, Problem
 from core.manifest import decode
 from core.names import Key, Kind
 from core.resources import Resource
-from datastore.api import Listing, Operation, Put, Store, Unchanged
+from datastore.api import Guard, Listing, Operation, Present, Put, Store, Unchanged
 
 log = structlog.get_logger()
 
 
-async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Unchanged]:
+async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Guard]:
     """The guards under which `operations` may be written; `Invalid` names every problem of every object."""
     changes = _decoded(operations)
     kinds = admission.needs(changes)
@@ -33,7 +34,9 @@ async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Uncha
     problems = admission.check(changes, _existing(listing, kinds))
     if problems:
         raise Invalid(problems)
-    return [Unchanged(kind, listing.revision) for kind in sorted(kinds)]
+    relied = admission.relies(changes)
+    present = (Present(entry.key, entry.revision) for entry in listing.entries if entry.key in relied)
+    return [*(Unchanged(kind, listing.revision) for kind in sorted(kinds)), *present]
 
 
 def _decoded(operations: Sequence[Operation]) -> dict[Key, Resource | None]:
@@ -49,12 +52,13 @@ def _decoded(operations: Sequence[Operation]) -> dict[Key, Resource | None]:
     return changes
 
 
-def _existing(listing: Listing, kinds: frozenset[Kind]) -> dict[Kind, dict[Key, Resource]]:
-    """What is there, but for objects that nobody can read: one bad object must not keep the others from changing."""
-    existing: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in kinds}
+def _existing(listing: Listing, kinds: frozenset[Kind]) -> dict[Kind, dict[Key, Resource | None]]:
+    """What is there; None for what nobody can read."""
+    existing: dict[Kind, dict[Key, Resource | None]] = {kind: {} for kind in kinds}
     for entry in listing.entries:
         try:
             existing[entry.key.kind][entry.key] = decode(entry.key, entry.value)
         except Invalid as invalid:
+            existing[entry.key.kind][entry.key] = None
             log.warning("admission.object_set_aside", object=str(entry.key), why=str(invalid))
     return existing

@@ -5,7 +5,8 @@ A store maps keys to values (the canonical JSON of one resource) under one count
 - A write is a `txn` of one or more operations. It makes exactly one new revision, or changes nothing and raises
   `Conflict`. Revisions grow by at least one and never repeat. A transaction names each key at most once.
 - An operation may compare: `if_revision=None` does not care, `ABSENT` (0) wants no such key, n wants the key's
-  last change at n. A guard compares without writing: nothing of that kind was written after revision n.
+  last change at n. A guard compares without writing: nothing of a kind was written after revision n, or a key's last
+  change was at n. Unlike the first, the second sees a deletion.
 - Deleting a key that is not there is a success and, alone, makes no revision (the current one is returned).
 - An empty store is at revision 1. A read returns one consistent state and its revision.
 - `watch(after, kinds)` yields every later change of those kinds, in order, each revision whole in one `Changes`.
@@ -97,6 +98,21 @@ class Unchanged:
 
 
 @dataclass(frozen=True, slots=True)
+class Present:
+    """Guard: `key` is there still, its last change at `revision`."""
+
+    key: Key
+    revision: int
+
+    def __str__(self) -> str:
+        """How a `Conflict` names the guard that did not hold."""
+        return str(self.key)
+
+
+Guard: TypeAlias = Unchanged | Present
+
+
+@dataclass(frozen=True, slots=True)
 class Event:
     """One key changed: its new value, or None when it was deleted."""
 
@@ -139,7 +155,7 @@ class Store(Protocol):
     async def list(self, kinds: AbstractSet[Kind]) -> Listing:
         """Every entry of `kinds`, ordered by path."""
 
-    async def txn(self, operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> int:
+    async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision. Raises `Conflict`, naming the first that failed."""
 
     def watch(self, after: int, kinds: AbstractSet[Kind]) -> AsyncGenerator[WatchItem, None]:
@@ -152,7 +168,7 @@ class Store(Protocol):
         """Release what the store holds."""
 
 
-def check(operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> None:
+def check(operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> None:
     """Raise `Invalid`, naming every problem, when no store could make this transaction."""
     problems: list[Problem] = []
     seen: set[Key] = set()
@@ -175,13 +191,17 @@ def check(operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> 
     size = sum(len(operation.value) for operation in operations if isinstance(operation, Put))
     if size > TXN_BOUND:
         problems.append(Problem(why=f"the objects take {size} bytes together; write at most {TXN_BOUND} at once"))
-    problems += [
-        Problem(what=str(guard), why=f"compares with revision {guard.since}; use 0 or more")
-        for guard in guards
-        if guard.since < 0
-    ]
+    problems += [problem for guard in guards for problem in _check_guard(guard)]
     if problems:
         raise Invalid(problems)
+
+
+def _check_guard(guard: Guard) -> Iterator[Problem]:
+    match guard:
+        case Unchanged(_, since) if since < 0:
+            yield Problem(what=str(guard), why=f"compares with revision {since}; use 0 or more")
+        case Present(_, revision) if revision < 1:
+            yield Problem(what=str(guard), why=f"compares with revision {revision}; use 1 or more")
 
 
 def addressable(key: Key) -> bool:

@@ -17,7 +17,7 @@ import grpc
 from core.errors import Invalid, MuslinError, Problem, Unavailable
 from core.names import Key, Kind
 from datastore import codec, link
-from datastore.api import Compacted, Entry, Listing, Operation, Unchanged, WatchItem, check
+from datastore.api import Compacted, Entry, Guard, Listing, Operation, WatchItem, check
 from proto.v1 import datastore_pb2 as pb
 from proto.v1.datastore_pb2_grpc import DatastoreStub
 
@@ -57,7 +57,7 @@ class GrpcStore:
                 entries += [codec.entry_from(entry) for entry in response.entries]
         return Listing(revision, tuple(entries))
 
-    async def txn(self, operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> int:
+    async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""
         check(operations, guards)
         with self._errors():

@@ -19,7 +19,9 @@ from datastore.api import (
     Delete,
     Entry,
     Event,
+    Guard,
     Operation,
+    Present,
     Put,
     Synced,
     Unchanged,
@@ -113,16 +115,21 @@ def operation_from(message: pb.Operation) -> Operation:
             raise _garbage(message.path, "says neither put nor delete")
 
 
-def txn_to(operations: Sequence[Operation], guards: Sequence[Unchanged]) -> pb.TxnRequest:
+def txn_to(operations: Sequence[Operation], guards: Sequence[Guard]) -> pb.TxnRequest:
     """A transaction as a message."""
     return pb.TxnRequest(
         operations=[operation_to(operation) for operation in operations],
-        guards=[pb.Unchanged(prefix=guard.kind.prefix, since=guard.since) for guard in guards],
+        guards=[
+            pb.Unchanged(prefix=each.kind.prefix, since=each.since) for each in guards if isinstance(each, Unchanged)
+        ],
+        present=[
+            pb.Present(path=each.key.path, revision=each.revision) for each in guards if isinstance(each, Present)
+        ],
     )
 
 
-def txn_from(message: pb.TxnRequest) -> tuple[list[Operation], list[Unchanged]]:
-    """A transaction from a message; `Invalid` names everything that is wrong."""
+def txn_from(message: pb.TxnRequest) -> tuple[list[Operation], list[Guard]]:
+    """A transaction from a message, guards of kinds first; `Invalid` names everything that is wrong."""
     problems: list[Problem] = []
     operations: list[Operation] = []
     for operation in message.operations:
@@ -130,7 +137,8 @@ def txn_from(message: pb.TxnRequest) -> tuple[list[Operation], list[Unchanged]]:
             operations.append(operation_from(operation))
         except Invalid as invalid:
             problems += invalid.problems
-    guards = [Unchanged(kind_from(guard.prefix), guard.since) for guard in message.guards]
+    guards: list[Guard] = [Unchanged(kind_from(guard.prefix), guard.since) for guard in message.guards]
+    guards += [Present(key_from(guard.path), guard.revision) for guard in message.present]
     if problems:
         raise Invalid(problems)
     return operations, guards

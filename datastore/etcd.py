@@ -37,11 +37,12 @@ from datastore.api import (
     Compacted,
     Entry,
     Event,
+    Guard,
     Listing,
     Operation,
+    Present,
     Put,
     Synced,
-    Unchanged,
     WatchItem,
     addressable,
     check,
@@ -92,16 +93,16 @@ class EtcdStore:
         ]
         return Listing(response.header.revision, tuple(sorted(found, key=lambda entry: entry.key.path)))
 
-    async def txn(self, operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> int:
+    async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""
         check(operations, guards)
         compared = [operation for operation in operations if operation.if_revision is not None]
         request = rpc.TxnRequest(
-            compare=[*map(_compare, compared), *map(_hold, guards)],
+            compare=[*(_is_at(each.key, each.if_revision) for each in compared), *map(_hold, guards)],
             success=[_write(operation) for operation in operations],
             failure=[
                 *(_read(operation.key.path.encode()) for operation in compared),
-                *(_read_newest(guard.kind) for guard in guards),
+                *map(_read_guarded, guards),
             ],
         )
         with self._errors():
@@ -271,8 +272,11 @@ def _read(key: bytes, range_end: bytes = b"") -> Any:
     return rpc.RequestOp(request_range=rpc.RangeRequest(key=key, range_end=range_end))
 
 
-def _read_newest(kind: Kind) -> Any:
-    key, end = _range(kind)
+def _read_guarded(guard: Guard) -> Any:
+    """What `guard` is about: its key, or the newest of its kind."""
+    if isinstance(guard, Present):
+        return _read(guard.key.path.encode())
+    key, end = _range(guard.kind)
     return rpc.RequestOp(
         request_range=rpc.RangeRequest(
             key=key,
@@ -292,31 +296,32 @@ def _write(operation: Operation) -> Any:
     return rpc.RequestOp(request_delete_range=rpc.DeleteRangeRequest(key=path))
 
 
-def _compare(operation: Operation) -> Any:
-    """The key's last change was at `if_revision`; etcd says 0 of a key that is not there, as we do."""
-    return rpc.Compare(
-        key=operation.key.path.encode(),
-        target=rpc.Compare.MOD,
-        result=rpc.Compare.EQUAL,
-        mod_revision=operation.if_revision,
-    )
+def _is_at(key: Key, revision: int | None) -> Any:
+    """The key's last change was at `revision`; etcd says 0 of a key that is not there, as we do."""
+    path = key.path.encode()
+    return rpc.Compare(key=path, target=rpc.Compare.MOD, result=rpc.Compare.EQUAL, mod_revision=revision)
 
 
-def _hold(guard: Unchanged) -> Any:
-    """Every key of the kind was last changed at or before `since`; true of a kind that has none."""
+def _hold(guard: Guard) -> Any:
+    """Of a kind: every key was last changed at or before `since`; true of a kind that has none."""
+    if isinstance(guard, Present):
+        return _is_at(guard.key, guard.revision)
     key, end = _range(guard.kind)
     return rpc.Compare(
         key=key, range_end=end, target=rpc.Compare.MOD, result=rpc.Compare.LESS, mod_revision=guard.since + 1
     )
 
 
-def _conflict(compared: Sequence[Operation], guards: Sequence[Unchanged], found: Sequence[Any]) -> Conflict:
+def _conflict(compared: Sequence[Operation], guards: Sequence[Guard], found: Sequence[Any]) -> Conflict:
     """The first compare that did not hold, from what etcd read as it failed."""
     actual = [each.response_range.kvs[0].mod_revision if each.response_range.kvs else ABSENT for each in found]
     for operation, revision in zip(compared, actual, strict=False):
         if operation.if_revision != revision:
             return Conflict(str(operation.key), operation.if_revision, revision or None)
     for guard, revision in zip(guards, actual[len(compared) :], strict=True):
-        if revision > guard.since:
+        if isinstance(guard, Present):
+            if revision != guard.revision:
+                return Conflict(str(guard), guard.revision, revision or None)
+        elif revision > guard.since:
             return Conflict(str(guard), guard.since, revision)
     raise AssertionError("etcd refused a transaction whose compares hold")

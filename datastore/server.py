@@ -25,7 +25,7 @@ import grpc
 
 from core.errors import Conflict, Invalid, MuslinError, Problem, Unavailable, Unsupported
 from datastore import codec, link
-from datastore.api import BATCH_BYTES, BATCH_EVENTS, Operation, Store, Unchanged, WatchItem, check
+from datastore.api import BATCH_BYTES, BATCH_EVENTS, Guard, Operation, Store, WatchItem, check
 from datastore.fanout import WINDOW, Fanout
 from proto.v1 import datastore_pb2 as pb
 
@@ -44,7 +44,7 @@ Context: TypeAlias = grpc.aio.ServicerContext[Any, Any]
 class Admission(Protocol):
     """Says whether operations may be written to a store."""
 
-    async def __call__(self, store: Store, operations: Sequence[Operation]) -> Sequence[Unchanged]:
+    async def __call__(self, store: Store, operations: Sequence[Operation]) -> Sequence[Guard]:
         """Guards under which the operations are sound, or `Invalid`."""
 
 
@@ -96,8 +96,8 @@ class Servicer:
             await self._store.compact(request.before)
         return pb.CompactResponse()
 
-    async def _write(self, operations: Sequence[Operation], guards: Sequence[Unchanged]) -> int:
-        asked = {str(guard) for guard in guards}
+    async def _write(self, operations: Sequence[Operation], guards: Sequence[Guard]) -> int:
+        asked = {*map(str, guards), *(str(operation.key) for operation in operations)}
         attempt = 1
         while True:
             added = await self._admit(self._store, operations)

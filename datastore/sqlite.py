@@ -28,10 +28,10 @@ from datastore.api import (
     Changes,
     Compacted,
     Entry,
+    Guard,
     Listing,
     Operation,
     Synced,
-    Unchanged,
     WatchItem,
     check,
     replay,
@@ -67,7 +67,7 @@ class SqliteStore:
         """Every entry of `kinds`, ordered by path."""
         return await self._read(lambda connection: file.list_entries(connection, kinds))
 
-    async def txn(self, operations: Sequence[Operation], guards: Sequence[Unchanged] = ()) -> int:
+    async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""
         check(operations, guards)
 

@@ -19,7 +19,7 @@ from typing import Final
 from core.errors import Conflict, Invalid, Problem, Unsupported
 from core.names import Key, Kind
 from core.resources import parse_path
-from datastore.api import ABSENT, Entry, Event, Listing, Operation, Put, Unchanged, full
+from datastore.api import ABSENT, Entry, Event, Guard, Listing, Operation, Present, Put, full
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6D75736C
@@ -160,13 +160,11 @@ def past(connection: sqlite3.Connection, after: int, kinds: AbstractSet[Kind]) -
     return Past(floor, current, reached, tuple(events))
 
 
-def apply(
-    connection: sqlite3.Connection, operations: Sequence[Operation], guards: Sequence[Unchanged], keep: int
-) -> int:
+def apply(connection: sqlite3.Connection, operations: Sequence[Operation], guards: Sequence[Guard], keep: int) -> int:
     """Make the transaction; the new revision, or the present one when nothing had to be written."""
     with _transaction(connection, "IMMEDIATE") as (floor, revision):
         for operation in operations:
-            _compare(connection, operation)
+            _compare(connection, operation.key, operation.if_revision)
         for guard in guards:
             _hold(connection, guard)
         written = [operation for operation in operations if _write(connection, operation, revision + 1)]
@@ -193,16 +191,19 @@ def _trim(connection: sqlite3.Connection, floor: int) -> None:
     connection.execute("UPDATE state SET floor = ?", (floor,))
 
 
-def _compare(connection: sqlite3.Connection, operation: Operation) -> None:
-    if operation.if_revision is None:
+def _compare(connection: sqlite3.Connection, key: Key, wanted: int | None) -> None:
+    if wanted is None:
         return
-    entry = connection.execute("SELECT revision FROM objects WHERE path = ?", (operation.key.path,)).fetchone()
+    entry = connection.execute("SELECT revision FROM objects WHERE path = ?", (key.path,)).fetchone()
     actual = entry[0] if entry else None
-    if (actual or ABSENT) != operation.if_revision:
-        raise Conflict(str(operation.key), operation.if_revision, actual)
+    if (actual or ABSENT) != wanted:
+        raise Conflict(str(key), wanted, actual)
 
 
-def _hold(connection: sqlite3.Connection, guard: Unchanged) -> None:
+def _hold(connection: sqlite3.Connection, guard: Guard) -> None:
+    if isinstance(guard, Present):
+        _compare(connection, guard.key, guard.revision)
+        return
     newest = connection.execute("SELECT max(revision) FROM objects WHERE prefix = ?", (guard.kind.prefix,)).fetchone()
     if newest[0] is not None and newest[0] > guard.since:
         raise Conflict(str(guard), guard.since, newest[0])

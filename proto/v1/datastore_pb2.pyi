@@ -160,23 +160,29 @@ class TxnRequest(_message.Message):
 
     OPERATIONS_FIELD_NUMBER: _builtins.int
     GUARDS_FIELD_NUMBER: _builtins.int
+    PRESENT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
         """What to write; each key at most once."""
 
     @_builtins.property
     def guards(self) -> _containers.RepeatedCompositeFieldContainer[Global___Unchanged]:
-        """What must not have changed meanwhile."""
+        """Kinds that must not have changed meanwhile."""
+
+    @_builtins.property
+    def present(self) -> _containers.RepeatedCompositeFieldContainer[Global___Present]:
+        """Objects that must be there still, as they were."""
 
     def __init__(
         self,
         *,
         operations: _abc.Iterable[Global___Operation] | None = ...,
         guards: _abc.Iterable[Global___Unchanged] | None = ...,
+        present: _abc.Iterable[Global___Present] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "operations", b"operations"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "operations", b"operations", "present", b"present"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -282,6 +288,30 @@ class Unchanged(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Unchanged: _TypeAlias = Unchanged  # noqa: Y015
+
+@_typing.final
+class Present(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    REVISION_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """The key."""
+    revision: _builtins.int
+    """The key's last change must have been at this revision (1 or more)."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        revision: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["path", b"path", "revision", b"revision"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Present: _TypeAlias = Present  # noqa: Y015
 
 @_typing.final
 class TxnResponse(_message.Message):

@@ -4,7 +4,7 @@ from collections.abc import Iterable, Mapping
 
 import pytest
 
-from core.admission import check, needs
+from core.admission import check, needs, relies
 from core.names import Key, Kind
 from core.resources import (
     BGPPeer,
@@ -53,14 +53,21 @@ def peer(name: str, ip: str = "10.0.0.1", **spec: str) -> BGPPeer:
     return BGPPeer(metadata=Metadata(name=name), spec=BGPPeerSpec(peer_ip=ip, as_number=64512, **spec))
 
 
-def judge(put: Iterable[Resource], there: Iterable[Resource] = (), delete: Iterable[Resource] = ()) -> list[str]:
+def judge(
+    put: Iterable[Resource],
+    there: Iterable[Resource] = (),
+    delete: Iterable[Resource] = (),
+    unreadable: Iterable[Resource] = (),
+) -> list[str]:
     changes: dict[Key, Resource | None] = {resource.key: resource for resource in put}
     changes |= {resource.key: None for resource in delete}
+    found: dict[Key, Resource | None] = {resource.key: resource for resource in there}
+    found |= {resource.key: None for resource in unreadable}
     read = needs(changes)
-    existing: dict[Kind, dict[Key, Resource]] = {}
-    for resource in there:
-        if resource.KIND in read:  # what needs() leaves out is not there to be judged by
-            existing.setdefault(resource.KIND, {})[resource.key] = resource
+    existing: dict[Kind, dict[Key, Resource | None]] = {}
+    for key, resource in found.items():
+        if key.kind in read:  # what needs() leaves out is not there to be judged by
+            existing.setdefault(key.kind, {})[key] = resource
     return [str(problem) for problem in check(changes, existing)]
 
 
@@ -116,6 +123,29 @@ def test_a_pool_goes_once_its_addresses_are_free() -> None:
     halves = [pool("low", "10.65.0.0/17"), pool("high", "10.65.128.0/17")]
     assert judge(halves, [old, used], [old]) == []
     assert judge(halves[1:], [old, used], [old]) != []
+
+
+def test_what_an_unreadable_object_may_be_using_does_not_go() -> None:
+    old, odd = pool("a", "10.65.0.0/16"), block("10.65.0.0/26")
+    unknown = "IPPool/a: IPAMBlock 10-65-0-0-26 cannot be read and may be using it; mend or delete that first"
+    assert judge([], [old], [old], [odd]) == [unknown]
+    assert judge([], [old], [old, odd], [odd]) == []
+    assert judge([odd], [old], [old], [odd]) == [], "mended, and free"
+    assert judge([pool("b", "10.66.0.0/16")], [old], [], [odd]) == []
+    assert judge([], [], [old], [odd]) == [], "what is not there may go"
+    used = block("10.65.0.64/26", **{"10_65_0_70": "pod-1"})
+    assert "1 of its addresses" in judge([], [used], [old], [old])[0], "whatever its range was"
+    assert judge([], [used, pool("b", "10.65.0.0/17")], [old], [old]) == [], "another pool holds them"
+    assert judge([], [tier("sec")], [tier("sec")], [policy("p", "")]) == [
+        "Tier/sec: NetworkPolicy shop/p cannot be read and may be using it; mend or delete that first"
+    ]
+    assert judge([], [tier("default")], [tier("default")], [policy("p", "")]) == []
+
+
+def test_a_policy_relies_on_its_tier() -> None:
+    written = [policy("p", "sec"), everywhere("q", "ops"), policy("r", "default"), tier("ops"), pool("a", "10.0.0.0/8")]
+    assert relies({resource.key: resource for resource in written}) == {tier("sec").key}
+    assert relies({policy("p", "sec").key: None}) == frozenset()
 
 
 def test_policies_need_their_tier() -> None:

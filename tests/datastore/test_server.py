@@ -13,14 +13,15 @@ import pytest
 
 from core.errors import Conflict, Invalid, Problem, Unsupported
 from core.names import Key
-from core.resources import IPPool, Metadata, Tier
+from core.resources import IPPool, Metadata, NetworkPolicy, Tier
 from core.resources.network import IPPoolSpec
-from core.resources.policy import TierSpec
+from core.resources.policy import NetworkPolicySpec, TierSpec
 from datastore import codec
 from datastore.admission import admit
 from datastore.api import (
     ABSENT,
     Delete,
+    Guard,
     Operation,
     Put,
     Store,
@@ -251,6 +252,24 @@ async def test_a_guard_of_admission_that_breaks_is_admitted_anew_a_bounded_numbe
             await client.txn([Put(key("c"), b"1")], [Unchanged(POOL, since)])
         assert rounds == 1, "so is a guard of the caller's own"
         await client.close()
+
+
+async def test_a_tier_that_goes_while_a_policy_for_it_is_admitted(sqlite_store, serve) -> None:
+    tier = Tier(metadata=Metadata(name="t"), spec=TierSpec(order=1))
+    await write(sqlite_store, tier)
+
+    async def late(store: Store, operations: Sequence[Operation]) -> Sequence[Guard]:
+        guards = await admit(store, operations)
+        await sqlite_store.txn([Delete(tier.key)])
+        return guards
+
+    policy = NetworkPolicy(metadata=Metadata(name="p", namespace="shop"), spec=NetworkPolicySpec(tier="t"))
+    async with serve(sqlite_store, admit=late) as addresses:
+        client = GrpcStore(addresses[0])
+        with pytest.raises(Invalid, match="there is no tier 't'"):
+            await create(client, policy)
+        await client.close()
+    assert await sqlite_store.get(policy.key) is None
 
 
 async def test_a_batch_is_judged_as_a_whole(sqlite_store, serve) -> None:

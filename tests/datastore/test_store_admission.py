@@ -7,10 +7,12 @@ import pytest
 
 from core.errors import Invalid
 from core.manifest import encode
-from core.resources import IPPool, Metadata, Node, Resource
+from core.names import Key
+from core.resources import IPAMBlock, IPPool, Metadata, NetworkPolicy, Node, Resource, Tier
 from core.resources.network import IPPoolSpec
+from core.resources.policy import NetworkPolicySpec, TierSpec
 from datastore.admission import admit
-from datastore.api import Delete, Put, Store, Unchanged
+from datastore.api import Delete, Present, Put, Store, Unchanged
 from datastore.sqlite import SqliteStore
 
 
@@ -44,6 +46,23 @@ async def test_what_needs_no_reading_asks_for_no_guard(sqlite: Store) -> None:
 async def test_what_was_read_is_guarded(sqlite: Store) -> None:
     revision = await sqlite.txn([put(pool("a", "10.65.0.0/16"))])
     assert list(await admit(sqlite, [put(pool("b", "10.66.0.0/16"))])) == [Unchanged(IPPool.KIND, revision)]
+
+
+async def test_what_is_relied_on_is_guarded(sqlite: Store) -> None:
+    tier = Tier(metadata=Metadata(name="t"), spec=TierSpec(order=1))
+    policy = NetworkPolicy(metadata=Metadata(name="p", namespace="shop"), spec=NetworkPolicySpec(tier="t"))
+    made = await sqlite.txn([put(tier)])
+    newest = await sqlite.txn([put(Tier(metadata=Metadata(name="u"), spec=TierSpec(order=2)))])
+    assert list(await admit(sqlite, [put(policy)])) == [Unchanged(Tier.KIND, newest), Present(tier.key, made)]
+    assert list(await admit(sqlite, [put(policy), put(tier)])) == [Unchanged(Tier.KIND, newest)]
+
+
+async def test_a_pool_stays_while_a_block_cannot_be_read(sqlite: Store) -> None:
+    old, odd = pool("a", "10.65.0.0/16"), Key(IPAMBlock.KIND, "", "10-65-0-0-26")
+    await sqlite.txn([put(old), Put(odd, b"{}")])
+    said = await refusal(sqlite, Delete(old.key))
+    assert said == ["IPPool/a: IPAMBlock 10-65-0-0-26 cannot be read and may be using it; mend or delete that first"]
+    assert await admit(sqlite, [Delete(old.key), Delete(odd)])
 
 
 async def test_objects_are_judged_alone_and_together(sqlite: Store) -> None:

@@ -21,6 +21,7 @@ from datastore.api import (
     Delete,
     Entry,
     Event,
+    Present,
     Put,
     Store,
     Synced,
@@ -270,6 +271,26 @@ async def test_a_guard_is_not_fooled_by_a_kind_with_a_longer_name(store: Store) 
     await store.txn([Put(pool("a"), b"1")], [Unchanged(kind, 0) for kind in others])
 
 
+async def test_a_guard_of_an_object_breaks_on_its_deletion_and_on_its_replacement(store: Store) -> None:
+    created = await store.txn([Put(pool("a"), b"1"), Put(pool("b"), b"1")])
+    replaced = await store.txn([Put(pool("b"), b"2")], [Present(pool("a"), created), Unchanged(POOL, created)])
+    assert await store.txn([], [Present(pool("b"), replaced)]) == replaced
+    with pytest.raises(Conflict) as caught:
+        await store.txn([Put(node("n"), b"1")], [Present(pool("a"), created), Present(pool("b"), created)])
+    assert (caught.value.what, caught.value.expected, caught.value.actual) == ("IPPool b", created, replaced)
+    await store.txn([Delete(pool("a"))], [Present(pool("a"), created)])
+    await store.txn([Put(node("n"), b"1")], [Unchanged(POOL, replaced)])
+    with pytest.raises(Conflict) as caught:
+        await store.txn([Put(node("n"), b"2")], [Unchanged(POOL, replaced), Present(pool("a"), created)])
+    assert (caught.value.what, caught.value.expected, caught.value.actual) == ("IPPool a", created, None)
+    await store.txn([Put(pool("a"), b"1")])
+    with pytest.raises(Conflict, match="IPPool a"):
+        await store.txn([Put(node("n"), b"2")], [Present(pool("a"), created)])
+    assert (await state(store))[node("n")][0] == b"1"
+    with pytest.raises(Invalid, match="use 1 or more"):
+        await store.txn([], [Present(pool("gone"), 0)])
+
+
 # --- watch ------------------------------------------------------------------------------------------------------------
 
 
@@ -319,7 +340,7 @@ async def test_each_revision_comes_whole_in_one_batch(store: Store) -> None:
         while sum(seen.values()) < sum(sizes):
             item = await anext(items)
             if isinstance(item, Changes):
-                for revision in {event.revision for event in item.events}:
+                for revision in sorted({event.revision for event in item.events}):
                     assert revision not in seen, "a revision came in two batches"
                     seen[revision] = sum(event.revision == revision for event in item.events)
                 assert item.revision >= max((event.revision for event in item.events), default=0)
