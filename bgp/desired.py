@@ -26,7 +26,7 @@ from bgp.settings import (
     Settings,
     settings,
 )
-from core.addr import Address, Network
+from core.addr import Address, Network, order
 from core.errors import Invalid, NotFound, Problem
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node
 from core.resources.bgp import BGPConfigurationSpec
@@ -86,7 +86,7 @@ def adverts(snapshot: Snapshot, node: str) -> tuple[Network, ...]:
     """The node's blocks of pools that are exported; a block of one address is never told to anybody."""
     pools = list(snapshot.of(IPPool).values())
     own = (block.spec.network for block in snapshot.of(IPAMBlock).values() if block.spec.node == node)
-    return tuple(sorted((prefix for prefix in own if _exported(prefix, pools)), key=_order))
+    return tuple(sorted((prefix for prefix in own if _exported(prefix, pools)), key=order))
 
 
 def _exported(prefix: Network, pools: list[IPPool]) -> bool:
@@ -238,7 +238,3 @@ def _restart(time: str | None) -> int:
 
 def _blocked(name: str, peer: Address | str, remote_as: int, reason: str) -> Blocked:
     return Blocked(name=name, peer=str(peer), remote_as=remote_as, reason=reason)
-
-
-def _order(prefix: Network) -> tuple[int, int, int]:
-    return prefix.version, int(prefix.network_address), prefix.prefixlen

@@ -29,7 +29,7 @@ from typing import Final
 import msgspec
 
 from core import selector
-from core.addr import Address, Family, Network, contains
+from core.addr import Address, Family, Network, contains, order
 from core.errors import Conflict, MuslinError
 from core.labels import namespace_itself
 from core.manifest import decode
@@ -249,9 +249,8 @@ def _changed(block: IPAMBlock, **fields: object) -> IPAMBlock:
     return msgspec.structs.replace(block, spec=msgspec.structs.replace(block.spec, **fields))
 
 
-def _by_address(block: IPAMBlock) -> tuple[int, int]:
-    network = block.spec.network
-    return network.version, int(network.network_address)
+def _by_address(block: IPAMBlock) -> tuple[int, int, int]:
+    return order(block.spec.network)
 
 
 def _why(state: State, request: Request, pools: tuple[IPPool, ...]) -> str:

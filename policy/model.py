@@ -197,7 +197,19 @@ class Rule:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Policy:
+class Directed:
+    """Rules of both directions, each in order."""
+
+    ingress: tuple[Rule, ...] = ()
+    egress: tuple[Rule, ...] = ()
+
+    def rules(self, direction: Direction) -> tuple[Rule, ...]:
+        """The rules of one direction."""
+        return self.ingress if direction is Direction.INGRESS else self.egress
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Policy(Directed):
     """A policy of any kind. `selector` says which endpoints it applies to, its namespace included."""
 
     key: Key
@@ -206,12 +218,6 @@ class Policy:
     order: float
     selector: Selector
     types: frozenset[Direction]
-    ingress: tuple[Rule, ...] = ()
-    egress: tuple[Rule, ...] = ()
-
-    def rules(self, direction: Direction) -> tuple[Rule, ...]:
-        """The rules of one direction."""
-        return self.ingress if direction is Direction.INGRESS else self.egress
 
     @property
     def sort_key(self) -> tuple[float, str]:
@@ -235,17 +241,11 @@ class TierOrder:
 
 
 @dataclass(frozen=True, slots=True)
-class ProfileRules:
+class ProfileRules(Directed):
     """A profile's rules; `exists` false is a profile that is named and not there, which denies."""
 
     name: str
     exists: bool = True
-    ingress: tuple[Rule, ...] = ()
-    egress: tuple[Rule, ...] = ()
-
-    def rules(self, direction: Direction) -> tuple[Rule, ...]:
-        """The rules of one direction."""
-        return self.ingress if direction is Direction.INGRESS else self.egress
 
 
 @dataclass(frozen=True, slots=True)

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 
 from core import values
-from core.addr import Network
+from core.addr import Network, order
 from core.errors import MuslinError
 from core.resources.policy import ICMP, Action, EntityRule
 from core.resources.policy import Rule as RuleManifest
@@ -119,7 +119,7 @@ def peer(
 
 def _nets(texts: Sequence[str]) -> tuple[Network, ...]:
     nets = {values.loose_network(text) for text in texts}
-    return tuple(sorted(nets, key=lambda net: (net.version, int(net.network_address), net.prefixlen)))
+    return tuple(sorted(nets, key=order))
 
 
 def convert_rules(manifests: Iterable[tuple[int, RuleManifest]], namespace: str) -> tuple[tuple[Rule, ...], list[str]]:
