@@ -7,8 +7,9 @@
       else                            ── Exhausted, naming the pools
 
 A block belongs to one node, whose name is in it, and is one object: two nodes that race for it write the same key
-and one of them loses. Where a node begins to look in a pool depends on its name, so that nodes seldom race. The
-first and the last address of a block are as good as the others: every pod has a route of its own.
+and one of them loses. The pool must still be there, as it was read, when the block is written. Where a node begins to
+look in a pool depends on its name, so that nodes seldom race. The first and the last address of a block are as good as
+the others: every pod has a route of its own.
 
 One handle is not allocated from two places at once: its caller (the CNI plugin, under its lock on the host; felix
 for its tunnel) sees to that.
@@ -20,8 +21,8 @@ import asyncio
 import hashlib
 import random
 from collections import defaultdict
-from collections.abc import Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from ipaddress import ip_address, ip_network
 from typing import Final
@@ -33,11 +34,11 @@ from core.addr import Address, Family, Network, contains, order
 from core.errors import Conflict, MuslinError
 from core.labels import namespace_itself
 from core.manifest import decode
-from core.names import Kind
+from core.names import Key, Kind
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, R
 from core.resources.network import BlockSpec
 from datastore import objects
-from datastore.api import ABSENT, Entry, Store
+from datastore.api import ABSENT, Entry, Guard, Present, Store
 
 ATTEMPTS: Final = 100
 """How often a lost race is run again before the caller hears of it."""
@@ -89,6 +90,8 @@ class State:
     blocks: tuple[Held, ...]
     nodes: Mapping[str, Mapping[str, str]]
     namespaces: Mapping[str, Mapping[str, str]]
+    revisions: Mapping[Key, int] = field(default_factory=dict)
+    """Of the pools, where a write depends on them."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -105,11 +108,13 @@ async def allocate(store: Store, request: Request) -> Address:
     Raises `Exhausted`, `Unavailable`, or `Conflict` when it lost ATTEMPTS races in a row.
     """
     for attempt in range(ATTEMPTS):
-        choice = choose(await _read(store), request)
+        state = await _read(store)
+        choice = choose(state, request)
         if choice.write is None:
             return choice.address
+        around = (pool.key for pool in state.pools if contains(pool.spec.network, choice.address))
         try:
-            await _write(store, choice.write)
+            await _write(store, choice.write, [Present(key, state.revisions[key]) for key in around])
         except Conflict:
             await _back_off(attempt)
             continue
@@ -270,6 +275,7 @@ async def _read(store: Store) -> State:
         by_kind[entry.key.kind].append(entry)
     return State(
         pools=tuple(_decode(entry, IPPool) for entry in by_kind[IPPool.KIND]),
+        revisions={entry.key: entry.revision for entry in by_kind[IPPool.KIND]},
         blocks=tuple(
             Held(block=_decode(entry, IPAMBlock), revision=entry.revision) for entry in by_kind[IPAMBlock.KIND]
         ),
@@ -278,8 +284,8 @@ async def _read(store: Store) -> State:
     )
 
 
-async def _write(store: Store, held: Held) -> None:
-    await objects.write(store, held.block, held.revision)
+async def _write(store: Store, held: Held, guards: Sequence[Guard] = ()) -> None:
+    await store.txn([objects.put(held.block, held.revision)], guards)
 
 
 def _decode(entry: Entry, cls: type[R]) -> R:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import AsyncIterator
+from collections.abc import Set as AbstractSet
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 
@@ -15,10 +16,11 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from core.addr import Address, Family
 from core.errors import Invalid
+from core.names import Kind
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, Resource
 from core.resources.network import BlockSpec, IPPoolSpec
 from datastore import ipam
-from datastore.api import ABSENT, Put, Store
+from datastore.api import ABSENT, Delete, Listing, Put, Store
 from datastore.ipam import Exhausted, Held, Request, State, Use, allocate, choose, release
 from datastore.sqlite import SqliteStore
 
@@ -85,6 +87,24 @@ async def test_nodes_that_race_for_the_last_block_share_nothing(store: SqliteSto
         )
     assert sum(isinstance(each, Exhausted) for each in outcomes) == 7
     assert [each for each in outcomes if not isinstance(each, Exhausted)] == [ip_address("10.0.0.0")]
+
+
+class PoolsGo(SqliteStore):
+    """A store whose pools are deleted by somebody as soon as they have been read."""
+
+    async def list(self, kinds: AbstractSet[Kind]) -> Listing:
+        listing = await super().list(kinds)
+        await self.txn([Delete(entry.key) for entry in listing.entries if entry.key.kind == IPPool.KIND])
+        return listing
+
+
+async def test_a_pool_that_goes_meanwhile_gives_nothing(tmp_path: Path) -> None:
+    store = await PoolsGo.open(tmp_path / "store.db")
+    await put(store, pool("pods", "10.0.0.0/24"))
+    with pytest.raises(Exhausted):
+        await allocate(store, Request(node="a", handle="pod"))
+    assert await blocks(store) == []
+    await store.close()
 
 
 async def test_the_same_handle_gets_the_same_address_per_family(store: SqliteStore) -> None:
