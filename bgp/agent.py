@@ -131,7 +131,7 @@ class Agent:
         self._facts: Facts | None = None
         self._settle_at: float | None = None
         self._problem = ""
-        self._since = clock.now()
+        self._since, self._ready = clock.now(), False
 
     async def run(self) -> None:
         """Work until cancelled. Kernel routes stay as they are."""
@@ -279,7 +279,11 @@ class Agent:
     async def _changed_state(self) -> SpeakerState:
         await self._news.wait()
         self._news.clear()
-        return self.state()
+        state = self.state()
+        if state.ready is not self._ready:
+            self._since, self._ready = clock.now(), state.ready
+            state = self.state()
+        return state
 
     def state(self) -> SpeakerState:
         """The status of now."""

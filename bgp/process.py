@@ -82,6 +82,7 @@ class ExaBGP:
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
+        self._handle: int | None = None
         self._bridge: asyncio.StreamWriter | None = None
         self._bridged = asyncio.Event()
         self._answer: asyncio.Future[bool] | None = None
@@ -172,6 +173,7 @@ class ExaBGP:
             env=self._environment(plan),
             limit=CHUNK,
         )
+        self._handle = os.pidfd_open(process.pid)
         log.info("exabgp.started", pid=process.pid)
         try:
             async with asyncio.TaskGroup() as group:
@@ -184,6 +186,8 @@ class ExaBGP:
         finally:
             self._kill()
             self._lose()
+            os.close(self._handle)
+            self._handle = None
             await process.wait()
             if not self._bridged.is_set():
                 self.problem = f"ExaBGP does not start: {self._last_words or process.returncode}"
@@ -295,9 +299,10 @@ class ExaBGP:
         self._signal(signal.SIGKILL)
 
     def _signal(self, number: signal.Signals) -> None:
-        if self._process is not None and self._process.returncode is None:
+        """By its handle: `Process.send_signal` would reap it if it has just ended, and asyncio would lose its code."""
+        if self._handle is not None:
             with contextlib.suppress(ProcessLookupError):  # it has just ended by itself
-                self._process.send_signal(number)
+                signal.pidfd_send_signal(self._handle, number)
 
 
 @contextlib.contextmanager

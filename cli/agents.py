@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import closing
-from datetime import UTC, datetime
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import msgspec
 import typer
 
-from cli import options, store
-from core import manifest
-from core.errors import MuslinError, NotFound, Unsupported
+from cli import options, store, terminal
+from core import clock, manifest
+from core.errors import MuslinError, NotFound
 from core.names import Key
 from core.resources import Node
 from datastore.api import Put
+
+if TYPE_CHECKING:
+    from core.health import Health
+    from core.supervise import Service
 
 node = typer.Typer(help="Both agents of a node, kept alive; and what to do about a node.", invoke_without_command=True)
 
@@ -36,65 +39,89 @@ def datastore(
         list[str] | None,
         typer.Option(help=f"Where to listen: unix:PATH or 127.0.0.1:PORT; repeatable.  [default: {options.DATASTORE}]"),
     ] = None,
+    health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
     """Run the datastore's server until it is told to end."""
     import structlog
 
-    from core import log, supervise
+    from cli import health as asking
+    from core import log
+    from core.health import Health
     from datastore.serve import serve
 
     log.configure(log_level)
-
-    def on_ready(addresses: Sequence[str]) -> None:
-        structlog.get_logger().info("datastore.listening", addresses=list(addresses), backend=backend)
-
     addresses = listen or [options.DATASTORE]
-    services = {"datastore": lambda: serve(backend, addresses, on_ready=on_ready)}
-    raise typer.Exit(asyncio.run(supervise.run(services)))
+    state = Health([asking.STORE])
+    bound: asyncio.Queue[str] = asyncio.Queue()
+
+    def on_ready(found: Sequence[str]) -> None:
+        structlog.get_logger().info("datastore.listening", addresses=list(found), backend=backend)
+        bound.put_nowait(found[0])
+
+    async def ask() -> None:
+        await asking.datastore(state, await bound.get())
+
+    services: dict[str, Service] = {"datastore": lambda: serve(backend, addresses, on_ready=on_ready)}
+    _run({**services, "health questions": ask} if health else services, state, health)
 
 
 def felix(
     node: options.NodeOption,
     datastore: options.DatastoreOption = options.DATASTORE,
     run_dir: options.RunDirOption = options.RUN_DIR,
+    health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
     """Run felix, the agent that programs this host's routes, tunnel and policy."""
-    from core import log, supervise
+    from core import log
+    from core.health import Health
     from felix import agent
     from felix.model import Config
 
     log.configure(log_level)
-    _make(run_dir)
-    config = Config(node=node, datastore=datastore, run_dir=run_dir)
-    raise typer.Exit(asyncio.run(supervise.run({"felix": lambda: agent.run(config)})))
+    config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(agent.COMPONENTS)
+    _run({"felix": lambda: agent.run(config, state)}, state, health, run_dir=run_dir)
 
 
 def bgp(
     node: options.NodeOption,
     datastore: options.DatastoreOption = options.DATASTORE,
     run_dir: options.RunDirOption = options.RUN_DIR,
+    health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
     """Run bgp, the agent that speaks with the racks' routers and programs what they say."""
     from bgp import agent
     from bgp.model import Config
-    from core import log, supervise
+    from core import log
+    from core.health import Health
 
     log.configure(log_level)
-    _make(run_dir)
-    config = Config(node=node, datastore=datastore, run_dir=run_dir)
-    raise typer.Exit(asyncio.run(supervise.run({"bgp": lambda: agent.run(config)})))
+    config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(agent.COMPONENTS)
+    _run({"bgp": lambda: agent.run(config, state)}, state, health, run_dir=run_dir)
 
 
-def _make(run_dir: Path) -> None:
+def _run(
+    services: Mapping[str, Service],
+    state: Health,
+    address: str | None,
+    *,
+    run_dir: Path | None = None,
+    grace_s: float = 5.0,
+) -> NoReturn:
+    """Be a process of these services until a signal, and answer for their health when there is an address for it."""
+    from core import health, supervise
+
     try:
-        run_dir.mkdir(parents=True, exist_ok=True)
+        if run_dir:
+            run_dir.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise Unsupported(
-            f"cannot make {run_dir} ({error.strerror}); run as root, or give another --run-dir"
-        ) from error
+        terminal.tell(f"cannot make {run_dir} ({error.strerror}); run as root, or give another --run-dir")
+        raise typer.Exit(supervise.CANNOT_RUN) from error
+    if address:  # it starts first and ends last
+        services = {"health": lambda: health.serve(state, address), **services}
+    raise typer.Exit(supervise.main(services, grace_s=grace_s))
 
 
 @node.callback()
@@ -103,6 +130,7 @@ def both(
     name: Annotated[str | None, typer.Option("--node", help="The name of this host's Node object.")] = None,
     datastore: options.DatastoreOption = options.DATASTORE,
     run_dir: options.RunDirOption = options.RUN_DIR,
+    health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
     """Run felix and bgp, start again the one that dies, and end both, bgp first, when told to."""
@@ -110,13 +138,23 @@ def both(
         return
     if name is None:
         raise typer.BadParameter("the name of this host's Node object is needed", param_hint="--node")
+    from cli import health as asking
     from cli.children import kept, muslin
-    from core import log, supervise
+    from core import log
+    from core.health import Health
 
     log.configure(log_level)
-    common = ("--node", name, "--datastore", datastore, "--run-dir", str(run_dir), "--log-level", log_level)
-    services = {agent: kept(agent, muslin(agent, *common)) for agent in ("felix", "bgp")}
-    raise typer.Exit(asyncio.run(supervise.run(services, grace_s=15.0)))
+    names = ("felix", "bgp")
+    sockets = {agent: run_dir / f"{agent}.health" for agent in names} if health else {}
+    state = Health(names)
+    services: dict[str, Service] = {}
+    for agent in names:
+        words = [agent, "--node", name, "--datastore", datastore, "--run-dir", str(run_dir), "--log-level", log_level]
+        words += ["--health", f"unix:{sockets[agent]}"] if health else []
+        services[agent] = kept(agent, muslin(*words))
+    if health:
+        services["health questions"] = lambda: asking.agents(state, sockets)
+    _run(services, state, health, run_dir=run_dir, grace_s=15.0)
 
 
 @node.command()
@@ -143,8 +181,7 @@ async def _release(name: str, target: str) -> None:
         if found is None:
             raise NotFound(f"there is no node {name}; `muslin get nodes` lists them")
         metadata = found.resource.metadata
-        stamp = datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
-        metadata = msgspec.structs.replace(metadata, annotations={**metadata.annotations, RELEASE: stamp})
+        metadata = msgspec.structs.replace(metadata, annotations={**metadata.annotations, RELEASE: clock.now()})
         after = msgspec.structs.replace(found.resource, metadata=metadata)
         await opened.txn([Put(after.key, manifest.encode(after), found.revision)])
 

@@ -14,8 +14,9 @@ from typing import Final
 
 import structlog
 
+from core.errors import Unsupported
 from core.reconcile import Timing
-from core.supervise import Service
+from core.supervise import CANNOT_RUN, Service
 
 STEADY_S: Final = 30.0
 """A child that has lived this long has not failed in a row."""
@@ -34,13 +35,17 @@ def muslin(*arguments: str) -> list[str]:
 
 
 def kept(name: str, argv: Sequence[str], timing: Timing = TIMING) -> Service:
-    """A service that keeps `argv` running."""
+    """A service that keeps `argv` running. Raises `Unsupported` when it ends because it cannot run on this machine."""
 
     async def keep() -> None:
         failures = 0
         while True:
             began = time.monotonic()
             code = await _live(name, argv)
+            if code == CANNOT_RUN:  # it has said why itself
+                raise Unsupported(
+                    f"{name} cannot run on this machine, for the reason given above, and is not tried again"
+                )
             failures = 1 if time.monotonic() - began > STEADY_S else failures + 1
             wait = timing.backoff(failures)
             log.warning("child.ended", child=name, code=code, restart_in_s=round(wait, 1))

@@ -1,6 +1,6 @@
 """The whole cluster on one page: what each node's agents report, held against what the datastore has. Pure.
 
-A node is right when both agents have reported, are ready and not stale, felix has programmed the newest change
+A node is right when both agents have reported lately, are ready and not stale, felix has programmed the newest change
 that concerns it, every endpoint is up (or waits for its interface), and every session is established.
 """
 
@@ -10,32 +10,46 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final
+from typing import Any, Final, Generic, TypeVar
 
 import msgspec
 
+from cli.changes import Stored
 from cli.render import Table, age
-from core.resources import FelixStatus, Node, Resource, SpeakerStatus
+from cli.seen import Seen, seen
+from core.names import Key
+from core.resources import FelixStatus, SpeakerStatus
 from core.resources.status import EndpointState, FelixState, SessionState, SpeakerState
 
 ESTABLISHED: Final = "Established"
 
+S = TypeVar("S", FelixState, SpeakerState)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class AgentReport(Generic[S]):
+    """One agent: its last words, and when they were said."""
+
+    state: S
+    seen: Seen
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class NodeReport:
-    """One node: its agents' last words (None: never heard of), and what is not right, one sentence each."""
+    """One node: its agents' reports (None: never heard of), and what is not right, one sentence each."""
 
     node: str
-    felix: FelixState | None
-    speaker: SpeakerState | None
+    felix: AgentReport[FelixState] | None
+    speaker: AgentReport[SpeakerState] | None
     wrong: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Overview:
-    """Every node, by name. `revision` is what felix must have programmed to be up to date."""
+    """Every node, by name, as of `at`. `revision` is what felix must have programmed to be up to date."""
 
     revision: int
+    at: datetime
     nodes: tuple[NodeReport, ...]
 
     @property
@@ -45,40 +59,51 @@ class Overview:
 
     def behind(self) -> tuple[str, ...]:
         """The nodes whose felix has not programmed `revision` yet."""
-        return tuple(each.node for each in self.nodes if each.felix is None or each.felix.programmed < self.revision)
+        return tuple(each.node for each in self.nodes if _lags(each, self.revision))
 
 
-def overview(resources: Iterable[Resource], revision: int) -> Overview:
+def _lags(report: NodeReport, revision: int) -> bool:
+    return report.felix is None or report.felix.state.programmed < revision
+
+
+def overview(found: Iterable[Stored], revision: int, now: datetime) -> Overview:
     """The page, from every Node, FelixStatus and SpeakerStatus there is."""
     nodes: set[str] = set()
-    felix: dict[str, FelixState] = {}
-    speakers: dict[str, SpeakerState] = {}
-    for resource in resources:
-        name = resource.metadata.name
-        if isinstance(resource, Node):
-            nodes.add(name)
-        elif isinstance(resource, FelixStatus):
-            felix[name] = resource.status
+    felix: dict[str, FelixStatus] = {}
+    speakers: dict[str, SpeakerStatus] = {}
+    times: list[tuple[Key, int, str]] = []
+    for stored in found:
+        resource, name = stored.resource, stored.resource.metadata.name
+        nodes.add(name)
+        if isinstance(resource, FelixStatus):
+            felix[name] = resource
         elif isinstance(resource, SpeakerStatus):
-            speakers[name] = resource.status
+            speakers[name] = resource
+        if isinstance(resource, FelixStatus | SpeakerStatus):
+            times.append((resource.key, stored.revision, resource.status.reported))
+    heard = seen(times, now)
     return Overview(
         revision=revision,
-        nodes=tuple(
-            NodeReport(
-                node=name,
-                felix=felix.get(name),
-                speaker=speakers.get(name),
-                wrong=(*_felix_wrong(felix.get(name), revision), *_speaker_wrong(speakers.get(name))),
-            )
-            for name in sorted(nodes | felix.keys() | speakers.keys())
-        ),
+        at=now,
+        nodes=tuple(_node(name, felix.get(name), speakers.get(name), heard, revision) for name in sorted(nodes)),
     )
 
 
-def _felix_wrong(state: FelixState | None, revision: int) -> Iterator[str]:
-    if state is None:
+def _node(
+    name: str, felix: FelixStatus | None, speaker: SpeakerStatus | None, heard: Mapping[Key, Seen], revision: int
+) -> NodeReport:
+    one = AgentReport(state=felix.status, seen=heard[felix.key]) if felix else None
+    other = AgentReport(state=speaker.status, seen=heard[speaker.key]) if speaker else None
+    wrong = (*_felix_wrong(one, revision), *_speaker_wrong(other))
+    return NodeReport(node=name, felix=one, speaker=other, wrong=wrong)
+
+
+def _felix_wrong(report: AgentReport[FelixState] | None, revision: int) -> Iterator[str]:
+    if report is None:
         yield "felix has never reported"
         return
+    yield from filter(None, [report.seen.wrong("felix")])
+    state = report.state
     if not state.ready:
         yield "felix is not ready"
     if state.stale:
@@ -91,10 +116,12 @@ def _felix_wrong(state: FelixState | None, revision: int) -> Iterator[str]:
     yield from (f"felix: {problem}" for problem in state.problems)
 
 
-def _speaker_wrong(state: SpeakerState | None) -> Iterator[str]:
-    if state is None:
+def _speaker_wrong(report: AgentReport[SpeakerState] | None) -> Iterator[str]:
+    if report is None:
         yield "bgp has never reported"
         return
+    yield from filter(None, [report.seen.wrong("bgp")])
+    state = report.state
     if not state.ready:
         yield "bgp is not ready"
     if state.stale:
@@ -106,65 +133,49 @@ def _speaker_wrong(state: SpeakerState | None) -> Iterator[str]:
     yield from (f"bgp: {problem}" for problem in state.problems)
 
 
-def tables(page: Overview, now: datetime) -> list[Table]:
-    """What `status` shows a person: nodes, sessions, and, when there are any, what is not right."""
+def tables(page: Overview) -> list[Table]:
+    """What `status` shows a person: felix, bgp, and, when there are any, sessions and what is not right."""
     wrong = tuple((report.node, sentence) for report in page.nodes for sentence in report.wrong)
-    optional = (_sessions(page, now), Table(("NODE", "NOT RIGHT"), wrong))
-    return [_nodes(page, now), *(table for table in optional if table.rows)]
+    optional = (_sessions(page), Table(("NODE", "NOT RIGHT"), wrong))
+    return [_felix(page), _bgp(page), *(table for table in optional if table.rows)]
 
 
-def _nodes(page: Overview, now: datetime) -> Table:
-    head = (
-        "NODE",
-        "FELIX",
-        "PROGRAMMED",
-        "ENDPOINTS",
-        "ROUTES",
-        "SINCE",
-        "BGP",
-        "AS",
-        "SESSIONS",
-        "IN",
-        "OUT",
-        "SINCE",
-    )
-    rows = (
-        (each.node, *_felix_cells(each.felix, page.revision, now), *_bgp_cells(each.speaker, now))
-        for each in page.nodes
-    )
-    return Table(head, tuple(rows))
+def _felix(page: Overview) -> Table:
+    head = ("NODE", "FELIX", "SINCE", "SEEN", "PROGRAMMED", "ENDPOINTS", "ROUTES")
+    return Table(head, tuple((each.node, *_felix_cells(each.felix, page)) for each in page.nodes))
 
 
-def _felix_cells(state: FelixState | None, revision: int, now: datetime) -> tuple[str, ...]:
-    if state is None:
-        return ("no report", "-", "-", "-", "-")
-    programmed = min(state.programmed, revision)  # beyond it nothing has changed that felix would program
-    endpoints, routes, since = counted(state.endpoints), str(state.routes), age(state.since, now)
-    return (_word(state.ready, state.stale), f"{programmed}/{revision}", endpoints, routes, since)
+def _felix_cells(report: AgentReport[FelixState] | None, page: Overview) -> tuple[str, ...]:
+    if report is None:
+        return ("no report", *"-----")
+    state = report.state
+    programmed = min(state.programmed, page.revision)  # beyond it nothing has changed that felix would program
+    counts = (f"{programmed}/{page.revision}", counted(state.endpoints), str(state.routes))
+    return (_word(report), age(state.since, page.at), str(report.seen), *counts)
 
 
-def _bgp_cells(state: SpeakerState | None, now: datetime) -> tuple[str, ...]:
-    if state is None:
-        return ("no report", "-", "-", "-", "-", "-")
+def _bgp(page: Overview) -> Table:
+    head = ("NODE", "BGP", "SINCE", "SEEN", "AS", "SESSIONS", "ROUTES IN", "ROUTES OUT")
+    return Table(head, tuple((each.node, *_bgp_cells(each.speaker, page)) for each in page.nodes))
+
+
+def _bgp_cells(report: AgentReport[SpeakerState] | None, page: Overview) -> tuple[str, ...]:
+    if report is None:
+        return ("no report", *"------")
+    state = report.state
     up = sum(session.state == ESTABLISHED for session in state.sessions)
-    return (
-        _word(state.ready, state.stale),
-        str(state.as_number),
-        f"{up}/{len(state.sessions)}",
-        str(state.routes_in),
-        str(len(state.routes_out)),
-        age(state.since, now),
-    )
+    counts = (f"{up}/{len(state.sessions)}", str(state.routes_in), str(len(state.routes_out)))
+    return (_word(report), age(state.since, page.at), str(report.seen), str(state.as_number), *counts)
 
 
-def _sessions(page: Overview, now: datetime) -> Table:
+def _sessions(page: Overview) -> Table:
     return Table(
         ("NODE", "PEER", "NAME", "AS", "STATE", "SINCE", "IN", "OUT", "WHY"),
         tuple(
-            (report.node, *_session_cells(session, now))
+            (report.node, *_session_cells(session, page.at))
             for report in page.nodes
             if report.speaker
-            for session in report.speaker.sessions
+            for session in report.speaker.state.sessions
         ),
     )
 
@@ -199,13 +210,17 @@ def document(page: Overview) -> dict[str, Any]:
     }
 
 
-def _plain(state: FelixState | SpeakerState | None) -> Any:
-    """Every field, the empty ones too: a program wants `routesIn: 0`, not its absence."""
-    if state is None:
+def _plain(report: AgentReport[S] | None) -> Any:
+    """Every field, the empty ones too: a program wants `routesIn: 0`, not its absence. And when it was heard of."""
+    if report is None:
         return None
+    state, age_s = report.state, report.seen.age_s
     encoded = {field.encode_name: getattr(state, field.name) for field in msgspec.structs.fields(state)}
-    return msgspec.to_builtins(encoded)
+    heard = {"silent": report.seen.silent, "seenSecondsAgo": None if age_s is None else int(age_s)}
+    return msgspec.to_builtins({**encoded, **heard})
 
 
-def _word(ready: bool, stale: bool) -> str:
-    return "stale" if stale else "ready" if ready else "not ready"
+def _word(report: AgentReport[S]) -> str:
+    if report.seen.silent:
+        return "silent"
+    return "stale" if report.state.stale else "ready" if report.state.ready else "not ready"

@@ -25,6 +25,12 @@ FilesOption = Annotated[
 NamespaceOption = Annotated[str | None, typer.Option("--namespace", "-n", help="The namespace of namespaced kinds.")]
 NodeOption = Annotated[str, typer.Option("--node", help="The name of this host's Node object.")]
 RunDirOption = Annotated[Path, typer.Option("--run-dir", help="Where the agent keeps its sockets and snapshot.")]
+HealthOption = Annotated[
+    str | None,
+    typer.Option(
+        "--health", help="Answer /liveness and /readiness there: unix:PATH or 127.0.0.1:PORT.  [default: off]"
+    ),
+]
 LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
 
 RUN_DIR: Final = Path("/run/muslin")

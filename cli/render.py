@@ -59,6 +59,11 @@ def age(stamp: str, now: datetime) -> str:
     except ValueError:
         return ""
     then = then if then.tzinfo else then.replace(tzinfo=UTC)
-    seconds = max(0, int((now - then).total_seconds()))
-    size, unit = next((each for each in UNITS if seconds >= each[0]), UNITS[-1])
-    return f"{seconds // size}{unit}"
+    return span((now - then).total_seconds())
+
+
+def span(seconds: float) -> str:
+    """A length of time in its largest whole unit: `3m`."""
+    whole = max(0, int(seconds))
+    size, unit = next((each for each in UNITS if whole >= each[0]), UNITS[-1])
+    return f"{whole // size}{unit}"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from contextlib import aclosing
-from datetime import UTC, datetime
 from typing import Annotated
 
 import typer
@@ -73,4 +72,4 @@ def _show(page: cluster.Overview, output: options.ResultFormat) -> None:
     if output is options.ResultFormat.JSON:
         terminal.show_json(cluster.document(page))
     else:
-        terminal.show(*cluster.tables(page, datetime.now(UTC)))
+        terminal.show(*cluster.tables(page))

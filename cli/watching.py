@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import replace
+from datetime import UTC, datetime
 from typing import Final
 
 from cli import store
@@ -13,6 +15,9 @@ from cli.cluster import Overview, overview
 from core import resources
 from core.resources import BY_KIND, FelixStatus, Node, SpeakerStatus
 from datastore.api import Changes, Compacted, Store, Synced
+
+AGAIN_S: Final = 10.0
+"""The page is shown again after this long (seconds) without a change: silence is news too."""
 
 REPORTS: Final = frozenset({FelixStatus.KIND, SpeakerStatus.KIND})
 
@@ -41,10 +46,12 @@ FOLLOWED: Final = frozenset(
 async def page(opened: Store) -> tuple[Overview, int]:
     """The page as of now, and the revision it was read at."""
     state = await store.read(opened, REPORTS | {Node.KIND})
-    resources = [stored.resource for stored in state.objects.values()]
-    programmed = [each.status.programmed for each in resources if isinstance(each, FelixStatus)]
-    after = min(programmed, default=0)
-    return overview(resources, await newest(opened, after) or after), state.revision
+    found = state.objects.values()
+    after = min(
+        (each.resource.status.programmed for each in found if isinstance(each.resource, FelixStatus)), default=0
+    )
+    revision = await newest(opened, after) or after
+    return overview(found, revision, datetime.now(UTC)), state.revision
 
 
 async def newest(opened: Store, after: int) -> int:
@@ -67,14 +74,15 @@ async def newest(opened: Store, after: int) -> int:
 
 
 async def pages(opened: Store) -> AsyncGenerator[Overview, None]:
-    """The page, and the page anew after every change of it, for ever."""
+    """The page, and the page anew after every change of it and as agents fall silent, for ever."""
     while True:
         shown, revision = await page(opened)
         yield shown
-        async with aclosing(opened.watch(revision, BY_KIND.keys())) as items:
-            async for item in items:
-                if isinstance(item, Changes) and item.events:
-                    break
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(AGAIN_S), aclosing(opened.watch(revision, BY_KIND.keys())) as items:
+                async for item in items:
+                    if isinstance(item, Changes) and item.events:
+                        break
 
 
 async def rolled_out(opened: Store, timeout_s: float) -> Overview:

@@ -67,7 +67,7 @@ class SessionState(Base, frozen=True, kw_only=True):
 class SpeakerState(Base, frozen=True, kw_only=True):
     """What bgp has made of the datastore: sessions, routes from peers in the kernel, own blocks advertised.
 
-    `since` is when the agent started, `reported` as in `FelixState`.
+    `since` and `reported` are as in `FelixState`.
     """
 
     programmed: int = 0

@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from cli.watching import FOLLOWED
-from core import manifest
+from core import clock, manifest
 from core.resources import FelixStatus, Metadata, Resource, SpeakerStatus
 from core.resources.status import EndpointState, FelixState, SessionState, SpeakerState
 from datastore.api import Put
@@ -34,12 +34,16 @@ def nodes(*names: str) -> list[dict[str, Any]]:
 
 
 def felix(node: str, programmed: int, **fields: Any) -> FelixStatus:
+    fields = {"reported": clock.now(), **fields}
     state = FelixState(programmed=programmed, ready=True, since="2026-01-01T00:00:00Z", routes=9, **fields)
     return FelixStatus(metadata=Metadata(name=node), status=state)
 
 
 def speaker(node: str, *sessions: SessionState, **fields: Any) -> SpeakerStatus:
-    state = SpeakerState(ready=True, as_number=65101, sessions=list(sessions), routes_in=3, **fields)
+    fields = {"reported": clock.now(), **fields}
+    state = SpeakerState(
+        ready=True, since="2026-01-01T00:00:00Z", as_number=65101, sessions=list(sessions), routes_in=3, **fields
+    )
     return SpeakerStatus(metadata=Metadata(name=node), status=state)
 
 
@@ -79,8 +83,12 @@ def test_status_of_a_cluster_where_all_is_right(muslin: Muslin, datastore: str, 
     said = muslin("status --check")
     assert said.code == 0, said.out
     lines = said.out.splitlines()
-    assert lines[1].split()[:8] == ["node1", "ready", f"{revision}/{revision}", "1", "up,", "1", "pending", "9"]
-    assert lines[1].split()[-5:] == ["ready", "65101", "1/1", "3", "1"]
+    assert lines[0].split() == ["NODE", "FELIX", "SINCE", "SEEN", "PROGRAMMED", "ENDPOINTS", "ROUTES"]
+    assert lines[1].split()[:2] == ["node1", "ready"]
+    assert lines[1].split()[4:] == [f"{revision}/{revision}", "1", "up,", "1", "pending", "9"]
+    assert lines[4].split() == ["NODE", "BGP", "SINCE", "SEEN", "AS", "SESSIONS", "ROUTES", "IN", "ROUTES", "OUT"]
+    assert lines[5].split()[:2] == ["node1", "ready"]
+    assert lines[5].split()[4:] == ["65101", "1/1", "3", "1"]
     assert [line.split()[:5] for line in lines[-2:]] == [
         [name, "10.1.0.254", "tor1", "65001", "Established"] for name in ("node1", "node2")
     ]
@@ -119,6 +127,19 @@ def test_status_says_what_is_not_right(muslin: Muslin, datastore: str, tmp_path:
     }
     for sentence in (sentence for each in wrong.values() for sentence in each):
         assert sentence in said.out
+
+
+def test_an_agent_that_says_nothing_any_more_is_silent(muslin: Muslin, datastore: str, tmp_path: Path) -> None:
+    revision = apply(muslin, tmp_path, *nodes("dead", "live"))
+    report(datastore, felix("dead", revision, reported="2026-01-01T00:00:00Z"))
+    report(datastore, speaker("dead"), felix("live", revision), speaker("live"))
+    said = muslin("status --check")
+    assert said.code == 1
+    assert said.out.splitlines()[1].split()[:2] == ["dead", "silent"]
+    dead, live = json.loads(muslin("status -o json").out)["nodes"]
+    assert dead["wrong"] == [each for each in dead["wrong"] if each.startswith("felix has been silent for ")] != []
+    assert (dead["felix"]["silent"], dead["bgp"]["silent"], live["wrong"]) == (True, False, [])
+    assert dead["felix"]["seenSecondsAgo"] > 60 > live["felix"]["seenSecondsAgo"]
 
 
 def test_a_deletion_counts_as_the_newest_change_and_a_report_does_not(

@@ -1,5 +1,6 @@
 """`muslin node` as an operator runs it: both agents in a node of their own, one killed, both ended, all removed."""
 
+import asyncio
 import json
 import os
 import signal
@@ -12,6 +13,8 @@ from typing import Any
 
 import pytest
 import yaml
+
+from core.health import ask
 
 HOUSE = Path(__file__).parents[2]
 
@@ -57,8 +60,14 @@ def agents(parent: int) -> dict[str, int]:
     found = {}
     for pid in Path(f"/proc/{parent}/task/{parent}/children").read_text().split():
         words = Path(f"/proc/{pid}/cmdline").read_bytes().decode().split("\0")
-        found[words[words.index("cli") + 1]] = int(pid)
+        if "cli" in words:  # not dead, and past its exec
+            found[words[words.index("cli") + 1]] = int(pid)
     return found
+
+
+def components(socket: Path) -> dict[str, str]:
+    """What `muslin node` says of its agents and their parts."""
+    return {name: each.state.value for name, each in asyncio.run(ask(socket)).items()}
 
 
 @pytest.mark.kernel
@@ -67,7 +76,9 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
 ) -> None:
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump_all(CLUSTER))
     assert muslin(f"apply -f {tmp_path}/cluster.yaml").code == 0
+    socket = tmp_path / "node.health"
     command = [sys.executable, "-m", "cli", "node", "--node", "n1", "--datastore", datastore]
+    command += ["--health", f"unix:{socket}"]
     with (
         (tmp_path / "log").open("w") as log,
         subprocess.Popen(
@@ -79,6 +90,11 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
             assert done.code == 0, done.err + (tmp_path / "log").read_text()
             first = agents(process.pid)
             assert set(first) == {"felix", "bgp"}
+            deadline = time.monotonic() + 30
+            while set(components(socket).values()) != {"ok"}:
+                assert time.monotonic() < deadline, components(socket)
+                time.sleep(0.1)
+            assert {"felix", "felix.nft", "bgp", "bgp.exabgp"} <= components(socket).keys()
             os.kill(first["felix"], signal.SIGKILL)
             deadline = time.monotonic() + 20
             while agents(process.pid).get("felix", first["felix"]) == first["felix"]:
