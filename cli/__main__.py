@@ -8,6 +8,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 
 import typer
@@ -35,6 +36,7 @@ def version() -> None:
 
 def main() -> None:
     """The console script; a MuslinError is its own explanation, anything else that escapes is a bug."""
+    os.environ.setdefault("GRPC_VERBOSITY", "ERROR")  # else gRPC tells of connections where only our own words belong
     try:
         app(prog_name="muslin")
     except Exception as error:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import shutil
 import signal
-from collections.abc import Coroutine, Sequence
+import sys
+from collections.abc import Coroutine, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
@@ -14,6 +16,7 @@ from cli import options, terminal
 from cli.render import Table
 
 if TYPE_CHECKING:
+    from lab.cluster import Cluster
     from lab.status import HostStatus
 
 T = TypeVar("T")
@@ -34,8 +37,11 @@ def up(file: Annotated[Path, typer.Argument(metavar="FILE", help="The topology f
     from lab import cluster
 
     built = _interruptible(cluster.up(file, terminal.tell))
-    terminal.tell("to talk to its datastore:")
+    terminal.tell("for the other commands to talk to it, type:")
     terminal.show_lines([f"export MUSLIN_DATASTORE={built.socket}"])
+    terminal.tell("then, for instance:")
+    for line in _first_steps(built):
+        terminal.tell(f"  {_program()} {line}")
 
 
 @lab.command()
@@ -55,7 +61,7 @@ def execute(
     """Run a command inside a node, a router or a pod; its exit code is ours."""
     from lab import cluster
 
-    raise typer.Exit(cluster.exec_in(_name(file), where, command))
+    cluster.exec_in(_name(file), where, command)
 
 
 @lab.command()
@@ -98,23 +104,46 @@ def _document(host: HostStatus) -> dict[str, Any]:
 
 
 def _name(file: str) -> str:
-    """The lab's name: the file's, or the word itself when there is no such file."""
+    """The lab's name: the file's, or the word itself when it can be a name and there is no such file."""
     from lab import topology
 
     path = Path(file)
-    return topology.load(path).name if path.is_file() else file
+    return file if topology.NAME.fullmatch(file) and not path.is_file() else topology.load(path).name
+
+
+def _first_steps(built: Cluster) -> Iterator[str]:
+    """What to try in a lab that has just come up."""
+    name, pods = built.name, built.topology.pods
+    yield "status"
+    yield f"lab status {name}"
+    if pods:
+        yield f"lab exec {name} {pods[0].node} ip route"
+        yield f"lab exec {name} {pods[0].name} ping -c1 {built.address(pods[-1].name)}"
+    yield f"lab down {name}"
+
+
+def _program() -> str:
+    """How this program is called from a shell, here and now."""
+    return "muslin" if shutil.which("muslin") or Path(sys.argv[0]).name != "muslin" else sys.argv[0]
 
 
 def _interruptible(work: Coroutine[Any, Any, T]) -> T:
-    """Run to the end; SIGTERM ends it as Ctrl-C does, by cancelling it, so that what is half built is taken down."""
+    """Run to the end; a signal that would end us cancels it instead, so that what is half built is taken down."""
+    caught: list[int] = []
 
     async def cancellable() -> T:
-        task = asyncio.current_task()
+        task, loop = asyncio.current_task(), asyncio.get_running_loop()
         assert task is not None
-        asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, task.cancel)
+
+        def end(number: int) -> None:
+            caught.append(number)
+            task.cancel()
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            loop.add_signal_handler(number, end, number)
         return await work
 
     try:
         return asyncio.run(cancellable())
     except asyncio.CancelledError:
-        raise typer.Exit(128 + signal.SIGTERM) from None
+        raise typer.Exit(128 + caught[0]) from None

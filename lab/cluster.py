@@ -10,14 +10,14 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Final, NoReturn
 
 import msgspec
 
@@ -26,7 +26,7 @@ from core.addr import Address
 from core.errors import MuslinError, NotFound, Unavailable
 from core.resources import FelixStatus, Node, SpeakerStatus
 from datastore.api import Put, Store
-from lab import capture, conditions, manifests, pods, probe, processes, state, topology, underlay
+from lab import capture, conditions, ip, manifests, pods, probe, processes, state, topology, underlay
 from lab.processes import Process
 from lab.routers import Router
 from lab.state import Record, Started
@@ -96,8 +96,7 @@ class Cluster:
         state.write(self.record)
 
     def _started(self, label: str, process: Process) -> None:
-        entry = Started(pid=process.pid, started=process.started)
-        self._record(processes={**self.record.processes, label: entry})
+        self._record(processes={**self.record.processes, label: Started.of(process)})
 
     def process(self, label: str) -> Process:
         """A process by its label: `datastore`, `probe`, `felix@NODE`, `bgp@NODE`."""
@@ -259,13 +258,17 @@ class Cluster:
         return conditions.unpeered(self.topology, {each.metadata.name: each.status for each in found}, sessions)
 
     async def until_routed(self, *, timeout: float = WAIT_S) -> None:
-        """Wait until every router that speaks BGP has a route to every pod."""
-        await self.until(self._unrouted, "the routers to carry every pod's block", timeout)
+        """Wait until the kernels of all nodes, and of all routers that speak BGP, have a route to every pod."""
+        await self.until(self._unrouted, "every kernel to have a route to every pod", timeout)
 
     def _unrouted(self) -> str:
-        speaking = {name: each for name, each in self.routers.items() if each.wiring.kind is not RouterKind.KERNEL}
-        routes = {name: router.pod_routes() for name, router in speaking.items()}
-        return conditions.unrouted(self.record.pod_addresses, routes)
+        speaking = [name for name, each in self.routers.items() if each.wiring.kind is not RouterKind.KERNEL]
+        hosts = (*speaking, *(node.name for node in self.topology.nodes))
+        held = {
+            host: {net for version in self.topology.families for net in ip.routes(self.namespace(host), version)}
+            for host in hosts
+        }
+        return conditions.unrouted(self.record.pod_addresses, held)
 
     # --- asking
 
@@ -320,18 +323,38 @@ async def up(path: Path, progress: Progress, *, name: str | None = None) -> Clus
     plan = topology.load(path)
     lab = name or plan.name
     left = state.read(lab)
-    if left is not None and left.complete and all(each.process.alive() for each in left.processes.values()):
-        raise MuslinError(f"lab {lab} is up already: take it down first, with `muslin lab down {path}`")
+    if left is not None and (left.up or left.coming_up):
+        how = "up" if left.up else "coming up"
+        raise MuslinError(f"lab {lab} is {how} already: take it down first, with `muslin lab down {lab}`")
+    underlay.require_tools(plan)
     await down(lab)
-    record = Record(name=lab, topology=str(path.resolve()))
+    (builder,) = processes.known([os.getpid()])
+    record = Record(name=lab, topology=str(path.resolve()), builder=Started.of(builder))
     state.write(record)
     cluster = Cluster(plan, record)
     try:
         await cluster.build(progress)
     except BaseException:
-        await down(lab)
+        await _to_the_end(down(lab, progress))
         raise
     return cluster
+
+
+async def _to_the_end(work: Coroutine[None, None, None]) -> None:
+    """Do `work` whole, however often we are cancelled meanwhile; the cancellation follows it.
+
+    Ctrl-C reaches the `ip` that we wait for as well, so its failure may come before our own cancellation is told.
+    """
+    task = asyncio.create_task(work)
+    cancelled: asyncio.CancelledError | None = None
+    while not task.done():
+        try:
+            await asyncio.wait({task})
+        except asyncio.CancelledError as ours:
+            cancelled = ours
+    task.result()
+    if cancelled:
+        raise cancelled
 
 
 async def down(lab: str, progress: Progress | None = None) -> None:
@@ -339,8 +362,8 @@ async def down(lab: str, progress: Progress | None = None) -> None:
     underlay.require_root()
     record = state.read(lab)
     names = netns.names(underlay.prefix(lab))
-    if progress and (record or names):
-        progress(f"taking lab {lab} down")
+    if progress:
+        progress(f"taking lab {lab} down" if record or names else f"lab {lab} is not up: nothing to take down")
     own = {label: each.process for label, each in record.processes.items()} if record else {}
     agents = [process for label, process in own.items() if label.partition("@")[0] in AGENTS]
     # agents first, while the datastore and the routers still answer: so they end in order, and quickly
@@ -360,6 +383,8 @@ def attach(lab: str) -> Cluster:
     return Cluster(topology.load(Path(record.topology)), record)
 
 
-def exec_in(lab: str, host: str, argv: Sequence[str]) -> int:
-    """Run a command in a host's or pod's namespace, on our own terminal; its exit code."""
-    return subprocess.run(attach(lab).command(host, argv), check=False).returncode
+def exec_in(lab: str, host: str, argv: Sequence[str]) -> NoReturn:
+    """Become a command in a host's or pod's namespace: its terminal, signals and exit code are ours."""
+    underlay.require_root()
+    found = attach(lab).command(host, argv)
+    os.execvp(found[0], found)

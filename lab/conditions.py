@@ -48,11 +48,11 @@ def unpeered(topology: Topology, found: Mapping[str, SpeakerState], sessions: Ma
 
 
 def unrouted(pods: Mapping[str, Iterable[Address]], routes: Mapping[str, Iterable[Network]]) -> str:
-    """Pods that some router (by name) has no route to."""
+    """Pods that some host (by name) has no route to."""
     missing = []
-    for router, held in routes.items():
+    for host, held in routes.items():
         known = tuple(held)
         lost = [pod for pod, own in pods.items() if not all(any(contains(net, ip) for net in known) for ip in own)]
         if lost:
-            missing.append(f"{router} has no route to {', '.join(lost)}")
+            missing.append(f"{host} has no route to {', '.join(lost)}")
     return "; ".join(missing)

@@ -25,6 +25,12 @@ KEYWORD: Final = {4: "ip", 6: "ipv6"}
 class Frr(Router):
     """FRR's zebra and bgpd. Node routes pass the prefix lists TAKEN4 and TAKEN6, which `reject` and `accept` change."""
 
+    @classmethod
+    def require(cls) -> None:
+        """`zebra`, `bgpd` and `vtysh`."""
+        if not ((HOME / "zebra").exists() and (HOME / "bgpd").exists() and shutil.which("vtysh")):
+            raise Unsupported("a router of kind frr needs FRR; install it: apt-get install frr")
+
     def config(self) -> str:
         """bgpd.conf."""
         wiring = self.wiring
@@ -83,8 +89,6 @@ class Frr(Router):
 
     def start(self) -> tuple[Process, ...]:
         """Start zebra, then bgpd, and wait for the sockets of each."""
-        if not (HOME / "bgpd").exists():
-            raise Unsupported("a router of kind frr needs the package frr: run deploy/install.sh")
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "zebra.conf").write_text(f"hostname {self.wiring.name}\n")
         (self.directory / "bgpd.conf").write_text(self.config())

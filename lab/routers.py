@@ -60,6 +60,11 @@ class Router(ABC):
         self.directory = directory
         self.rejected: tuple[Network, ...] = ()
 
+    @classmethod
+    @abstractmethod
+    def require(cls) -> None:
+        """Raise `Unsupported`, naming the package, when this machine lacks what it takes."""
+
     @abstractmethod
     def config(self) -> str:
         """The configuration it should have now, as text."""
@@ -113,6 +118,10 @@ class Router(ABC):
 class Kernel(Router):
     """Nothing but forwarding, which every router's namespace does."""
 
+    @classmethod
+    def require(cls) -> None:
+        """Nothing that the machine might lack."""
+
     def config(self) -> str:
         """Nothing to configure."""
         return ""
@@ -140,6 +149,12 @@ class Kernel(Router):
 
 class Bird(Router):
     """BIRD 2."""
+
+    @classmethod
+    def require(cls) -> None:
+        """`bird` and `birdc`."""
+        if not (shutil.which("bird") and shutil.which("birdc")):
+            raise Unsupported("a router of kind bird needs BIRD 2; install it: apt-get install bird2")
 
     def config(self) -> str:
         """bird.conf."""
@@ -183,8 +198,6 @@ class Bird(Router):
 
     def start(self) -> tuple[Process, ...]:
         """Start `bird` and wait for its control socket."""
-        if shutil.which("bird") is None:
-            raise Unsupported("a router of kind bird needs the package bird2: run deploy/install.sh")
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "bird.conf").write_text(self.config())
         argv = ["bird", "-f", "-c", str(self.directory / "bird.conf"), "-s", self._control, "-P", self._pid]

@@ -20,6 +20,7 @@ from core.addr import Address
 from core.errors import MuslinError
 from core.resources.base import Base
 from lab.processes import Process
+from lab.topology import NAME
 
 HOME: Final = Path("/run/muslin/lab")
 _FILE: Final = "lab.json"
@@ -31,6 +32,11 @@ class Started(Base, frozen=True, kw_only=True):
     pid: int
     started: int
 
+    @classmethod
+    def of(cls, process: Process) -> Started:
+        """As it is recorded."""
+        return cls(pid=process.pid, started=process.started)
+
     @property
     def process(self) -> Process:
         """As a process that can be asked whether it is still itself."""
@@ -38,13 +44,27 @@ class Started(Base, frozen=True, kw_only=True):
 
 
 class Record(Base, frozen=True, kw_only=True):
-    """A lab: its topology file, its processes by name (`felix@node1`), its pods' addresses, and whether `up` ended."""
+    """A lab: its topology file, its processes by name (`felix@node1`), its pods' addresses, and whether `up` ended.
+
+    `builder` is the process that brings it up, or did.
+    """
 
     name: str
     topology: str
+    builder: Started | None = None
     processes: Mapping[str, Started] = {}
     pods: Mapping[str, tuple[str, ...]] = {}
     complete: bool = False
+
+    @property
+    def up(self) -> bool:
+        """Whether all of it runs."""
+        return self.complete and all(each.process.alive() for each in self.processes.values())
+
+    @property
+    def coming_up(self) -> bool:
+        """Whether somebody is at work on it."""
+        return not self.complete and self.builder is not None and self.builder.process.alive()
 
     @property
     def pod_addresses(self) -> Mapping[str, tuple[Address, ...]]:
@@ -53,7 +73,9 @@ class Record(Base, frozen=True, kw_only=True):
 
 
 def directory(name: str) -> Path:
-    """Where the lab `name` keeps its sockets, logs and record."""
+    """Where the lab `name` keeps its sockets, logs and record. What is no name is refused: it might lead elsewhere."""
+    if not NAME.fullmatch(name):
+        raise MuslinError(f"{name!r} is no lab's name: at most 32 lower-case letters, digits and inner dashes")
     return HOME / name
 
 

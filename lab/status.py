@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from core.addr import Address
+from lab import underlay
 from lab.cluster import DATASTORE, PROBE, attach
 
 
@@ -22,6 +23,7 @@ class HostStatus:
 
 def status(lab: str) -> tuple[HostStatus, ...]:
     """Every host and pod of a lab, as the machine and the routers (not our own agents) say."""
+    underlay.require_root()
     cluster = attach(lab)
     running = {label: each.process.alive() for label, each in cluster.record.processes.items()}
     found = []

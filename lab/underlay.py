@@ -15,9 +15,9 @@ from core.errors import Unsupported
 from lab import ip
 from lab.frr import Frr
 from lab.routers import Bird, Kernel, Router, forward
-from lab.topology import RouterKind
+from lab.topology import RouterKind, Topology
 from lab.wiring import Port, Wiring
-from linux import netns
+from linux import netns, rights
 
 _CLASSES: Final[Mapping[RouterKind, type[Router]]] = {
     RouterKind.BIRD: Bird,
@@ -29,7 +29,14 @@ _CLASSES: Final[Mapping[RouterKind, type[Router]]] = {
 def require_root() -> None:
     """Raise `Unsupported` when this process may not make namespaces."""
     if os.geteuid() != 0:
-        raise Unsupported("a lab needs root, to make network namespaces: run the same command with sudo")
+        raise Unsupported("a lab needs root, because it lives in network namespaces: run the same command with sudo")
+
+
+def require_tools(topology: Topology) -> None:
+    """Raise `Unsupported` when this machine lacks what the lab runs, before anything of it is made."""
+    rights.require_tools(["ip"])
+    for kind in sorted({router.kind for router in topology.routers}):
+        _CLASSES[kind].require()
 
 
 def prefix(lab: str) -> str:
