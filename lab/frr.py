@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -143,20 +143,11 @@ class Frr(Router):
                 found[ip_network(prefix)] = frozenset(ip_address(hop["ip"]) for hop in hops if hop.get("ip"))
         return found
 
-    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+    def reload(self) -> None:
         """Change the prefix lists and look at what nodes sent again."""
-        self._refuse(self.to_reject(prefixes))
-
-    def accept(self) -> None:
-        """As `reject`, the other way."""
-        self._refuse(())
-
-    def _refuse(self, prefixes: tuple[Network, ...]) -> None:
-        self.rejected = prefixes
         nodes = [each for each in self.wiring.neighbours if each.node]
         commands = ["configure terminal"]
         for version in sorted({each.address.version for each in nodes}):
             commands += [f"no {KEYWORD[version]} prefix-list TAKEN{version}", *self._taken(version)]
         again = [f"clear bgp ipv{each.address.version} unicast {each.address} soft in" for each in nodes]
         self.ask(*commands, "end", *again)
-        self.await_refused()

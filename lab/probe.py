@@ -24,6 +24,7 @@ from typing import cast
 
 from core.addr import Address
 from linux import netns
+from linux.interfaces import family
 
 UDP_AGAIN_S = 0.2
 """A datagram that is not answered is sent again after this long, until the probe's own timeout."""
@@ -119,9 +120,8 @@ async def serve(services: Iterable[Service], ready: Path) -> None:
 async def ask(source: Source, destination: Address, protocol: str, port: int, timeout: float) -> Answer:
     """Ask one server from one place; `protocol` is `tcp` or `udp`, `timeout` in seconds."""
     kind = socket.SOCK_STREAM if protocol.lower() == "tcp" else socket.SOCK_DGRAM
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
     begin = time.monotonic()
-    with netns.open_socket(source.namespace, family, kind) as opened:
+    with netns.open_socket(source.namespace, family(destination), kind) as opened:
         try:
             if source.address is not None:
                 opened.bind((str(source.address), 0))
@@ -198,8 +198,7 @@ async def transfer(
 ) -> AsyncIterator[Transfer]:
     """Keep one TCP connection busy, a kilobyte every `pause_s`, while the block runs; it must be able to connect."""
     loop = asyncio.get_running_loop()
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    with netns.open_socket(source.namespace, family, socket.SOCK_STREAM) as opened:
+    with netns.open_socket(source.namespace, family(destination), socket.SOCK_STREAM) as opened:
         async with asyncio.timeout(5):
             await loop.sock_connect(opened, (str(destination), port))
         state = Transfer()

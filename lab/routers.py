@@ -33,6 +33,8 @@ from linux import netns, sysctl
 ROUTER_HOLD_S: Final = 9
 """Hold time between routers; keepalives every third of it."""
 
+EVERYTHING: Final = (ip_network("0.0.0.0/0"), ip_network("::/0"))
+
 READY_S: Final = 30.0
 """How long a router may take to answer, or to take a change: ages, because a lab may run on a slow machine."""
 
@@ -82,22 +84,31 @@ class Router(ABC):
         """What it learnt over BGP and uses: prefix to next hops."""
 
     @abstractmethod
+    def reload(self) -> None:
+        """Take what `rejected` says into the running router, sessions untouched."""
+
     def reject(self, prefixes: Sequence[Network] = ()) -> None:
         """Stop taking routes inside `prefixes` from nodes (none given: any route); others and sessions stay.
 
         Returns when the router has dropped what it had of them.
         """
+        self._refuse(tuple(prefixes) or EVERYTHING)
 
-    @abstractmethod
     def accept(self) -> None:
         """Take everything inside the pools from nodes again."""
+        self._refuse(())
+
+    def _refuse(self, prefixes: tuple[Network, ...]) -> None:
+        self.rejected = prefixes
+        self.reload()
+        self._await_refused()
 
     def pod_routes(self) -> Mapping[Network, frozenset[Address]]:
         """Those of `routes` inside the lab's pools."""
         pools = self.wiring.pools
         return {net: hops for net, hops in self.routes().items() if any(contains(pool, net) for pool in pools)}
 
-    def await_refused(self) -> None:
+    def _await_refused(self) -> None:
         """Wait until no route is left that came from a node and should be refused."""
         nodes = {each.address for each in self.wiring.neighbours if each.node}
         deadline = time.monotonic() + READY_S
@@ -109,10 +120,6 @@ class Router(ABC):
             if time.monotonic() > deadline:
                 raise MuslinError(f"router {self.wiring.name} still has {', '.join(map(str, left))} from its nodes")
             time.sleep(processes.POLL_S)
-
-    def to_reject(self, prefixes: Sequence[Network]) -> tuple[Network, ...]:
-        """`prefixes`, or everything."""
-        return tuple(prefixes) or (ip_network("0.0.0.0/0"), ip_network("::/0"))
 
 
 class Kernel(Router):
@@ -138,13 +145,9 @@ class Kernel(Router):
         """None, ever."""
         return {}
 
-    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+    def reload(self) -> None:
         """It speaks no BGP, so this is a mistake of the caller's."""
         raise Unsupported(f"router {self.wiring.name} is of kind kernel and speaks no BGP: use bird or frr")
-
-    def accept(self) -> None:
-        """As `reject`."""
-        self.reject()
 
 
 class Bird(Router):
@@ -243,21 +246,12 @@ class Bird(Router):
         """From `show route`, the primary ones and those of equal cost."""
         return parse_bird_routes(self.ask("show route primary where source = RTS_BGP"))
 
-    def reject(self, prefixes: Sequence[Network] = ()) -> None:
+    def reload(self) -> None:
         """Write the filter anew and `birdc configure`."""
-        self._refuse(self.to_reject(prefixes))
-
-    def accept(self) -> None:
-        """As `reject`, the other way."""
-        self._refuse(())
-
-    def _refuse(self, prefixes: tuple[Network, ...]) -> None:
-        self.rejected = prefixes
         (self.directory / "bird.conf").write_text(self.config())
         answer = self.ask("configure")
         if "Reconfigured" not in answer and "Reconfiguration in progress" not in answer:
             raise MuslinError(f"router {self.wiring.name} refused its configuration: {answer.strip()}")
-        self.await_refused()
 
 
 _BIRD_FAMILY: Final = """\

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from core.errors import MuslinError
+from core.errors import MuslinError, Unsupported
 from lab import processes
 from lab.routers import Bird, Kernel, parse_bird_routes
 from lab.topology import RouterKind
@@ -138,6 +138,8 @@ def test_a_router_that_cannot_start_says_why(ground: Any, tmp_path: Path) -> Non
             return "protocol nonsense;"
 
     assert isinstance(made.routers["tor"], Kernel)
+    with pytest.raises(Unsupported, match="router tor is of kind kernel and speaks no BGP"):
+        made.routers["tor"].reject()
     with pytest.raises(MuslinError, match=r"(?s)router tor \(bird\) died.*bird.conf:1"):
         Broken(made.wiring.routers["tor"], made.namespace("tor"), tmp_path).start()
 
