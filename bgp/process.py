@@ -142,7 +142,7 @@ class ExaBGP:
         if shutil.which("setpriv") is None:
             raise Unsupported("bgp needs setpriv to start ExaBGP; install Debian's util-linux")
         if find_spec("exabgp") is None:
-            raise Unsupported("there is no ExaBGP beside this Python; install it with muslin: pip install muslin")
+            raise Unsupported("this Python has no ExaBGP, which muslin comes with; install muslin again")
         if len(os.fsencode(self._socket)) > SOCKET_PATH_BOUND:
             raise Unsupported(f"{self._socket} is too long for a UNIX socket; choose a shorter run directory")
 
