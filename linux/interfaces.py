@@ -48,6 +48,7 @@ IFLA_MTU: Final = 4
 IFLA_LINKINFO: Final = 18
 IFLA_INFO_KIND: Final = 1
 IFLA_INFO_DATA: Final = 2
+_IFLA_LINK = 5
 _IFLA_NET_NS_FD = 28
 _IFLA_EXT_MASK = 29
 _VETH_INFO_PEER = 1
@@ -230,3 +231,12 @@ def add_neighbour(netlink: Netlink, index: int, address: Address, mac: str) -> N
     body = _NDMSG.pack(family(address), index, _NUD_PERMANENT, 0, 0)
     body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, pack_mac(mac))
     netlink.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
+
+
+def peer_index(netlink: Netlink, name: str) -> int | None:
+    """The index of a veth's other end, in the namespace where that is; None when there is no link `name` or no end."""
+    for data in link_messages(netlink):
+        found = attributes(data, IFINFO.size)
+        if text(found.get(IFLA_IFNAME, b"")) == name and _IFLA_LINK in found:
+            return int(_U32.unpack(found[_IFLA_LINK])[0])
+    return None
