@@ -122,6 +122,18 @@ async def allocate(store: Store, request: Request) -> Address:
     raise Conflict(f"address for {request.handle} on node {request.node}", None, None)
 
 
+async def families(store: Store, node: str, namespace: str) -> tuple[Family, ...]:
+    """The families in which a pod of `namespace` on `node` gets an address: those that a pool serves it in."""
+    state = await _read(store)
+    asked = (Request(node=node, handle="", family=family, namespace=namespace) for family in Family)
+    return tuple(request.family for request in asked if usable_pools(state, request))
+
+
+async def held_by(store: Store, handle: str) -> tuple[Address, ...]:
+    """Every address of `handle`, of both families."""
+    return tuple(address for held in (await _read(store)).blocks for address in addresses_of(held.block, handle))
+
+
 async def release(store: Store, handle: str) -> tuple[Address, ...]:
     """Free every address of `handle`, of both families; those it held. None is a success.
 

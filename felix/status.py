@@ -63,6 +63,7 @@ def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> Fe
     settled = not desired.held and all(not p.failure and not p.errors for name, p in outcome if name != "tunnels")
     return FelixState(
         programmed=programmed,
+        decided=desired.revision,
         stale=desired.stale,
         ready=settled and programmed == desired.revision,
         since=since,

@@ -30,11 +30,13 @@ class FelixState(Base, frozen=True, kw_only=True):
     """What felix has made of the datastore. `programmed` is the newest revision wholly in the kernel.
 
     `stale` says the datastore is away and felix works from its last snapshot. `endpoints` is by
-    "namespace/name". `problems` name objects that were set aside, with the reason. `since` is when `ready` last
+    "namespace/name" and speaks of the revision `decided`, which may be newer than `programmed`: trouble elsewhere holds
+    that back. `problems` name objects that were set aside, with the reason. `since` is when `ready` last
     changed, `reported` when this was written, by the node's own clock. Times are RFC 3339 in UTC.
     """
 
     programmed: int = 0
+    decided: int = 0
     stale: bool = False
     ready: bool = False
     since: str = ""
