@@ -20,8 +20,8 @@ from linux import netns
 NOTHING: tuple[list[str], list[str], list[str]] = ([], [], [])
 
 
-def pings(pod: Pod, address: str) -> bool:
-    argv = netns.command(pod.netns, "ping", "-c1", "-W1", address)
+def pings(namespace: str, address: str) -> bool:
+    argv = netns.command(namespace, "ping", "-c1", "-W1", address)
     return subprocess.run(argv, capture_output=True, check=False).returncode == 0
 
 
@@ -39,7 +39,7 @@ async def test_two_pods_talk_and_leave_nothing(runtime: Runtime) -> None:
     assert [each["dst"] for each in at_web.document["routes"]] == ["0.0.0.0/0", "::/0"]
     with web.place(at_web) as caller, db.place(at_db) as server:
         for address in at_db.addresses:
-            assert pings(web, address)
+            assert pings(web.netns, address)
             async with server.echo(8080, address):
                 assert await caller.reaches(address, 8080)
 
@@ -108,7 +108,7 @@ async def test_ten_at_once(runtime: Runtime) -> None:
     given = [address for answer in answers for address in answer.addresses]
     assert len(set(given)) == 20
     assert len({answer.addresses[0].rpartition(".")[0] for answer in answers}) == 1
-    assert pings(pods[0], answers[9].addresses[0])
+    assert pings(pods[0].netns, answers[9].addresses[0])
     await asyncio.gather(*(runtime.remove(pod) for pod in pods))
     assert await runtime.left() == NOTHING
 
@@ -192,6 +192,7 @@ async def test_the_del_of_a_pods_former_container_does_not_touch_the_next(runtim
     at_following = await runtime.add(following)
     assert set(at_former.addresses).isdisjoint(at_following.addresses)
     await runtime.remove(former)
+    assert all(pings(runtime.namespace, address) for address in at_following.addresses)
     assert await runtime.call("CHECK", following, prevResult=at_following.document) == Answer(0, {})
     assert (await runtime.left())[1] == [f"{NETWORK}.{following.container}"] * 2
     await runtime.remove(following)

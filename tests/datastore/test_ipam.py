@@ -121,6 +121,16 @@ async def test_the_same_handle_gets_the_same_address_per_family(store: SqliteSto
     assert all(not each.spec.allocations for each in await blocks(store))
 
 
+async def test_a_pod_has_the_families_that_a_pool_serves_it_in(store: SqliteStore) -> None:
+    six = pool("six", "fd00::/64", namespace_selector="kubernetes.io/metadata.name == 'shop'")
+    await put(store, pool("four", "10.0.0.0/24"), six)
+    assert await ipam.families(store, "a", "shop") == (Family.V4, Family.V6)
+    assert await ipam.families(store, "a", "office") == (Family.V4,)
+    given = {await allocate(store, Request(node="a", handle="pod", family=f, namespace="shop")) for f in Family}
+    assert set(await ipam.held_by(store, "pod")) == given
+    assert await ipam.held_by(store, "other") == ()
+
+
 async def test_every_address_of_a_block_is_used_first_and_last_too(store: SqliteStore) -> None:
     await put(store, pool("pods", "10.0.0.0/29", block_size=29))
     given = {await allocate(store, Request(node="a", handle=f"h{i}")) for i in range(8)}

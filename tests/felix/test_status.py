@@ -66,8 +66,11 @@ def test_an_error_touches_the_endpoint_it_is_about() -> None:
 def test_ready_means_all_of_this_revision_and_nothing_wrong() -> None:
     assert state(wanted(), FINE, REVISION, "").ready
     assert not state(wanted(), FINE, REVISION - 1, "").ready
-    said = state(replace(wanted(), held=("80 of 90 policies vanished at once",)), FINE, REVISION, "")
+    said = state(replace(wanted(), held=("80 of 90 policies vanished at once",)), FINE, REVISION - 1, "")
     assert not said.ready
+    assert (said.programmed, said.decided) == (REVISION - 1, REVISION), (
+        "a pod that is up waits for nobody else's trouble"
+    )
     assert any("80 of 90 policies" in problem and RELEASE in problem for problem in said.problems)
 
 

@@ -124,6 +124,9 @@ def test_a_pod_is_wired_and_answers(pod: str, netlink: Netlink) -> None:
             interfaces.add_routes(far, hops)
             interfaces.add_routes(far, hops)
             interfaces.add_neighbour(far, eth0.index, router, "ee:ee:ee:ee:ee:ee")
+        assert interfaces.peer_index(far, "eth0") == host.index
+    assert interfaces.peer_index(netlink, "mus1") == eth0.index
+    assert interfaces.peer_index(netlink, "lo") is interfaces.peer_index(netlink, "mus2") is None
     interfaces.set_link(netlink, host.index, up=True)
     interfaces.add_address(netlink, host.index, ip_interface("192.0.2.1/32"))
     interfaces.add_routes(netlink, [(ip_network("10.0.0.9/32"), NextHop(host.index))])
