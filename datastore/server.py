@@ -127,9 +127,13 @@ async def serve_store(
     cannot be bound.
     """
     server = grpc.aio.server(options=_options(keepalive_s))
-    bound: Sequence[str] = ()
+    sockets: dict[str, int] = {}
     try:
-        bound = [await _bind(server, address, insecure) for address in listen]
+        try:
+            bound = [await _bind(server, address, insecure, sockets) for address in listen]
+        except MuslinError:
+            await server.stop(None)  # lets go of what was bound before the one that failed
+            raise
         async with asyncio.TaskGroup() as tasks:
             fanout = Fanout(store, _encode, tasks, window)
             server.add_generic_rpc_handlers((_handlers(Servicer(store, admit, fanout)),))
@@ -141,10 +145,8 @@ async def serve_store(
                 fanout.close()
                 await server.stop(GRACE_S)
     finally:
-        await server.stop(None)
-        for address in bound:
-            if address.startswith("unix:"):
-                await _gone(Path(address.removeprefix("unix:")))
+        for address, inode in sockets.items():
+            _remove(Path(address.removeprefix("unix:")), inode)
 
 
 def _encode(item: WatchItem) -> bytes:
@@ -197,9 +199,10 @@ async def _abort(
     await context.abort(code, str(error)[:SENTENCE_BOUND], details)
 
 
-async def _bind(server: grpc.aio.Server, address: str, insecure: bool) -> str:
+async def _bind(server: grpc.aio.Server, address: str, insecure: bool, sockets: dict[str, int]) -> str:
+    """Bind one address; a UNIX socket's inode is noted in `sockets`, by its address."""
     if address.startswith("unix:"):
-        await _bind_unix(server, Path(address.removeprefix("unix:")))
+        sockets[address] = await _bind_unix(server, Path(address.removeprefix("unix:")))
         return address
     host, _, port = address.rpartition(":")
     if not host or not port.isdecimal():
@@ -212,30 +215,38 @@ async def _bind(server: grpc.aio.Server, address: str, insecure: bool) -> str:
         raise Unsupported(f"cannot listen on {address}: the port is taken or the address is not ours") from error
 
 
-async def _bind_unix(server: grpc.aio.Server, path: Path) -> None:
+async def _bind_unix(server: grpc.aio.Server, path: Path) -> int:
+    """Bind a UNIX socket that its owner alone may open; its inode.
+
+    gRPC removes the path it bound some time after the server has stopped, when another server may have bound it
+    already. So it binds a name of this process's own, which is then moved to where clients look.
+    """
     with contextlib.suppress(OSError):
         _, writer = await asyncio.open_unix_connection(path)
         writer.close()
         raise _refused(f"unix:{path}", "is served by another process; stop that one first")
+    own = path.with_name(f".{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         before = os.umask(0o177)
         try:
-            server.add_insecure_port(f"unix:{path}")
+            server.add_insecure_port(f"unix:{own}")
         finally:
             os.umask(before)
+        inode = own.stat().st_ino
+        own.rename(path)
     except (OSError, RuntimeError) as error:
         raise Unsupported(
             f"cannot listen on unix:{path}: {error}; is the path short and its folder writable?"
         ) from error
+    return inode
 
 
-async def _gone(path: Path) -> None:
-    """Wait until gRPC has removed its socket, which it does a little later: else it would remove the next server's."""
-    for _ in range(200):
-        if not await asyncio.to_thread(path.is_socket):
-            return
-        await asyncio.sleep(0.01)
+def _remove(path: Path, inode: int) -> None:
+    """Remove our socket; one that a later server has put in its place stays."""
+    with contextlib.suppress(FileNotFoundError):
+        if path.stat().st_ino == inode:
+            path.unlink()
 
 
 def _is_loopback(host: str) -> bool:
