@@ -60,11 +60,11 @@ def save(path: Path, snapshot: Snapshot, kinds: AbstractSet[Kind]) -> None:
 
 
 def load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot | None:
-    """The snapshot at `path`, marked stale; None (and a word in the log) when there is no whole one of `kinds`."""
+    """The snapshot at `path`, marked stale; None when there is none; also when it is not whole, which is logged."""
+    if not path.exists():
+        return None  # a new agent
     try:
         return _load(path, kinds, decode)
-    except FileNotFoundError:
-        log.info("datastore.no_cache", file=str(path))
     except (OSError, ValueError, msgspec.MsgspecError) as error:
         log.warning("datastore.cache_ignored", file=str(path), why=str(error))
     return None

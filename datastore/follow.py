@@ -1,24 +1,31 @@
 """Keep a complete picture of the store: what every agent stands on.
 
-               ┌───────────────────────── Compacted, or a revision that goes back ──────────────┐
-               v                                                                                │
+         ┌───────────────────────── Compacted, or a revision that goes back ────────────────────┐
+         v                                                                                      │
     ──> list ──> a whole Snapshot ──> watch after its revision ──> next Snapshot, next ... ─────┤
          ^         (built aside,           ^                                                    │
-         │          then swapped)          └── after a pause ── connection lost: stale Snapshot ┘
-         │                                                       (resumes from its revision)
+         │          then swapped)          └── list, to compare ┬─ connection lost: stale ──────┤
+         │                                                      └─ every few minutes ───────────┘
          └── store away at the start: the snapshot on disk, stale, until the store answers
+
+    to compare:  ours, of revision r ──── changes after r ────┬──> Synced: the same? go on. If not, theirs is true
+                 listed, of revision l ── those after l ──────┘
 
     disk: at most every few seconds and at the end, written aside and renamed
 
 There is never a hole: a reader of `latest` sees the last whole snapshot until the next whole one. A store that has
 been restored from a backup, or has forgotten what we missed, is listed anew, and what is gone is gone at once, in
-one swap. What does not decode is left out and named in `Snapshot.problems`; the rest stands.
+one swap. A restored store may have gone past our revision before we see it: its revisions then look like more of the
+history we know. So changes alone are never trusted for long: after every lost connection, and every few minutes, what
+they led to is held against a listing. What does not decode is left out and named in `Snapshot.problems`; the rest
+stands.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
@@ -36,7 +43,7 @@ from core.reconcile import Timing
 from core.resources import Resource
 from core.snapshot import Snapshot
 from datastore import cache as cache_file
-from datastore.api import Changes, Compacted, Listing, Store, Synced
+from datastore.api import Changes, Compacted, Event, Listing, Store, Synced
 
 log = structlog.get_logger()
 
@@ -45,8 +52,11 @@ Decode: TypeAlias = Callable[[Key, bytes], Resource]
 SAVE_EVERY_S: Final = 5.0
 """Seconds between two writes of the cache."""
 
-PATIENCE: Final = Timing(retry_s=0.1, retry_max_s=3.0)
-"""How soon a store that is away is tried again."""
+PATIENCE: Final = Timing(retry_s=0.1, retry_max_s=3.0, resync_s=300.0)
+"""How soon a store that is away is tried again, and how often what we hold is compared with a listing."""
+
+NAMED: Final = 5
+"""How many objects a log line names at most."""
 
 
 async def follow(
@@ -90,59 +100,80 @@ class _Follower:
         self._snapshot: Snapshot | None = None
         self._failures = 0
         self._away = False
+        self._set_aside: dict[Key, str] = {}
         self._unsaved = asyncio.Event()
         self._writing: asyncio.Future[None] | None = None
 
     async def run(self) -> None:
         """List, watch, and begin again, for ever."""
-        resume: Snapshot | None = None
+        ours: Snapshot | None = None
         while True:
             try:
-                if resume is None:
-                    resume = self._whole(await self._store.list(self._kinds))
-                    self._show(resume)
-                await self._watch(resume)
-                resume = None
+                listed = await asyncio.to_thread(self._whole, await self._store.list(self._kinds))
+                if ours is None:
+                    ours = listed
+                    self._show(ours)
+                if await self._watch(ours, listed):
+                    ours = self._snapshot
+                    continue
+                ours = None
             except MuslinError as error:
                 await self._lost(error)
-                resume = self._snapshot if resume is not None else None
+                ours = self._snapshot if ours is not None else None
             self._failures += 1  # until the next Synced
             await asyncio.sleep(self._timing.backoff(self._failures))
 
-    async def _watch(self, snapshot: Snapshot) -> None:
-        """Follow changes after `snapshot` until it takes a new listing to go on. Raises when cut off."""
+    async def _watch(self, snapshot: Snapshot, listed: Snapshot) -> bool:
+        """Follow changes after `snapshot` until it takes a new listing to go on. Raises when cut off.
+
+        True when the listing is due only to compare. `listed` is followed beside it until both are of one revision.
+        """
         synced, news = False, snapshot.stale
-        async with aclosing(self._store.watch(snapshot.revision, self._kinds)) as items:
-            async for item in items:
-                match item:
-                    case Changes() if item.revision >= snapshot.revision:
-                        snapshot = self._next(snapshot, item)
-                        news = news or bool(item.events)
-                    case Synced() if item.revision >= snapshot.revision:
-                        synced = True
-                        self._found()
-                        snapshot = replace(snapshot, revision=item.revision, stale=False)
-                    case Changes() | Synced() | Compacted():
-                        log.info("datastore.relist", revision=snapshot.revision, theirs=item.revision)
-                        return
-                if synced and news:
-                    self._show(snapshot)
-                    news = False
-                elif synced:
-                    self._snapshot = snapshot  # only its revision is new: nothing for readers, but where to resume
+        due = asyncio.timeout(None)
+        try:
+            async with aclosing(self._store.watch(snapshot.revision, self._kinds)) as items, due:
+                async for item in items:
+                    match item:
+                        case Changes() if item.revision >= snapshot.revision:
+                            read = [(event, self._read(event.key, event.value)) for event in item.events]
+                            snapshot = _next(snapshot, item.revision, read)
+                            listed = listed if synced else _next(listed, item.revision, read)
+                            news = news or bool(read)
+                        case Synced() if item.revision >= max(snapshot.revision, listed.revision):
+                            synced = True
+                            self._found()
+                            due.reschedule(asyncio.get_running_loop().time() + self._compare_in_s())
+                            differing = _differing(snapshot, listed)
+                            news = news or bool(differing)
+                            snapshot = replace(listed if differing else snapshot, revision=item.revision, stale=False)
+                        case Changes() | Synced() | Compacted():
+                            log.info("datastore.relist", revision=snapshot.revision, theirs=item.revision)
+                            return False
+                    if synced and news:
+                        self._show(snapshot)
+                        news = False
+                    elif synced:
+                        self._snapshot = snapshot  # only its revision is new: where to resume, nothing for readers
+        except TimeoutError:
+            return True
+        return False
+
+    def _compare_in_s(self) -> float:
+        """Not all agents at once, though a server that comes back has them all begin at once."""
+        return self._timing.resync_s * random.uniform(1, 1.25)  # noqa: S311 - jitter, not a secret
 
     async def _lost(self, error: MuslinError) -> None:
         """The store is away: say so once, and let readers know that what they have may be old."""
         if self._away:
             return
         self._away = True
-        log.warning("datastore.away", why=str(error))
-        if self._snapshot is not None:
-            self._show(replace(self._snapshot, stale=True))
-        elif self._cache is not None:
+        have, snapshot = "the last snapshot", self._snapshot
+        if snapshot is None and self._cache is not None:
+            have = "the snapshot on disk"
             snapshot = await asyncio.to_thread(cache_file.load, self._cache, self._kinds, self._decode)
-            if snapshot is not None:
-                self._show(snapshot)
+        log.warning("datastore.away", why=str(error), have=have if snapshot is not None else "nothing yet")
+        if snapshot is not None:
+            self._show(replace(snapshot, stale=True))
 
     def _found(self) -> None:
         """The store answers, and we have seen all there is."""
@@ -162,18 +193,17 @@ class _Follower:
         empty = Snapshot(tables=MappingProxyType({kind: MappingProxyType({}) for kind in self._kinds}))
         return empty.apply(listing.revision, ((each.key, self._read(each.key, each.value)) for each in listing.entries))
 
-    def _next(self, snapshot: Snapshot, changes: Changes) -> Snapshot:
-        read = ((event.key, self._read(event.key, event.value)) for event in changes.events)
-        return replace(snapshot.apply(changes.revision, read), stale=snapshot.stale)
-
     def _read(self, key: Key, value: bytes | None) -> Resource | str | None:
         if value is None:
             return None
         try:
             return self._decode(key, value)
         except Invalid as invalid:
-            log.warning("datastore.object_set_aside", object=str(key), why=str(invalid))
-            return str(invalid)
+            why = str(invalid)
+            if self._set_aside.get(key) != why:  # else every listing to compare would say it again
+                self._set_aside[key] = why
+                log.warning("datastore.object_set_aside", object=str(key), why=why)
+            return why
 
     async def keep_saved(self, every_s: float) -> None:
         """Write the cache when there is something new, at most every so many seconds."""
@@ -194,3 +224,24 @@ class _Follower:
         await asyncio.wait([self._writing])
         if error := self._writing.exception():
             log.warning("datastore.cache_not_written", file=str(self._cache), why=str(error))
+
+
+def _next(snapshot: Snapshot, revision: int, read: Sequence[tuple[Event, Resource | str | None]]) -> Snapshot:
+    """`snapshot` after those of the events that it does not hold yet; a stale one stays so."""
+    news = ((event.key, value) for event, value in read if event.revision > snapshot.revision)
+    return replace(snapshot.apply(max(revision, snapshot.revision), news), stale=snapshot.stale)
+
+
+def _differing(ours: Snapshot, listed: Snapshot) -> Sequence[Key]:
+    """The objects that two snapshots of one revision do not agree about, and a word in the log if there are any."""
+    if ours.tables == listed.tables and ours.problems == listed.problems:
+        return ()
+    mine, theirs = _held(ours), _held(listed)
+    differing = sorted(key for key in mine.keys() | theirs.keys() if mine.get(key) != theirs.get(key))
+    named = [str(key) for key in differing[:NAMED]]
+    log.warning("datastore.diverged", revision=ours.revision, objects=len(differing), some=named)
+    return differing
+
+
+def _held(snapshot: Snapshot) -> Mapping[Key, Resource | str]:
+    return {key: found for table in snapshot.tables.values() for key, found in table.items()} | dict(snapshot.problems)

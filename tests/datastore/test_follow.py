@@ -5,8 +5,9 @@ from __future__ import annotations
 import asyncio
 import os
 import shutil
+import sqlite3
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 
 import pytest
@@ -67,10 +68,12 @@ class Reader:
 
 
 @asynccontextmanager
-async def following(store: Store, cache: Path | None = None, save_every_s: float = 5.0) -> AsyncIterator[Reader]:
+async def following(
+    store: Store, cache: Path | None = None, save_every_s: float = 5.0, timing: Timing = FAST
+) -> AsyncIterator[Reader]:
     latest: Latest[Snapshot] = Latest()
     task = asyncio.create_task(
-        follow(store, [IPPool, Node], latest, cache, timing=FAST, save_every_s=save_every_s), name="follow"
+        follow(store, [IPPool, Node], latest, cache, timing=timing, save_every_s=save_every_s), name="follow"
     )
     try:
         yield Reader(latest, task)
@@ -189,6 +192,76 @@ async def test_a_store_restored_from_a_backup_is_believed(tmp_path: Path, serve)
     await restored.close()
 
 
+async def test_a_restored_store_that_has_gone_past_our_revision_is_believed(tmp_path: Path, serve) -> None:
+    store = await SqliteStore.open(tmp_path / "one" / "db")
+    await write(store, pool("old", 1))
+    await store.close()
+    shutil.copytree(tmp_path / "one", tmp_path / "backup")
+    store = await SqliteStore.open(tmp_path / "one" / "db")
+    for number in range(3):
+        await write(store, pool(f"lost{number}", number + 2))
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    async with serve(store):
+        follower = following(client)
+        reader = await follower.__aenter__()
+        before = await reader.until(lambda snapshot: "lost2" in names(snapshot))
+    await reader.until(lambda snapshot: snapshot.stale)
+    await store.close()
+    restored = await SqliteStore.open(tmp_path / "backup" / "db")
+    for number in range(5):
+        await write(restored, pool(f"new{number}", number + 2))
+    with capture_logs() as logs:
+        async with serve(restored):
+            after = await reader.until(lambda snapshot: not snapshot.stale)
+            assert after.revision > before.revision
+            assert names(after) == {"old", *(f"new{number}" for number in range(5))}
+            await delete(restored, IPPool, "new3")
+            await reader.until(lambda snapshot: names(snapshot) == names(after) - {"new3"})
+            await follower.__aexit__(None, None, None)
+    (said,) = [log for log in logs if log["event"] == "datastore.diverged"]
+    assert said["objects"] == 6, "three that were lost, and three of five that revisions alone did not show"
+    await client.close()
+    await restored.close()
+
+
+async def test_what_no_change_told_of_is_found_by_comparing(sqlite_store: SqliteStore, tmp_path: Path) -> None:
+    await sqlite_store.txn([put(pool("a", 1)), put(pool("b", 2))])
+    with capture_logs() as logs:
+        async with following(sqlite_store, timing=Timing(retry_s=0.02, retry_max_s=0.1, resync_s=0.05)) as reader:
+            await reader.until(lambda snapshot: names(snapshot) == {"a", "b"})
+            with closing(sqlite3.connect(tmp_path / "datastore.db")) as behind, behind:
+                assert behind.execute("DELETE FROM objects WHERE path LIKE '%/a'").rowcount == 1
+            await reader.until(lambda snapshot: names(snapshot) == {"b"})
+            await write(sqlite_store, pool("c", 3))
+            await reader.until(lambda snapshot: names(snapshot) == {"b", "c"})
+    said = [log for log in logs if log["event"].startswith("datastore.")]
+    assert [(log["event"], log["some"]) for log in said] == [("datastore.diverged", ["IPPool a"])]
+
+
+async def test_comparing_disturbs_nobody(store: Store) -> None:
+    lists = 0
+
+    class Counted:
+        def __getattr__(self, name: str) -> object:
+            nonlocal lists
+            lists += name == "list"
+            return getattr(store, name)
+
+    await store.txn([put(pool("first")), Put(pool("bad").key, b"{}")])
+    with capture_logs() as logs:
+        async with following(Counted(), timing=Timing(retry_s=0.02, retry_max_s=0.1, resync_s=0.01)) as reader:  # type: ignore[arg-type]
+            for number in range(100):
+                await write(store, pool(f"p{number % 30}", number))
+            newest = await write(store, pool("last"))
+            await reader.until(lambda snapshot: snapshot.revision >= newest)
+            counted = lists
+            await eventually(lambda: lists > counted + 3)
+            assert reader.latest.peek() is reader.seen[-1], "nothing new for a reader"
+            assert not any(snapshot.stale for snapshot in reader.seen)
+            assert names(reader.seen[-1]) == {"first", "last", *(f"p{number}" for number in range(30))}
+    assert [log["event"] for log in logs if log["event"].startswith("datastore.")] == ["datastore.object_set_aside"]
+
+
 async def test_an_agent_starts_from_its_disk_while_the_store_is_away(
     sqlite_store: SqliteStore, serve, tmp_path: Path
 ) -> None:
@@ -213,10 +286,10 @@ async def test_without_a_cache_and_a_store_there_is_no_snapshot(tmp_path: Path) 
     client = GrpcStore(f"unix:{tmp_path}/nobody.sock")
     with capture_logs() as logs:
         async with following(client, tmp_path / "none.jsonl") as reader:
-            await eventually(lambda: "datastore.no_cache" in [log["event"] for log in logs])
+            await eventually(lambda: bool(logs))
             with pytest.raises(TimeoutError):
                 await asyncio.wait_for(reader.latest.get(), 0.3)
-    assert [log["event"] for log in logs] == ["datastore.away", "datastore.no_cache"]
+    assert [(log["event"], log["have"]) for log in logs] == [("datastore.away", "nothing yet")]
     assert not (tmp_path / "none.jsonl").exists()
     await client.close()
 
