@@ -19,7 +19,7 @@ from typing import Final, TypeAlias, TypeVar, cast
 
 from core.addr import contains
 from core.errors import Problem
-from core.names import Key, Kind
+from core.names import TUNNEL_HANDLE, Key, Kind
 from core.resources import (
     BGPPeer,
     GlobalNetworkPolicy,
@@ -42,6 +42,7 @@ POLICIES: Final[tuple[type[NetworkPolicy] | type[GlobalNetworkPolicy], ...]] = (
 USERS: Final[Mapping[type[Resource], frozenset[Kind]]] = MappingProxyType(
     {
         IPPool: frozenset({IPAMBlock.KIND}),
+        Node: frozenset({IPAMBlock.KIND}),
         Tier: frozenset(policy.KIND for policy in POLICIES),
     }
 )
@@ -56,6 +57,8 @@ def needs(changes: Changes) -> frozenset[Kind]:
     for key, resource in changes.items():
         if key.kind == IPPool.KIND:
             kinds |= {IPPool.KIND} if resource is not None else {IPPool.KIND, *USERS[IPPool]}
+        elif key.kind in (IPAMBlock.KIND, Node.KIND) and resource is None:
+            kinds |= {IPAMBlock.KIND, Node.KIND}
         elif isinstance(resource, POLICIES) and resource.spec.tier not in BUILT_IN_TIERS:
             kinds.add(Tier.KIND)
         elif key.kind == Tier.KIND and resource is None:
@@ -117,9 +120,43 @@ def _pools_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
             for address, handle in block.allocations.items()
         }
         if held:
-            address, handle = min(held.items())
-            why = f"{len(held)} of its addresses are in use ({address} by {handle}); disable it and move the pods first"
-            yield _problem(key, "", why)
+            yield _problem(key, "", f"{_in_use(held)}; disable it and move the pods first")
+
+
+def _blocks_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """IPAM would give the addresses of a block that goes to other pods. Only deleting is judged: IPAM writes freely."""
+    left = existing.get(Node.KIND, {}).keys() - set(_gone(Node, changes, existing))
+    tunnels = {f"{TUNNEL_HANDLE}{key.name}" for key in left}
+    blocks = _of(IPAMBlock, existing)
+    for key in blocks.keys() & set(_gone(IPAMBlock, changes, existing)):
+        held = {
+            address: handle
+            for address, handle in blocks[key].spec.allocations.items()
+            if not handle.startswith(TUNNEL_HANDLE) or handle in tunnels  # else of a node that is gone
+        }
+        if held:
+            yield _problem(key, "", f"{_in_use(held)}; remove the pods, or take them out of its allocations, first")
+
+
+def _nodes_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """A node that goes must not leave pods behind: their routes would go with it. Its own tunnel's address may stay."""
+    blocks = _after(IPAMBlock, changes, existing).values()
+    for key in _gone(Node, changes, existing):
+        held = {
+            address: handle
+            for block in blocks
+            if block.spec.node == key.name
+            for address, handle in block.spec.allocations.items()
+            if handle != f"{TUNNEL_HANDLE}{key.name}"
+        }
+        if held:
+            why = "remove its pods (delete its workload endpoints, and free its blocks' addresses) first"
+            yield _problem(key, "", f"{_in_use(held)}; {why}")
+
+
+def _in_use(held: Mapping[str, str]) -> str:
+    address, handle = min(held.items())
+    return f"{len(held)} of its addresses are in use ({address} by {handle})"
 
 
 def _tiers_exist(changes: Changes, existing: Existing) -> Iterator[Problem]:
@@ -197,6 +234,8 @@ RULES: Final[tuple[Callable[[Changes, Existing], Iterator[Problem]], ...]] = (
     _pools_overlap,
     _pools_stay,
     _pools_in_use,
+    _blocks_in_use,
+    _nodes_in_use,
     _tiers_exist,
     _tiers_in_use,
     _users_known,

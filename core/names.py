@@ -23,6 +23,9 @@ WORKLOAD_PREFIX: Final = "mus"
 
 IPIP_DEVICE: Final = "muslin.ipip"
 
+TUNNEL_HANDLE: Final = "ipip-tunnel-addr-"
+"""Followed by a node's name: under which IPAM keeps that node's own address inside the tunnel; Calico's spelling."""
+
 MARK_MASK: Final = 0xFFFF0000
 """The bits of the packet mark that are ours; the low 16 belong to others (kube-proxy) and survive."""
 

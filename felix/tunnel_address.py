@@ -9,6 +9,7 @@ from __future__ import annotations
 from msgspec.structs import replace
 
 from core.addr import Address, contains
+from core.names import TUNNEL_HANDLE
 from core.resources import IPPool, Node
 from core.snapshot import Snapshot
 from datastore import ipam, objects
@@ -26,8 +27,8 @@ def settled(snapshot: Snapshot, node: str) -> bool:
 
 
 def handle(node: str) -> str:
-    """Under which IPAM keeps it, in Calico's spelling."""
-    return f"ipip-tunnel-addr-{node}"
+    """Under which IPAM keeps it."""
+    return f"{TUNNEL_HANDLE}{node}"
 
 
 async def ensure(store: Store, snapshot: Snapshot, node: str) -> None:

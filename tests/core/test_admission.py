@@ -119,10 +119,39 @@ def test_a_pool_goes_once_its_addresses_are_free() -> None:
     assert judge([], [old, empty, used], [old]) == [
         "IPPool/a: 2 of its addresses are in use (10.65.0.70 by pod-1); disable it and move the pods first"
     ]
-    assert judge([], [old, used], [old, used]) == []
+    assert judge([], [old, empty], [old, empty]) == []
     halves = [pool("low", "10.65.0.0/17"), pool("high", "10.65.128.0/17")]
     assert judge(halves, [old, used], [old]) == []
     assert judge(halves[1:], [old, used], [old]) != []
+
+
+def test_a_block_goes_once_its_addresses_are_free() -> None:
+    empty, used = block("10.65.0.0/26"), block("10.65.0.64/26", **{"10_65_0_70": "pod-1", "10_65_0_71": "pod-2"})
+    assert judge([], [empty, used], [empty]) == []
+    refused = (
+        "IPAMBlock/10-65-0-64-26: 2 of its addresses are in use (10.65.0.70 by pod-1);"
+        " remove the pods, or take them out of its allocations, first"
+    )
+    assert judge([], [empty, used], [empty, used]) == [refused]
+    assert judge([], [], [used]) == [], "what is not there may go"
+    assert judge([], [], [used], [used]) == [], "what nobody can read is mended or deleted"
+    assert judge([block("10.65.0.64/26")], [used]) == [], "IPAM writes what it likes"
+
+
+def test_a_node_goes_once_its_pods_have_gone() -> None:
+    n1, pods = node("n1"), block("10.65.0.0/26", **{"10_65_0_1": "pod-1", "10_65_0_2": "ipip-tunnel-addr-n1"})
+    refused = (
+        "Node/n1: 1 of its addresses are in use (10.65.0.1 by pod-1);"
+        " remove its pods (delete its workload endpoints, and free its blocks' addresses) first"
+    )
+    assert judge([], [n1, pods], [n1]) == [refused]
+    assert judge([], [node("n2"), pods], [node("n2")]) == [], "the block is another node's"
+    tunnel = block("10.65.0.0/26", **{"10_65_0_2": "ipip-tunnel-addr-n1"})
+    assert judge([tunnel], [n1, pods], [n1]) == [], "its own address is no pod's"
+    assert "ipip-tunnel-addr-n1" in judge([], [n1, tunnel], [tunnel])[0]
+    assert judge([], [n1, tunnel], [n1, tunnel]) == []
+    assert judge([], [node("n2"), tunnel], [tunnel]) == [], "left by a node that is gone"
+    assert "cannot be read" in judge([], [n1], [n1], [pods])[0]
 
 
 def test_what_an_unreadable_object_may_be_using_does_not_go() -> None:
@@ -197,5 +226,6 @@ def test_most_writes_need_nothing_read() -> None:
     pod = WorkloadEndpoint(metadata=Metadata(name="a", namespace="b"), spec=WorkloadEndpointSpec())
     quiet = [pod, block("10.65.0.0/26"), node("n1"), tier("sec"), policy("p", "default")]
     assert needs({resource.key: resource for resource in quiet}) == frozenset()
-    assert needs({pod.key: None, node("n1").key: None}) == frozenset()
+    assert needs({pod.key: None}) == frozenset()
+    assert needs({node("n1").key: None}) == needs({block("10.65.0.0/26").key: None}) == {IPAMBlock.KIND, Node.KIND}
     assert needs({pool("a", "10.0.0.0/16").key: None}) == {IPPool.KIND, IPAMBlock.KIND}

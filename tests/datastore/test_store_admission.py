@@ -8,9 +8,10 @@ import pytest
 from core.errors import Invalid
 from core.manifest import encode
 from core.names import Key
-from core.resources import IPAMBlock, IPPool, Metadata, NetworkPolicy, Node, Resource, Tier
+from core.resources import IPAMBlock, IPPool, Metadata, NetworkPolicy, Node, Resource, Tier, WorkloadEndpoint
 from core.resources.network import IPPoolSpec
 from core.resources.policy import NetworkPolicySpec, TierSpec
+from datastore import ipam
 from datastore.admission import admit
 from datastore.api import Delete, Present, Put, Store, Unchanged
 from datastore.sqlite import SqliteStore
@@ -38,9 +39,9 @@ async def refusal(store: Store, *operations: Put | Delete) -> list[str]:
 
 
 async def test_what_needs_no_reading_asks_for_no_guard(sqlite: Store) -> None:
-    node = Node(metadata=Metadata(name="n1"))
+    node, pod = Node(metadata=Metadata(name="n1")), Key(WorkloadEndpoint.KIND, "shop", "n1-k8s-web-eth0")
     assert await admit(sqlite, [put(node)]) == ()
-    assert await admit(sqlite, [Delete(node.key)]) == ()
+    assert await admit(sqlite, [Delete(pod)]) == ()
 
 
 async def test_what_was_read_is_guarded(sqlite: Store) -> None:
@@ -63,6 +64,21 @@ async def test_a_pool_stays_while_a_block_cannot_be_read(sqlite: Store) -> None:
     said = await refusal(sqlite, Delete(old.key))
     assert said == ["IPPool/a: IPAMBlock 10-65-0-0-26 cannot be read and may be using it; mend or delete that first"]
     assert await admit(sqlite, [Delete(old.key), Delete(odd)])
+
+
+async def test_what_ipam_gave_keeps_its_block_and_its_node(sqlite: Store) -> None:
+    node = Node(metadata=Metadata(name="n1"))
+    await sqlite.txn([put(pool("a", "10.65.0.0/24")), put(node)])
+    address = await ipam.allocate(sqlite, ipam.Request(node="n1", handle="k8s.shop.web"))
+    (block,) = (await sqlite.list({IPAMBlock.KIND})).entries
+    for key, name in ((block.key, "IPAMBlock/10-65-0-"), (node.key, "Node/n1")):
+        (said,) = await refusal(sqlite, Delete(key))
+        assert said.startswith(name)
+        assert f"1 of its addresses are in use ({address} by k8s.shop.web)" in said
+    assert await ipam.release(sqlite, "k8s.shop.web") == (address,)
+    revision = (await sqlite.list(frozenset())).revision
+    guards = await admit(sqlite, [Delete(block.key), Delete(node.key)])
+    assert set(guards) == {Unchanged(IPAMBlock.KIND, revision), Unchanged(Node.KIND, revision)}
 
 
 async def test_objects_are_judged_alone_and_together(sqlite: Store) -> None:
