@@ -22,7 +22,7 @@ from uuid import uuid4
 
 from msgspec.structs import replace
 
-from core.errors import Conflict, Invalid, NotFound, Problem
+from core.errors import Conflict, Invalid, Problem
 from core.manifest import encode
 from core.names import Key
 from core.resources import Metadata, Node, Resource
@@ -72,7 +72,7 @@ class Change:
 def plan(
     verb: Verb, wanted: Sequence[Resource], stored: Mapping[Key, Stored], revisions: Mapping[Key, int], now: datetime
 ) -> list[Change]:
-    """One Change per wanted object, in their order. Raises `Conflict`, `NotFound` or `Invalid` when `verb` forbids one.
+    """One Change per wanted object, in their order. Raises `Conflict` or `Invalid` when `verb` forbids one.
 
     `revisions` has every object that is there, `stored` those that can be read; one that cannot is written over.
     """
@@ -151,4 +151,4 @@ def _refuse_existence(verb: Verb, wanted: Sequence[Resource], revisions: Mapping
     if verb is Verb.REPLACE:
         absent = [str(resource.key) for resource in wanted if resource.key not in revisions]
         if absent:
-            raise NotFound("\n".join(f"{it}: does not exist; use apply or create" for it in absent))
+            raise Invalid([Problem(why="does not exist; use apply or create", what=it) for it in absent])

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-import sys
-from collections.abc import Mapping, Sequence
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any, Final
@@ -14,8 +15,9 @@ import typer
 from cli import options, render, store, terminal
 from cli.changes import Change, Outcome, Stored, Verb, plan
 from cli.kinds import parse_target, reference
-from core import manifest
+from core import manifest, source
 from core.errors import Conflict, Invalid, NotFound, Problem
+from core.manifest import Located
 from core.names import Key, Kind
 from core.resources import Resource
 
@@ -75,15 +77,17 @@ def delete(
     """Delete one object, or all that the manifests name, in one transaction."""
     if (target is None) == (not filename):
         raise Invalid([Problem(why="name one object (KIND NAME) or give manifests (-f), and not both")])
+    found = load(filename or ())
     if filename:
-        keys = [resource.key for resource in load(filename)]
+        keys = [each.resource.key for each in found]
     else:
         assert target is not None
         kind, name, namespace = parse_target(target, name, namespace)
         if name is None:
             raise Invalid([Problem(why="the name of the object to delete is missing", what=kind.name)])
         keys = [Key(kind, (namespace or manifest.DEFAULT_NAMESPACE) if kind.namespaced else "", name)]
-    revision, gone = asyncio.run(_delete(datastore, keys, ignore_not_found))
+    with _told_where(found):
+        revision, gone = asyncio.run(_delete(datastore, keys, ignore_not_found))
     _report([(key, Outcome.DELETED) for key in gone], revision, output)
 
 
@@ -123,23 +127,53 @@ def _print(kind: Kind, found: list[Stored], *, one: bool, everywhere: bool, outp
 
 
 def _write(verb: Verb, files: Sequence[str], output: options.ResultFormat, target: str) -> None:
-    resources = load(files)
-    revision, changes = asyncio.run(_transact(verb, resources, target))
+    found = load(files)
+    with _told_where(found):
+        revision, changes = asyncio.run(_transact(verb, [each.resource for each in found], target))
     _report([(change.key, change.outcome) for change in changes], revision, output)
 
 
-def load(files: Sequence[str]) -> list[Resource]:
-    """The resources of files, folders and stdin (`-`); `Invalid` with the problems of all of them."""
-    resources: list[Resource] = []
+def load(files: Sequence[str]) -> list[Located]:
+    """The resources of files, folders and stdin (`-`); `Invalid` with the problems of all of them.
+
+    A file without any is a problem too: behind it stands a program that failed and whose output was to be applied.
+    """
+    resources: list[Located] = []
     problems: list[Problem] = []
     for file in files:
         try:
-            resources += manifest.load(sys.stdin.read(), "stdin") if file == "-" else manifest.load_path(Path(file))
+            if file == "-":
+                found = manifest.locate(source.read_stdin("stdin"), "stdin")
+            else:
+                found = manifest.locate_path(Path(file))
         except Invalid as error:
             problems += error.problems
+            continue
+        resources += found
+        if not found:
+            problems.append(Problem(why=f"no manifest in {'stdin' if file == '-' else file}"))
     if problems:
         raise Invalid(problems)
     return resources
+
+
+@contextmanager
+def _told_where(found: Sequence[Located]) -> Iterator[None]:
+    """What is refused in here for an object that was read from a file is refused with the file and the line."""
+    places: dict[str, str] = {}
+    for each in found:
+        for name in (manifest.named(each.resource.key), str(each.resource.key)):
+            places.setdefault(name, each.where)
+    try:
+        yield
+    except Invalid as error:
+        problems = error.problems
+        raise Invalid(
+            [dataclasses.replace(each, where=each.where or places.get(each.what, "")) for each in problems]
+        ) from None
+    except Conflict as error:
+        where = places.get(error.what)
+        raise Conflict(f"{where}: {error.what}" if where else error.what, error.expected, error.actual) from None
 
 
 async def _transact(verb: Verb, resources: Sequence[Resource], target: str) -> tuple[int, list[Change]]:
@@ -161,7 +195,7 @@ async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> t
         state = await store.read(opened)
         missing = [key for key in keys if key not in state.revisions]
         if missing and not ignore_not_found:
-            raise NotFound("\n".join(f"{key}: there is none" for key in missing))
+            raise Invalid([Problem(what=str(key), why="there is none") for key in missing])
         gone = [key for key in dict.fromkeys(keys) if key in state.revisions]
         return await store.remove(opened, state, gone), gone
 

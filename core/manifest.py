@@ -10,7 +10,7 @@ in, and nothing that the store knows better (resourceVersion). Equal resources h
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
@@ -19,7 +19,7 @@ from typing import Any, Final, TypeVar
 import msgspec
 import yaml
 
-from core import documents, shape
+from core import documents, shape, source
 from core.documents import Document
 from core.errors import Invalid, Problem
 from core.names import Key
@@ -39,13 +39,20 @@ _NAMES: Final = frozenset(cls.KIND.name for cls in CLASSES)
 _S = TypeVar("_S", bound=Resource)
 
 
+@dataclass(frozen=True, slots=True)
+class Located:
+    """A resource and where it was read: the file, the document in it, the line."""
+
+    resource: Resource
+    where: str
+
+
 def load(text: str, where: str) -> list[Resource]:
     """Every resource in `text` (YAML or JSON; one or many documents, lists opened), valid and with its defaults.
 
     Raises `Invalid` with every problem of every document; `where` (a file's name) and the line go into each.
     """
-    resources, problems = _load(text, where)
-    return _whole(resources, problems)
+    return [each.resource for each in locate(text, where)]
 
 
 def load_path(path: Path) -> list[Resource]:
@@ -53,18 +60,28 @@ def load_path(path: Path) -> list[Resource]:
 
     Raises `Invalid` with the problems of all files.
     """
+    return [each.resource for each in locate_path(path)]
+
+
+def locate(text: str, where: str) -> list[Located]:
+    """As `load`, and where each resource stands."""
+    return _whole(*_load(text, where))
+
+
+def locate_path(path: Path) -> list[Located]:
+    """As `load_path`, and where each resource stands."""
     if not path.exists():
         raise Invalid([Problem(where=str(path), why="no such file or folder")])
     files = [path] if not path.is_dir() else sorted(each for each in path.rglob("*") if each.suffix in SUFFIXES)
     if not files:
         raise Invalid([Problem(where=str(path), why=f"no {', '.join(SUFFIXES)} file in this folder")])
-    resources: list[tuple[Resource, str]] = []
+    resources: list[Located] = []
     problems: list[Problem] = []
     for file in files:
         try:
-            found, wrong = _load(file.read_text(encoding="utf-8"), str(file))
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(Problem(where=str(file), why=f"cannot be read: {error}"))
+            found, wrong = _load(source.read_file(file), str(file))
+        except Invalid as error:
+            problems += error.problems
             continue
         resources += found
         problems += wrong
@@ -82,10 +99,10 @@ def decode(key: Key, value: bytes) -> Resource:
     try:
         resource = msgspec.json.decode(value, type=cls)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
-        raise Invalid(_faults_of(value, cls, _what(key), error)) from None
+        raise Invalid(_faults_of(value, cls, named(key), error)) from None
     problems = validate(resource)
     if not problems and resource.key != key:
-        problems = [Problem(what=_what(key), why=f"the object kept under this name calls itself {resource.key}")]
+        problems = [Problem(what=named(key), why=f"the object kept under this name calls itself {resource.key}")]
     if problems:
         raise Invalid(problems)
     return _with_defaults(resource)
@@ -110,28 +127,28 @@ def to_yaml(rendered: Sequence[Mapping[str, Any]]) -> str:
     )
 
 
-def _load(text: str, where: str) -> tuple[list[tuple[Resource, str]], list[Problem]]:
+def _load(text: str, where: str) -> tuple[list[Located], list[Problem]]:
     found, problems = documents.read(text, where)
-    resources: list[tuple[Resource, str]] = []
+    resources: list[Located] = []
     for document in _opened(found, problems):
         resource, wrong = _typed(document)
         if resource is not None:
-            wrong = validate(resource)
-            resources.append((_with_defaults(resource), document.at("")))
+            wrong += validate(resource)
+            resources.append(Located(_with_defaults(resource), document.at("")))
         problems += [replace(problem, where=document.at(problem.path)) for problem in wrong]
     return resources, problems
 
 
-def _whole(resources: Sequence[tuple[Resource, str]], problems: list[Problem]) -> list[Resource]:
+def _whole(resources: list[Located], problems: list[Problem]) -> list[Located]:
     seen: dict[Key, str] = {}
-    for resource, where in resources:
-        if resource.key in seen:
-            why = f"is given twice; first in {seen[resource.key]}"
-            problems.append(Problem(where=where, what=_what(resource.key), why=why))
-        seen.setdefault(resource.key, where)
+    for each in resources:
+        key = each.resource.key
+        if key in seen:
+            problems.append(Problem(where=each.where, what=named(key), why=f"is given twice; first in {seen[key]}"))
+        seen.setdefault(key, each.where)
     if problems:
         raise Invalid(problems)
-    return [resource for resource, _ in resources]
+    return resources
 
 
 def _opened(found: Sequence[Document], problems: list[Problem]) -> Iterator[Document]:
@@ -155,7 +172,10 @@ def _item(item: Document, parent: Mapping[str, Any]) -> Document:
 
 
 def _typed(document: Document) -> tuple[Resource | None, list[Problem]]:
-    """The document as a resource of its kind, or what keeps it from being one."""
+    """The document as a resource of its kind, and what is wrong with its shape.
+
+    Where only fields' names are wrong there is a resource too, as it seems to be meant, so that its values are judged.
+    """
     value = document.value
     if not isinstance(value, dict):
         return None, [Problem(why="a manifest is a set of fields: apiVersion, kind, metadata, spec")]
@@ -173,8 +193,11 @@ def _typed(document: Document) -> tuple[Resource | None, list[Problem]]:
     try:
         return msgspec.convert(value, cls), []
     except msgspec.ValidationError as error:
-        wrong = list(shape.faults(value, cls)) or [Problem(why=str(error))]
-        return None, [replace(problem, what=what) for problem in wrong]
+        wrong = [replace(problem, what=what) for problem in shape.faults(value, cls)]
+        try:
+            return msgspec.convert(shape.as_meant(value, cls), cls), wrong
+        except msgspec.ValidationError:
+            return None, wrong or [Problem(what=what, why=str(error))]
 
 
 def _class_of(value: Mapping[str, Any]) -> tuple[type[Resource] | None, list[Problem]]:
@@ -199,7 +222,8 @@ def _faults_of(value: bytes, cls: type[Resource], what: str, error: Exception) -
     return [replace(problem, what=what) for problem in wrong] or [Problem(what=what, why=f"cannot be read: {error}")]
 
 
-def _what(key: Key) -> str:
+def named(key: Key) -> str:
+    """An object as problems name it: `IPPool/rack-1`."""
     return "/".join(part for part in (key.kind.name, key.namespace, key.name) if part)
 
 

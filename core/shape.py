@@ -61,11 +61,29 @@ def without_nulls(value: Any, expected: Any) -> Any:
     return value
 
 
+def as_meant(value: Any, expected: Any) -> Any:
+    """`value` with misspelt fields under the names they seem to mean, less the fields that mean nothing."""
+    for chosen in _choices(expected):
+        if isinstance(value, list) and get_origin(chosen) is list:
+            return [as_meant(each, get_args(chosen)[0]) for each in value]
+        if isinstance(value, dict) and isinstance(chosen, type) and issubclass(chosen, msgspec.Struct):
+            types = {name: field.type for name, field in fields(chosen).items()}
+            left = types.keys() - value.keys()
+            named = {name if name in types else _near(name, left): item for name, item in value.items()}
+            return {name: as_meant(item, types[name]) for name, item in named.items() if name is not None}
+    return value
+
+
 def meant(written: str, known: Iterable[str]) -> str:
     """`; did you mean 'ipipMode'?` when a known word is near enough to what was written, else nothing."""
+    near = _near(written, known)
+    return f"; did you mean {near!r}?" if near else ""
+
+
+def _near(written: str, known: Iterable[str]) -> str | None:
     spellings = {word.lower(): word for word in known}
     near = get_close_matches(written.lower(), spellings, n=1, cutoff=0.7)
-    return f"; did you mean {spellings[near[0]]!r}?" if near else ""
+    return spellings[near[0]] if near else None
 
 
 def _struct(value: Any, cls: type[msgspec.Struct], path: str) -> Iterator[Problem]:

@@ -170,7 +170,9 @@ class Cluster:
         self.start(DATASTORE)
         async with opened(self.socket) as store:
             await self.until(lambda: self._serving(store), "the datastore to answer", WAIT_S, DATASTORE)
-            await self.apply(generated, *users)
+            paths = [path for path in (generated, *users) if path != generated or path.stat().st_size]
+            if paths:
+                await self.apply(*paths)
             progress("manifests applied")
             for node in self.topology.nodes:
                 for agent in AGENTS:

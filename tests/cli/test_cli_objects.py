@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -116,6 +117,17 @@ def test_an_overlap_with_what_is_there_is_refused_whole(muslin: Muslin, folder: 
     assert "overlapping" in said.err
     assert "pods" in said.err
     assert muslin("get ns -o name").out.split() == ["namespace/shop"]
+    assert said.err.startswith(f"{folder}/more.yaml[1] line "), said.err
+
+
+def test_what_is_refused_for_an_object_names_its_file(muslin: Muslin, folder: Path, tmp_path: Path) -> None:
+    two = write(tmp_path / "two.yaml", POOL, {**changed(POOL, cidr="10.244.64.0/18"), "metadata": {"name": "half"}})
+    said = muslin(f"apply -f {two}")
+    assert said.code == 1
+    assert re.fullmatch(rf"{two}\[[01]\] line \d+: IPPool/\w+: spec\.cidr: .* overlaps .*\n", said.err), said.err
+    assert muslin(f"apply -f {folder / '1-pool.yaml'}").code == 0
+    said = muslin(f"create -f {folder / '2-shop.yml'} -f {folder / '1-pool.yaml'}")
+    assert said.err == f"{folder}/1-pool.yaml line 1: IPPool pods: exists already; use apply or replace to change it\n"
 
 
 def test_what_get_prints_apply_takes_back(muslin: Muslin, folder: Path) -> None:
@@ -134,7 +146,7 @@ def test_a_stale_resource_version_is_a_conflict(muslin: Muslin, folder: Path) ->
     edited["spec"]["natOutgoing"] = False
     said = muslin(f"apply -f {write(folder / 'edited.yaml', edited)}")
     assert said.code == 1
-    assert "IPPool pods: expected revision" in said.err
+    assert said.err.startswith(f"{folder}/edited.yaml line 1: IPPool pods: expected revision"), said.err
     assert json.loads(muslin("get pool pods -o json").out)["spec"]["natOutgoing"] is True
     del edited["metadata"]["resourceVersion"]
     assert muslin(f"replace -f {write(folder / 'edited.yaml', edited)}").code == 0
@@ -166,7 +178,7 @@ def test_delete_is_all_or_nothing(muslin: Muslin, folder: Path) -> None:
     muslin("delete ns shop")
     said = muslin(f"delete -f {folder}")
     assert said.code == 1
-    assert said.err == "Namespace shop: there is none\n"
+    assert said.err == f"{folder}/2-shop.yml[0] line 1: Namespace shop: there is none\n"
     assert muslin("get pools -o name").out == "ippool/pods\n"
     said = muslin(f"delete -f {folder} --ignore-not-found")
     assert said.code == 0
@@ -182,8 +194,14 @@ REFUSALS = {
     "get pool -n shop": "IPPool: objects of this kind have no namespace; leave -n away",
     "get np -A -n shop": "--all-namespaces goes with neither a name nor a namespace",
     "apply -f /nowhere.yaml": "/nowhere.yaml: no such file or folder",
-    "replace -f POOL": "IPPool pods: does not exist; use apply or create",
-    "create -f POOL -f POOL": "IPPool pods: is given more than once",
+    "replace -f POOL": "POOL line 1: IPPool pods: does not exist; use apply or create",
+    "create -f POOL -f POOL": "POOL line 1: IPPool pods: is given more than once",
+    "apply -f EMPTY": "no manifest in EMPTY",
+    "apply -f POOL -f EMPTY": "no manifest in EMPTY",
+    "delete -f EMPTY": "no manifest in EMPTY",
+    "apply -f -": "no manifest in stdin",  # where tests run it brings nothing
+    "apply -f /dev/stdin": "no manifest in /dev/stdin",
+    "apply -f /dev/null": "/dev/null: is neither a file nor a pipe",
     "delete pool": "IPPool: the name of the object to delete is missing",
     "delete": "name one object (KIND NAME) or give manifests (-f), and not both",
     "node release nobody": "there is no node nobody; `muslin get nodes` lists them",
@@ -192,9 +210,16 @@ REFUSALS = {
 
 def test_refusals_are_one_sentence(muslin: Muslin, tmp_path: Path) -> None:
     pool = write(tmp_path / "pool.yaml", POOL)
+    empty = tmp_path / "empty.yaml"
+    empty.write_text("null\n---\n# nothing\n")
+
+    def named(text: str) -> str:
+        return text.replace("POOL", str(pool)).replace("EMPTY", str(empty))
+
     for words, sentence in REFUSALS.items():
-        said = muslin(words.replace("POOL", str(pool)))
-        assert (said.code, said.out, said.err) == (1, "", sentence + "\n"), words
+        said = muslin(named(words))
+        assert (said.code, said.out, said.err) == (1, "", named(sentence) + "\n"), words
+    assert muslin("get pools").out == ""
 
 
 def test_no_datastore_is_one_sentence(muslin: Muslin, tmp_path: Path) -> None:

@@ -1,5 +1,8 @@
 """Manifests: what is read, what is refused and how it is said, and that bytes and text lose nothing."""
 
+import json
+import os
+import threading
 from pathlib import Path
 
 import msgspec
@@ -8,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from core.errors import Invalid
-from core.manifest import decode, encode, load, load_path, render, to_yaml
+from core.manifest import decode, encode, load, load_path, locate, render, to_yaml
 from core.names import Key
 from core.resources import (
     BY_MANIFEST,
@@ -23,6 +26,7 @@ from core.resources import (
 )
 from core.resources.network import IPPoolSpec
 from core.resources.policy import GlobalNetworkPolicySpec, NetworkPolicySpec
+from core.source import LARGEST
 
 POOL = """\
 apiVersion: projectcalico.org/v3
@@ -115,6 +119,14 @@ def metadata(line: str) -> str:
         (
             POOL + "  ipipmode: Always\n",
             ["f.yaml line 4: IPPool/rack-1: spec: unknown field 'ipipmode'; did you mean 'ipipMode'?"],
+        ),
+        (
+            POOL.replace("cidr: 10.65.0.0/16", "cider: here") + "  blockSize: 99\n  colour: red\n",
+            [
+                "f.yaml line 4: IPPool/rack-1: spec: unknown field 'cider'; did you mean 'cidr'?",
+                "f.yaml line 4: IPPool/rack-1: spec: unknown field 'colour'",
+                "f.yaml line 4: IPPool/rack-1: spec.cidr: 'here' has no prefix length; write it as address/length",
+            ],
         ),
         (
             POOL + "cidr: 10.0.0.0/8\n",
@@ -240,6 +252,35 @@ def test_a_folder_is_read_deep_in_order_and_told_whole(tmp_path: Path) -> None:
         (tmp_path / "empty").mkdir(exist_ok=True)
         with pytest.raises(Invalid):
             load_path(missing)
+
+
+def test_what_is_read_has_an_end(tmp_path: Path) -> None:
+    large = tmp_path / "large.yaml"
+    with large.open("wb") as opened:
+        opened.truncate(LARGEST + 1)
+    for path, says in {
+        Path("/dev/zero"): "/dev/zero: is neither a file nor a pipe",
+        Path("/dev/null"): "/dev/null: is neither a file nor a pipe",
+        large: f"{large}: is larger than 64 MiB; give it in smaller parts",
+    }.items():
+        with pytest.raises(Invalid) as caught:
+            load_path(path)
+        assert str(caught.value) == says
+
+
+def test_a_pipe_is_read_as_a_file_is(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    writer = threading.Thread(target=pipe.write_text, args=(POOL,))
+    writer.start()
+    assert [str(resource.key) for resource in load_path(pipe)] == ["IPPool rack-1"]
+    writer.join()
+
+
+def test_each_resource_is_located() -> None:
+    second = POOL.replace("rack-1", "b")
+    found = locate(f"{POOL}---\nkind: List\nitems:\n- {json.dumps(render(load(second, 'g')[0]))}\n", "f.yaml")
+    assert [each.where for each in found] == ["f.yaml[0] line 1", "f.yaml[1].items[0] line 9"]
 
 
 def test_equal_resources_have_equal_bytes() -> None:
