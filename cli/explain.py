@@ -11,10 +11,11 @@ import typer
 
 from cli import options, store, terminal
 from cli.kinds import reference
+from cli.watching import FOLLOWED
 from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key
-from core.resources import CLASSES, WorkloadEndpoint
+from core.resources import WorkloadEndpoint
 from core.snapshot import Snapshot
 
 if TYPE_CHECKING:
@@ -45,7 +46,7 @@ def explain(
     ports = {name: port for name, port in (("tcp", tcp), ("udp", udp), ("sctp", sctp)) if port is not None}
     if len(ports) + icmp + (protocol is not None) != 1:
         raise typer.BadParameter("say one of --tcp PORT, --udp PORT, --sctp PORT, --icmp, --protocol N")
-    snapshot = asyncio.run(_snapshot(datastore))
+    snapshot = asyncio.run(snapshot_of(datastore))
     ends = end(snapshot, source, "--from"), end(snapshot, destination, "--to")
     number, port = _flow(snapshot, ends, ports, protocol)
     from policy.explain import explain as explained
@@ -135,8 +136,9 @@ def _decision(decision: Decision | None) -> dict[str, Any] | None:
     }
 
 
-async def _snapshot(target: str) -> Snapshot:
+async def snapshot_of(target: str) -> Snapshot:
+    """What felix decides on, and nothing else, so that the answer is the kernel's."""
     async with store.opened(target) as opened:
-        state = await store.read(opened, {cls.KIND for cls in CLASSES})
+        state = await store.read(opened, FOLLOWED)
     readable = ((key, stored.resource) for key, stored in state.objects.items())
     return Snapshot().apply(state.revision, [*readable, *state.unreadable.items()])

@@ -27,6 +27,7 @@ FOLLOWED: Final = frozenset(
         resources.FelixConfiguration,
         resources.GlobalNetworkPolicy,
         resources.GlobalNetworkSet,
+        resources.HostEndpoint,
         resources.IPAMBlock,
         resources.IPPool,
         resources.KubernetesNetworkPolicy,

@@ -12,9 +12,12 @@
         nft       an endpoint is judged before it can be reached
         routes    last: they are what lets packets in
 
-Nothing is written before the first complete snapshot. One from disk, because the datastore is away, is programmed on
-a host that holds nothing of ours (it was rebooted, and its pods would stay cut off); what an earlier felix left
-standing may be newer than the disk, and is left alone until the datastore answers. On exit everything stays.
+Nothing that depends on state is written before the first complete snapshot. What depends on none comes first of all:
+on a host without our table (it was rebooted) the frame is programmed with empty maps, which cuts every workload off;
+until then one with an interface and a route would go unjudged, as the kernel forwards whatever no table forbids. A
+table that stands, an earlier felix's, is left alone. A snapshot from disk, because the datastore is away, is programmed
+on a host that holds nothing of ours but the frame (its pods would stay cut off); what an earlier felix left standing
+may be newer than the disk, and is left alone until the datastore answers. On exit everything stays.
 """
 
 from __future__ import annotations
@@ -39,6 +42,7 @@ from core.resources import (
     FelixConfiguration,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
+    HostEndpoint,
     IPAMBlock,
     IPPool,
     KubernetesNetworkPolicy,
@@ -58,11 +62,14 @@ from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
 from datastore.follow import follow
+from felix import filter as frame
 from felix import status, tunnel_address
 from felix.breaker import hold
 from felix.desired import desired, judge
 from felix.model import Config, Desired, Judged
+from felix.quarrel import CALM_S, Quarrel
 from linux import rights
+from linux.alone import alone
 from linux.links import watch_facts
 from linux.model import Facts
 from linux.nft import NftDriver
@@ -75,6 +82,7 @@ KINDS: Final = (
     FelixConfiguration,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
+    HostEndpoint,
     IPAMBlock,
     IPPool,
     KubernetesNetworkPolicy,
@@ -95,6 +103,9 @@ COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "nft", "route
 OPEN: Final = Breaker(share=1.0)
 """Holds nothing: `felix.breaker` looks before the decision, where objects can be counted."""
 
+CLOSED: Final = flatten(frame.closed())
+"""What our table holds when no workload is known: every one is cut off."""
+
 STATUS_EVERY_S: Final = 0.1
 """The least time between two writes of the status."""
 
@@ -105,18 +116,20 @@ log = structlog.get_logger()
 
 
 async def run(config: Config, health: Health | None = None) -> None:
-    """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours.
+    """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours, and
+    `Unavailable` while another felix has this network namespace.
 
     `health` (of COMPONENTS) hears how each part is.
     """
     rights.require_net_admin()
     rights.require_nftables()
-    store = GrpcStore(config.datastore)
-    try:
-        with contextlib.closing(Agent(config, store, health)) as agent:
-            await agent.serve()
-    finally:
-        await store.close()
+    with alone("felix"):
+        store = GrpcStore(config.datastore)
+        try:
+            with contextlib.closing(Agent(config, store, health)) as agent:
+                await agent.serve()
+        finally:
+            await store.close()
 
 
 async def cleanup() -> None:
@@ -166,6 +179,7 @@ class Agent:
         self._released: str | None = None
         self._fresh = False
         self._no_tunnel_address = ""
+        self._fought = ""
         self._settling: Latest[Snapshot] = Latest()
         self._said: Latest[FelixState] = Latest()
         self._since, self._ready = clock.now(), False
@@ -177,6 +191,7 @@ class Agent:
 
     async def serve(self) -> None:
         """Run every part until cancelled, or until one fails."""
+        await self._close_what_is_open()
         reconcilers = (self._sysctls, self._tunnels, self._nft, self._routes)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="snapshots")
@@ -186,6 +201,18 @@ class Agent:
             group.create_task(self._keep_tunnel_address(), name="tunnel address")
             group.create_task(self._write_status(), name="status")
             group.create_task(reconcile(reconcilers, self._wake, self._on_progress), name="reconcile")
+
+    async def _close_what_is_open(self) -> None:
+        """Give a host without our table the frame, so that no workload is ever forwarded unjudged.
+
+        Raises `MuslinError` if that cannot be done: there is nothing safe to do after.
+        """
+        if await self._nft_driver.read():
+            return
+        refused = await self._nft_driver.apply(Plan(upsert=CLOSED, delete={}))
+        if refused:
+            raise MuslinError(f"no pod of this host can be cut off: {next(iter(refused.values()))}")
+        log.info("nft.closed", table=NFT_TABLE, why="there was no table: every workload is cut off until it is known")
 
     async def _follow(self) -> None:
         latest: Latest[Snapshot] = Latest()
@@ -213,10 +240,26 @@ class Agent:
             self._changed.set()
 
     async def _watch_rules(self) -> None:
+        quarrel, loop = Quarrel(), asyncio.get_running_loop()
+        over: asyncio.TimerHandle | None = None
         async for who in self._nft_driver.foreign_changes():
-            log.warning("nft.changed_by_another", table=NFT_TABLE, who=who)
+            pause_s = quarrel.hear(loop.time())
+            if not quarrel.on:
+                log.warning("nft.changed_by_another", table=NFT_TABLE, who=who)
+            elif quarrel.begins:
+                log.error("nft.changed_again_and_again", table=NFT_TABLE, who=who)
+            if over:
+                over.cancel()
+            if quarrel.on:
+                self._fought = f"{who} changes table inet {NFT_TABLE} again and again: end it, or what makes it do so"
+                over = loop.call_later(pause_s + CALM_S, self._at_peace)
+            await asyncio.sleep(pause_s)
             self._nft.distrust()
             self._wake.set()
+
+    def _at_peace(self) -> None:
+        self._fought = ""
+        self._wake.set()  # so that the status says it
 
     async def _decide(self) -> None:
         while True:
@@ -249,7 +292,7 @@ class Agent:
         self._fresh = self._fresh or not snapshot.stale
         if self._fresh or self._generation:
             return False
-        return bool(await self._nft_driver.read())
+        return dict(await self._nft_driver.read()) not in ({}, CLOSED)
 
     def _set(self, wanted: Desired) -> None:
         self._generation += 1
@@ -271,7 +314,7 @@ class Agent:
             self._programmed = wanted.revision
         for generation in [each for each in self._wanted if each < outcome.tried]:
             del self._wanted[generation]
-        wanted = replace(wanted, problems=(*wanted.problems, *filter(None, [self._no_tunnel_address])))
+        wanted = replace(wanted, problems=(*wanted.problems, *filter(None, [self._no_tunnel_address, self._fought])))
         said = status.state(wanted, outcome, self._programmed, self._since)
         if said.ready is not self._ready:
             self._ready, self._since = said.ready, clock.now()

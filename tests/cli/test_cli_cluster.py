@@ -3,20 +3,24 @@
 import asyncio
 import json
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import yaml
 
+from cli.explain import snapshot_of
 from cli.watching import FOLLOWED
 from core import clock, manifest
-from core.resources import FelixStatus, Metadata, Resource, SpeakerStatus
+from core.names import Key
+from core.resources import FelixStatus, HostEndpoint, Metadata, Node, R, Resource, SpeakerStatus, WorkloadEndpoint
 from core.resources.status import EndpointState, FelixState, SessionState, SpeakerState
+from core.snapshot import Snapshot
 from datastore.api import Put
 from datastore.client import GrpcStore
 from felix import agent
+from policy.compile import compile as compile_policy
 
 Muslin = Callable[[str], Any]
 
@@ -173,6 +177,34 @@ def test_status_measures_felix_by_what_felix_follows() -> None:
     assert {cls.KIND for cls in agent.KINDS} == FOLLOWED
 
 
+class Watched(Snapshot):
+    """Notes the classes that are asked of it."""
+
+    asked: ClassVar[set[type[Resource]]] = set()
+
+    def of(self, cls: type[R]) -> Mapping[Key, R]:
+        self.asked.add(cls)
+        return super().of(cls)
+
+
+def test_felix_follows_all_that_policy_asks() -> None:
+    (pod,) = manifest.load(yaml.safe_dump(endpoint("web", "10.244.0.1")), "web")
+    compile_policy(Watched().apply(1, [(pod.key, pod)]), [pod.key])
+    assert HostEndpoint in Watched.asked
+    assert Watched.asked <= set(agent.KINDS)
+
+
+def test_explain_reads_what_felix_follows(datastore: str, muslin: Muslin, tmp_path: Path) -> None:
+    revision = apply(muslin, tmp_path, *nodes("node1"), HOST, endpoint("web", "10.244.0.1"))
+    report(datastore, felix("node1", revision))
+    read = asyncio.run(snapshot_of(datastore))
+    assert {kind for kind, table in read.tables.items() if table} == {
+        HostEndpoint.KIND,
+        Node.KIND,
+        WorkloadEndpoint.KIND,
+    }
+
+
 def endpoint(pod: str, address: str) -> dict[str, Any]:
     return {
         "apiVersion": "projectcalico.org/v3",
@@ -193,6 +225,13 @@ def endpoint(pod: str, address: str) -> dict[str, Any]:
         },
     }
 
+
+HOST = {
+    "apiVersion": "projectcalico.org/v3",
+    "kind": "HostEndpoint",
+    "metadata": {"name": "node1-eth0"},
+    "spec": {"node": "node1", "interfaceName": "eth0", "expectedIPs": ["192.0.2.7"]},
+}
 
 DENY = {
     "apiVersion": "projectcalico.org/v3",
