@@ -1,7 +1,8 @@
 """The whole cluster on one page: what each node's agents report, held against what the datastore has. Pure.
 
-A node is right when both agents have reported lately, are ready and not stale, felix has programmed the newest change
-that concerns it, every endpoint is up (or waits for its interface), and every session is established.
+A cluster without nodes is not right: it is programmed nowhere. A node is right when both agents have reported lately,
+are ready and not stale, felix has programmed the newest change that concerns it, every endpoint is up (or waits for its
+interface), and every session is established.
 """
 
 from __future__ import annotations
@@ -22,6 +23,8 @@ from core.resources import FelixStatus, SpeakerStatus
 from core.resources.status import EndpointState, FelixState, SessionState, SpeakerState
 
 ESTABLISHED: Final = "Established"
+
+NO_NODES: Final = "there are no nodes: apply a Node for each, and run `muslin node` there"
 
 S = TypeVar("S", FelixState, SpeakerState)
 
@@ -53,9 +56,14 @@ class Overview:
     nodes: tuple[NodeReport, ...]
 
     @property
+    def wrong(self) -> tuple[str, ...]:
+        """What is not right with the cluster rather than with one of its nodes, one sentence each."""
+        return () if self.nodes else (NO_NODES,)
+
+    @property
     def right(self) -> bool:
         """Whether nothing is wrong anywhere."""
-        return not any(report.wrong for report in self.nodes)
+        return not self.wrong and not any(report.wrong for report in self.nodes)
 
     def behind(self) -> tuple[str, ...]:
         """The nodes whose felix has not programmed `revision` yet."""
@@ -135,8 +143,9 @@ def _speaker_wrong(report: AgentReport[SpeakerState] | None) -> Iterator[str]:
 
 def tables(page: Overview) -> list[Table]:
     """What `status` shows a person: felix, bgp, and, when there are any, sessions and what is not right."""
-    wrong = tuple((report.node, sentence) for report in page.nodes for sentence in report.wrong)
-    optional = (_sessions(page), Table(("NODE", "NOT RIGHT"), wrong))
+    wrong = [("-", sentence) for sentence in page.wrong]
+    wrong += [(report.node, sentence) for report in page.nodes for sentence in report.wrong]
+    optional = (_sessions(page), Table(("NODE", "NOT RIGHT"), tuple(wrong)))
     return [_felix(page), _bgp(page), *(table for table in optional if table.rows)]
 
 
@@ -198,6 +207,7 @@ def document(page: Overview) -> dict[str, Any]:
     return {
         "revision": page.revision,
         "right": page.right,
+        "wrong": list(page.wrong),
         "nodes": [
             {
                 "node": report.node,

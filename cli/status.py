@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from cli import cluster, options, store, terminal, watching
-from core.errors import Unavailable
+from core.errors import NotFound, Unavailable
 
 rollout = typer.Typer(help="Wait for changes to reach the kernels.", no_args_is_help=True)
 
@@ -43,8 +43,10 @@ def rollout_status(
     nodes = [each.node for each in page.nodes]
     if output is options.ResultFormat.JSON:
         terminal.show_json({"revision": page.revision, "nodes": nodes, "waitingFor": list(page.behind())})
-    elif not page.behind():
+    elif page.nodes and not page.behind():
         terminal.show_lines([f"revision {page.revision} is programmed on {len(nodes)} nodes"])
+    if not page.nodes:
+        raise NotFound(cluster.NO_NODES)
     if page.behind():
         raise Unavailable(
             f"after {timeout:g} s revision {page.revision} is not programmed on {', '.join(page.behind())}; "

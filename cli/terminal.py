@@ -27,7 +27,9 @@ def _show_one(table: Table) -> None:
     from rich.markup import escape
     from rich.table import Table as RichTable
 
-    drawn = RichTable(*table.head, title=table.title or None, box=None, header_style="bold", pad_edge=False)
+    drawn = RichTable(title=table.title or None, box=None, header_style="bold", pad_edge=False)
+    for heading in table.head:  # where it is narrow, cells are folded: a heading stays whole, and nothing is left out
+        drawn.add_column(heading, min_width=len(heading), overflow="fold")
     for row in table.rows:
         drawn.add_row(*map(escape, row))
     Console().print(drawn)
