@@ -50,8 +50,24 @@ def base(to_host: str, *, ipip: bool) -> Ruleset:
     With `ipip`, IP-in-IP from anyone but a node is dropped before the tunnel opens it (CVE-2020-10136); without,
     it is not ours to judge.
     """
-    guard = ("meta l4proto 4 goto tunnelled",) if ipip else ()
-    chains = {
+    sets = {
+        SOURCES[4]: Set(key=("ifname", "ipv4_addr")),
+        SOURCES[6]: Set(key=("ifname", "ipv6_addr")),
+        FROM_WORKLOAD: Set(key=("ifname",), value="verdict"),
+        TO_WORKLOAD: Set(key=("ifname",), value="verdict"),
+        **({NODES: Set(key=("ipv4_addr",))} if ipip else {}),
+    }
+    chains = {**_source_chains(), **_forward_chains(), **_input_chains(to_host, ipip=ipip)}
+    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
+
+
+def closed() -> Ruleset:
+    """The frame while nothing is known of any workload: all of them are cut off."""
+    return base(verdict_to_host(None), ipip=False)
+
+
+def _source_chains() -> dict[str, Chain]:
+    return {
         "raw-prerouting": Chain(
             hook=Hook(type="filter", hook="prerouting", priority=-300), rules=(f"{_FROM} jump check-source",)
         ),
@@ -64,6 +80,11 @@ def base(to_host: str, *, ipip: bool) -> Ruleset:
                 "counter drop",
             )
         ),
+    }
+
+
+def _forward_chains() -> dict[str, Chain]:
+    return {
         "filter-forward": Chain(
             hook=Hook(type="filter", hook="forward", priority=0),
             rules=(
@@ -84,6 +105,12 @@ def base(to_host: str, *, ipip: bool) -> Ruleset:
             )
         ),
         TO_WORKLOAD: Chain(rules=(f"oifname vmap @{TO_WORKLOAD}", "counter drop")),
+    }
+
+
+def _input_chains(to_host: str, *, ipip: bool) -> dict[str, Chain]:
+    guard = ("meta l4proto 4 goto tunnelled",) if ipip else ()
+    return {
         "filter-input": Chain(
             hook=Hook(type="filter", hook="input", priority=0), rules=(*guard, f"{_FROM} goto workload-to-host")
         ),
@@ -99,14 +126,6 @@ def base(to_host: str, *, ipip: bool) -> Ruleset:
         ),
         **({"tunnelled": Chain(rules=(f"ip saddr @{NODES} accept", "counter drop"))} if ipip else {}),
     }
-    sets = {
-        SOURCES[4]: Set(key=("ifname", "ipv4_addr")),
-        SOURCES[6]: Set(key=("ifname", "ipv6_addr")),
-        FROM_WORKLOAD: Set(key=("ifname",), value="verdict"),
-        TO_WORKLOAD: Set(key=("ifname",), value="verdict"),
-        **({NODES: Set(key=("ipv4_addr",))} if ipip else {}),
-    }
-    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
 
 
 def dispatch(endpoint: Endpoint, ingress: str, egress: str) -> dict[Element, str]:

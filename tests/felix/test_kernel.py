@@ -13,15 +13,19 @@ import pytest
 
 from core.errors import Unavailable
 from core.names import workload_interface
+from core.reconcile import Plan
 from core.resources import FelixStatus
 from core.resources.network import EncapMode
 from datastore.api import Delete
 from datastore.client import GrpcStore
-from felix.agent import Agent, cleanup
+from felix.agent import CLOSED, Agent, cleanup, run
+from felix.quarrel import PATIENCE
 from felix.status import RELEASE
+from linux.alone import alone as only_one
+from linux.nft import NftDriver
 from tests.felix.cluster import allow_from, deny, felix, node, pod, pool
 from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, dropped, first_datagram, ip, nft, says, until
-from tests.felix.one_node import WEB, Cluster
+from tests.felix.one_node import DB, WEB, Cluster
 
 pytestmark = pytest.mark.kernel
 
@@ -57,6 +61,14 @@ async def test_a_pod_without_endpoint_is_cut_off_both_ways(cluster: Cluster) -> 
         await cluster.write(pod("ghost", "10.0.0.9"))
         assert await ghost.reaches("10.0.0.2", 80)
         assert await cluster.web.reaches("10.0.0.9", 80)
+
+
+def wire_by_hand() -> None:
+    """Routes to both pods on a host that forwards: all it takes where no table forbids it."""
+    Path("/proc/sys/net/ipv4/ip_forward").write_text("1")
+    for interface, address in ((WEB, "10.0.0.1"), (DB, "10.0.0.2")):
+        ip("route", "add", address, "dev", interface)
+        host_answers(interface)
 
 
 def host_answers(interface: str) -> None:
@@ -210,19 +222,30 @@ async def test_a_kernel_without_ipip_says_so_and_carries_the_rest(cluster: Clust
         assert await cluster.web.reaches("10.0.0.2", 80)
 
 
-async def test_nothing_is_written_before_the_first_complete_snapshot(cluster: Cluster, tmp_path: Path) -> None:
+async def test_before_the_first_snapshot_only_the_frame_is_written_and_no_packet_passes(
+    cluster: Cluster, tmp_path: Path
+) -> None:
+    web, db, outside = cluster.web, cluster.db, cluster.host.outside
+    wire_by_hand()
+    ip("-n", outside.namespace, "route", "add", "10.0.0.0/16", "via", HOST)
+    before = ip("route"), ip("link")
     nowhere = GrpcStore(f"unix:{tmp_path}/nobody")
     with pytest.raises(Unavailable):
         await nowhere.list({FelixStatus.KIND})
-    with contextlib.closing(Agent(cluster.config, nowhere)) as agent:
-        serving = asyncio.create_task(agent.serve())
-        _, still_running = await asyncio.wait([serving], timeout=0.7)
-        assert still_running
-        assert "muslin" not in nft("list", "tables")
-        assert ip("route", "show", "proto", "200") == ""
-        serving.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await serving
+    async with web.echo(80), db.echo(80), outside.echo(80):
+        ways = ((web, "10.0.0.2"), (db, "10.0.0.1"), (web, OUTSIDE), (outside, "10.0.0.1"))
+        assert [await place.reaches(to, 80) for place, to in ways] == [True] * 4, "the kernel forwards it all by itself"
+        with contextlib.closing(Agent(cluster.config, nowhere)) as agent:
+            serving = asyncio.create_task(agent.serve())
+            await until(lambda: "table inet muslin" in nft("list", "tables"))
+            assert [await place.reaches(to, 80) for place, to in ways] == [False] * 4
+            assert dropped("check-source") > 0
+            assert dropped("to-workload") > 0
+            assert not serving.done()
+            assert (ip("route"), ip("link")) == before
+            serving.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await serving
     await nowhere.close()
 
 
@@ -271,6 +294,37 @@ async def test_from_disk_a_bare_host_is_programmed_and_a_standing_one_left_alone
     await alone(lambda: "sources4" in nft("list", "chain", "inet", "muslin", "check-source"), 0.7)
     assert "sources4" not in nft("list", "chain", "inet", "muslin", "check-source")
     await cleanup()
+    with contextlib.closing(NftDriver()) as rules:  # as an earlier felix leaves it that never saw a snapshot
+        assert not await rules.apply(Plan(upsert=CLOSED, delete={}))
     await alone(lambda: "10.0.0.2" in ip("route", "show", "proto", "200"), PATIENCE_S)
     assert "sources4" in nft("list", "chain", "inet", "muslin", "check-source")
     await nowhere.close()
+
+
+async def test_a_second_felix_in_one_network_namespace_is_refused(cluster: Cluster) -> None:
+    with only_one("felix"), pytest.raises(Unavailable, match="another felix runs in this network namespace"):
+        await run(cluster.config)
+    assert "muslin" not in nft("list", "tables")
+
+
+async def test_somebody_who_undoes_every_repair_is_named_and_not_answered_at_once(cluster: Cluster) -> None:
+    await cluster.start()
+    repaired = 0
+
+    async def undo() -> None:
+        nonlocal repaired
+        while True:
+            nft("flush", "chain", "inet", "muslin", "check-source")
+            await until(lambda: "sources4" in nft("list", "chain", "inet", "muslin", "check-source"))
+            repaired += 1
+
+    undoing = asyncio.create_task(undo())
+    state = await cluster.status(lambda state: any("again and again" in problem for problem in state.problems))
+    assert any("nft (process" in problem and "table inet muslin" in problem for problem in state.problems)
+    before = repaired
+    assert before >= PATIENCE
+    await asyncio.wait([undoing], timeout=1.2)
+    assert repaired - before < 8, "each repair waits longer than the one before"
+    undoing.cancel()
+    await cluster.status(lambda state: not state.problems)
+    assert "sources4" in nft("list", "chain", "inet", "muslin", "check-source")
