@@ -6,10 +6,12 @@ etcd:10.0.0.1:2379,10.0.0.2:2379 ─────┴── open_store ──> Sto
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from core.errors import Invalid, Problem
+from datastore import presence
 from datastore.admission import admit as admit_resources
 from datastore.api import Store
 from datastore.etcd import EtcdStore
@@ -35,9 +37,12 @@ async def serve(
     insecure: bool = False,
     on_ready: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> None:
-    """Open `backend` and serve it on `listen` until cancelled; see `serve_store`."""
+    """Open `backend` and serve it on `listen` until cancelled; see `serve_store`. The log says when it is away."""
     store = await open_store(backend)
+    telling = asyncio.create_task(presence.tell(store), name="datastore-presence")
     try:
         await serve_store(store, listen, admit, insecure=insecure, on_ready=on_ready)
     finally:
+        telling.cancel()
+        await asyncio.wait([telling])
         await store.close()
