@@ -152,7 +152,8 @@ async def _udp(opened: socket.socket, address: tuple[str, int]) -> bytes:
     while True:
         await loop.sock_sendall(opened, b"?")
         with contextlib.suppress(TimeoutError):
-            return await asyncio.wait_for(loop.sock_recv(opened, 256), UDP_AGAIN_S)
+            async with asyncio.timeout(UDP_AGAIN_S):  # wait_for loses a cancellation that comes with the answer
+                return await loop.sock_recv(opened, 256)
 
 
 async def matrix(
