@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from ipaddress import ip_address
 
+from cni.endpoint import NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LABEL
 from core import manifest, names
-from core.addr import Address, Family, host_prefix
+from core.addr import Address, host_prefix
 from core.resources import Metadata, Namespace, Node, Resource, WorkloadEndpoint
 from core.resources.network import EndpointPort, NodeBGPSpec, NodeSpec, WorkloadEndpointSpec
 from lab.topology import Pod, PodPort, Topology
 from lab.wiring import Wiring
-
-HOST_MAC = "ee:ee:ee:ee:ee:ee"
-GATEWAYS = {Family.V4: ip_address("169.254.1.1"), Family.V6: ip_address("fe80::ecee:eeff:feee:eeee")}
-"""What a pod takes for its router: the host answers for the first by proxy ARP; the second is its own, from the MAC."""
 
 
 def nodes(topology: Topology, wiring: Wiring) -> Iterator[Node]:
@@ -51,9 +47,9 @@ def endpoint(pod: Pod, addresses: Sequence[Address]) -> WorkloadEndpoint:
             name=names.workload_endpoint_name(pod.node, pod.short),
             namespace=pod.namespace,
             labels={
-                "projectcalico.org/namespace": pod.namespace,
-                "projectcalico.org/orchestrator": "k8s",
-                "projectcalico.org/serviceaccount": pod.service_account,
+                NAMESPACE_LABEL: pod.namespace,
+                ORCHESTRATOR_LABEL: "k8s",
+                SERVICE_ACCOUNT_LABEL: pod.service_account,
                 **pod.labels,
             },
         ),

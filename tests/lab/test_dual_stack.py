@@ -15,12 +15,13 @@ from typing import Any
 import pytest
 import yaml
 
+from cni.wiring import GATEWAYS, Place, look
 from core.addr import Family, Network
+from core.names import workload_interface
 from lab import cluster as clusters
 from lab import ip, pods, processes, state, topology, underlay
 from lab.cluster import Cluster
 from lab.demo.silence import Silence
-from lab.manifests import GATEWAYS
 from lab.processes import Process
 from lab.wiring import Neighbour
 from linux import netns
@@ -233,3 +234,9 @@ def test_a_pod_has_its_ipv6_gateway_as_soon_as_its_link_is_up(ground: Callable[[
     for pod in planned:
         argv = netns.command(made.namespace(pod.name), "ping", "-c1", "-W1", f"{GATEWAYS[Family.V6]}%eth0")
         assert subprocess.run(argv, capture_output=True, check=False).returncode == 0
+        end, inside = workload_interface(pod.namespace, pod.short), netns.path(made.namespace(pod.name))
+        place = Place(host=end, netns=inside, inside="eth0")
+        with netns.inside(made.namespace(pod.node)):
+            wire = look(place)
+        assert wire is not None, "the plugin would know it for its own"
+        assert (wire.host.mtu, wire.pod.mtu) == (1480, 1480), "there is room for a tunnel in every mode"
