@@ -2,7 +2,8 @@
 
 An endpoint that cannot be enforced is set aside, with the reason, and stays cut off: an interface outside the
 `mus` prefix would slip past the filter, and two endpoints that claim one interface or one address leave open whose
-policy applies. The one that sorts first keeps what both claim, so that the outcome depends on the state alone.
+policy applies. The one that sorts first keeps what both claim, so that the outcome depends on the state alone. An
+address that is no pod's, or another's by IPAM's books, would draw other people's traffic (`felix.claims`).
 
 Anti-spoofing is exact and ours (`felix.filter`), so a workload interface's `rp_filter` stays as the kernel has it.
 """
@@ -19,6 +20,7 @@ from core.names import WORKLOAD_PREFIX, Key
 from core.resources import WorkloadEndpoint
 from core.routing import Metric
 from core.snapshot import Snapshot
+from felix.claims import Books
 from linux.model import Facts, Link, NextHop, Route, RouteKey
 
 INTERFACE: Final = re.compile(rf"(?!muslin){WORKLOAD_PREFIX}[0-9A-Za-z_-]{{1,12}}")
@@ -60,10 +62,11 @@ def endpoints(snapshot: Snapshot, facts: Facts, node: str) -> Endpoints:
     local: list[Endpoint] = []
     rejected: dict[Key, str] = {}
     holders: dict[str, Key] = {}
+    books = Books(snapshot)
     for key, endpoint in sorted(snapshot.of(WorkloadEndpoint).items(), key=lambda item: item[0]):
         if endpoint.spec.node != node:
             continue
-        reason = _objection(endpoint, holders)
+        reason = _objection(endpoint, holders, books)
         if reason:
             rejected[key] = reason
             continue
@@ -77,15 +80,17 @@ def _order(address: Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _objection(endpoint: WorkloadEndpoint, holders: Mapping[str, Key]) -> str:
+def _objection(endpoint: WorkloadEndpoint, holders: Mapping[str, Key], books: Books) -> str:
     interface = endpoint.spec.interface_name
     if not INTERFACE.fullmatch(interface):
         return f"spec.interfaceName: {interface!r} is not {WORKLOAD_PREFIX!r} and 1 to 12 letters, digits, _ or -"
     try:
-        claims = [interface, *map(str, endpoint.spec.addresses)]
+        addresses = endpoint.spec.addresses
     except ValueError as error:
         return f"spec.ipNetworks: {error}"
-    taken = next((claim for claim in claims if claim in holders), None)
+    if reason := next(filter(None, (books.objection(endpoint, each) for each in addresses)), ""):
+        return f"spec.ipNetworks: {reason}"
+    taken = next((claim for claim in (interface, *map(str, addresses)) if claim in holders), None)
     return f"{taken} belongs to {holders[taken]}" if taken else ""
 
 

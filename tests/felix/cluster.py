@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
 from types import MappingProxyType
@@ -47,8 +47,8 @@ def node(name: str, address: str = "", tunnel: str = "", v6: str = "", **annotat
     return Node(metadata=Metadata(name=name, annotations=annotations), spec=NodeSpec(bgp=bgp))
 
 
-def block(cidr: str, owner: str) -> IPAMBlock:
-    spec = BlockSpec(cidr=cidr, affinity=f"host:{owner}")
+def block(cidr: str, owner: str, allocations: Mapping[str, str] = MappingProxyType({})) -> IPAMBlock:
+    spec = BlockSpec(cidr=cidr, affinity=f"host:{owner}", allocations=allocations)
     return IPAMBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec)
 
 
@@ -62,12 +62,14 @@ def pod(
     on: str = "a",
     namespace: str = "shop",
     interface: str = "",
+    container: str = "",
     profiles: tuple[str, ...] = (),
     **labels: str,
 ) -> WorkloadEndpoint:
     spec = WorkloadEndpointSpec(
         orchestrator="k8s",
         node=on,
+        container_id=container,
         pod=name,
         endpoint="eth0",
         ip_networks=[str(ip_network(each)) for each in addresses],

@@ -43,7 +43,8 @@ NODES = (
     namespace("shop"),
 )
 BLOCKS = (block("10.0.0.0/26", "a"), block("10.0.0.64/26", "b"), block("10.0.0.128/26", "c"))
-PODS = (pod("web", "10.0.0.1", "fd00::1"), pod("db", "10.0.0.2"), pod("far", "10.0.0.65", on="b"))
+FOUR, SIX = pool("pods", "10.0.0.0/16"), pool("six", "fd00::/64")
+PODS = (SIX, pod("web", "10.0.0.1", "fd00::1"), pod("db", "10.0.0.2"), pod("far", "10.0.0.65", on="b"))
 HOME = (UPLINK, link(WEB, 5), link(DB, 6, up=False))
 TUNNEL = link(IPIP_DEVICE, 9, "10.0.0.3/32")
 
@@ -85,7 +86,7 @@ WEB_UP = {"10.0.0.1/32 100": via(5), "fd00::1/128 100": via(5)}
 SCENARIOS = {
     "nothing": Scenario((), facts(UPLINK), {}, check=lambda d: d.sysctls == {"net/ipv4/ip_forward": "1"}),
     "pods, one link up, one down": Scenario(
-        (*NODES, *BLOCKS, *PODS, pool("pods", "10.0.0.0/16")),
+        (*NODES, *BLOCKS, *PODS, FOUR),
         facts(*HOME),
         routes(**OWN, **WEB_UP),
         {
@@ -101,7 +102,7 @@ SCENARIOS = {
         ),
     ),
     "rules do not wait for links": Scenario(
-        (*NODES, *PODS),
+        (*NODES, *PODS, FOUR),
         facts(),
         {},
         {Element("sources4", f'"{DB}" . 10.0.0.2'): ""},
@@ -206,7 +207,7 @@ SCENARIOS = {
         ),
     ),
     "two pods that claim one address": Scenario(
-        (*NODES, pod("db", "10.0.0.1"), pod("web", "10.0.0.1")),
+        (*NODES, FOUR, pod("db", "10.0.0.1"), pod("web", "10.0.0.1")),
         facts(*HOME),
         {},
         {Element("sources4", f'"{DB}" . 10.0.0.1'): ""},
@@ -216,7 +217,7 @@ SCENARIOS = {
         ),
     ),
     "an interface the filter would not see": Scenario(
-        (*NODES, pod("web", "10.0.0.1", interface="eth1"), pod("db", "10.0.0.2", interface='mus"; drop')),
+        (*NODES, FOUR, pod("web", "10.0.0.1", interface="eth1"), pod("db", "10.0.0.2", interface='mus"; drop')),
         facts(UPLINK, link("eth1", 7)),
         {},
         check=lambda d: len(d.rejected) == 2 and not d.endpoints and not _dispatched(d),
@@ -225,6 +226,7 @@ SCENARIOS = {
         (
             *NODES,
             *PODS,
+            FOUR,
             deny("all", "shop"),
             allow_from("web", "shop", "app == 'web'", "app == 'db'", 80, "TCP"),
             global_deny("quarantine", "bad == 'yes'"),

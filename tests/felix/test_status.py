@@ -93,6 +93,7 @@ def test_kinds_of_address_without_a_number_are_said(monkeypatch: pytest.MonkeyPa
     resources = (
         node("a", "10.1.0.1/24"),
         namespace("shop"),
+        pool("pods", "10.0.0.0/16"),
         pod("web", "10.0.0.1", app="web"),
         pod("db", "10.0.0.2", app="db"),
         allow_from("p", "shop", "app == 'db'", "app == 'web'", 80, "TCP"),
