@@ -16,6 +16,7 @@ from cli.__main__ import app, main
 HOUSE = Path(__file__).parents[2]
 DOCUMENTS = sorted([*HOUSE.glob("*.md"), *(HOUSE / "docs").glob("**/*.md")])
 FENCE = re.compile(r"^```(?P<info>[^\n]*)\n(?P<text>.*?)^```$", re.MULTILINE | re.DOTALL)
+CALL = re.compile(r"(?:^|[|;&(] *)(?:sudo )?(?:\.venv/bin/)?muslin ([^|;&()]*)")
 INLINE = re.compile(r"`(?:\.venv/bin/)?muslin ([a-z][^`]*)`")
 LINK = re.compile(r"\]\((?!https?:|#|mailto:)([^)#]+)(?:#[^)]*)?\)")
 MAKE = re.compile(r"`make ([a-z]+(?: [a-z]+)*)`")
@@ -39,13 +40,18 @@ def blocks(document: Path) -> list[Block]:
     return [Block(tuple(match["info"].split()), match["text"]) for match in FENCE.finditer(document.read_text())]
 
 
-def named(document: Path) -> Iterator[list[str]]:
-    """Every `muslin ...` that the document names, as words."""
+def called(document: Path) -> Iterator[list[str]]:
+    """Every command line of `muslin` that the document's consoles show, as words."""
     for block in blocks(document):
         if block.info[:1] == ("console",):
             for command, _ in block.commands():
-                if command.startswith("muslin "):
-                    yield shlex.split(command)[1:]
+                for match in CALL.finditer(command):
+                    yield shlex.split(match[1])
+
+
+def named(document: Path) -> Iterator[list[str]]:
+    """Every `muslin ...` that the document names, as words."""
+    yield from called(document)
     for match in INLINE.finditer(document.read_text().replace("\n", " ")):
         yield match[1].split()
 
@@ -71,6 +77,33 @@ def test_every_command_that_is_named_exists(document: Path) -> None:
         given = {word.split("=")[0].rstrip(",;:") for word in words if re.match(r"--?[a-z]", word)}
         if path[:2] != ["lab", "exec"]:
             assert given <= options | {"--help"}, f"muslin {' '.join(words)}"
+
+
+@pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
+def test_every_command_line_is_one_that_its_command_takes(document: Path) -> None:
+    for words in called(document):
+        assert refused(words) == "", f"muslin {' '.join(words)}"
+
+
+def test_a_wrong_command_line_would_be_found() -> None:
+    ends = ["explain", "--from", "a/b", "--to", "c/d"]
+    assert "8" in refused([*ends, "--icmp", "8"])
+    assert refused([*ends, "--icmp"]) == ""
+    assert "name" in refused(["node", "release"])
+
+
+def refused(words: list[str]) -> str:
+    """What the command line's own parser has against these words; nothing is run."""
+    command = typer.main.get_command(app)
+    try:
+        context = command.make_context("muslin", list(words))
+        while isinstance(command, typer.core.TyperGroup) and (left := [*context._protected_args, *context.args]):
+            name, found, rest = command.resolve_command(context, left)
+            assert found is not None
+            command, context = found, found.make_context(name, rest, parent=context)
+    except typer.TyperException as error:
+        return str(error)
+    return ""
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=IDS)
