@@ -23,8 +23,8 @@ from typing import Any, Final
 from bench.model import Bench, Subjects, Target
 from core.names import workload_interface
 from core.reconcile import Driver, diff
-from core.resources import GlobalNetworkPolicy, Metadata, Namespace, Node, Resource, WorkloadEndpoint
-from core.resources.network import NodeBGPSpec, NodeSpec, WorkloadEndpointSpec
+from core.resources import GlobalNetworkPolicy, IPPool, Metadata, Namespace, Node, Resource, WorkloadEndpoint
+from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec, WorkloadEndpointSpec
 from core.resources.policy import Action, EntityRule, GlobalNetworkPolicySpec, Rule
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
@@ -168,6 +168,7 @@ def _snapshot(rules: int) -> Snapshot:
     """The two pods, a peer elsewhere for each rule, and policies of which the last rule lets the packets through."""
     resources: list[Resource] = [Node(metadata=Metadata(name="node"), spec=NodeSpec(bgp=NodeBGPSpec()))]
     resources.append(Namespace(metadata=Metadata(name="shop")))
+    resources.append(IPPool(metadata=Metadata(name="pods"), spec=IPPoolSpec(cidr="10.0.0.0/15")))
     resources += [_endpoint(name, address, "node") for name, address in _PODS.items()]
     resources += [_endpoint(f"peer{n}", f"10.1.{n // 250}.{n % 250}", "elsewhere") for n in range(RULES)]
     for start in range(0, rules, RULES_A_POLICY):
