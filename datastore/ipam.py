@@ -192,11 +192,6 @@ def usable_pools(state: State, request: Request) -> tuple[IPPool, ...]:
     return tuple(sorted(filter(usable, state.pools), key=lambda pool: pool.metadata.name))
 
 
-def blocks_of(blocks: Iterable[IPAMBlock], node: str) -> tuple[IPAMBlock, ...]:
-    """The blocks that `node` routes, by address."""
-    return tuple(sorted((each for each in blocks if each.spec.node == node), key=_by_address))
-
-
 def addresses_of(block: IPAMBlock, handle: str) -> tuple[Address, ...]:
     """What `handle` holds in `block`."""
     return tuple(ip_address(each) for each, holder in block.spec.allocations.items() if holder == handle)

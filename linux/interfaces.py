@@ -34,11 +34,9 @@ RTM_GETLINK: Final = 18
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
-RTM_NEWNEIGH: Final = 28
 
 IFINFO: Final = struct.Struct("=BxHiII")  # family, ARP type, index, flags, mask of flags to change
 IFADDR: Final = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
-_NDMSG: Final = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 
 IFF_UP: Final = 0x1
 IFF_RUNNING: Final = 0x40
@@ -57,9 +55,6 @@ _IFA_ADDRESS = 1
 _IFA_LOCAL = 2
 _IFA_FLAGS = 8
 _IFA_F_NODAD = 0x2
-_NDA_DST = 1
-_NDA_LLADDR = 2
-_NUD_PERMANENT = 0x80
 _PROTOCOL_STATIC = 4
 _U32: Final = struct.Struct("=I")
 
@@ -224,13 +219,6 @@ def add_routes(netlink: Netlink, routes: Iterable[tuple[Network, NextHop]]) -> N
         )
         body = head + attribute(RTA_DST, destination.network_address.packed) + attribute(RTA_PRIORITY, _U32.pack(0))
         netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body + tail)
-
-
-def add_neighbour(netlink: Netlink, index: int, address: Address, mac: str) -> None:
-    """A permanent neighbour entry: `address` is at `mac` on this link, without asking."""
-    body = _NDMSG.pack(family(address), index, _NUD_PERMANENT, 0, 0)
-    body += attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, pack_mac(mac))
-    netlink.request(RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def peer_index(netlink: Netlink, name: str) -> int | None:

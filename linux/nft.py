@@ -25,7 +25,7 @@ from core.names import NFT_TABLE
 from core.nftables import Element, Set
 from core.reconcile import Plan
 from linux.libnftables import Nft, NftRefused
-from linux.nft_json import read_counters, read_table
+from linux.nft_json import read_table
 from linux.nft_monitor import Monitor
 from linux.nft_objects import ChainBody, ChainName, Object, SetName, Value, tagged
 
@@ -61,11 +61,6 @@ class NftDriver:
         """Everything in the table; empty when there is no such table. Raises NftRefused if nft cannot tell."""
         async with self._lock:
             return dict(await asyncio.to_thread(self._read))
-
-    async def counters(self) -> Mapping[Element, tuple[int, int]]:
-        """Packets and bytes seen by each element that counts."""
-        async with self._lock:
-            return read_counters(await asyncio.to_thread(self._list))
 
     async def apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
         """Make one batch so, or none of it."""

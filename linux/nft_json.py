@@ -28,21 +28,9 @@ def read_table(listed: Sequence[Mapping[str, Any]]) -> Mapping[Object, Value]:
         elif "set" in entry or "map" in entry:
             described = entry.get("set") or entry["map"]
             name = described["name"]
-            found[SetName(name)] = made = _set(described)
-            for key, value, _ in _elements(described, made):
+            found[SetName(name)] = _set(described)
+            for key, value in _elements(described):
                 found[Element(name, key)] = value
-    return found
-
-
-def read_counters(listed: Sequence[Mapping[str, Any]]) -> Mapping[Element, tuple[int, int]]:
-    """Packets and bytes of every element that counts them."""
-    found: dict[Element, tuple[int, int]] = {}
-    for entry in listed:
-        described = entry.get("set") or entry.get("map")
-        if described:
-            for key, _, counter in _elements(described, _set(described)):
-                if counter is not None:
-                    found[Element(described["name"], key)] = counter
     return found
 
 
@@ -73,19 +61,15 @@ def _parts(described: str | Sequence[str]) -> tuple[str, ...]:
     return (described,) if isinstance(described, str) else tuple(described)
 
 
-def _elements(described: Mapping[str, Any], made: Set) -> Iterator[tuple[str, str, tuple[int, int] | None]]:
-    """Key, value and counter of each element."""
+def _elements(described: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Key and value of each element; what it has counted is no part of it."""
     types = _parts(described["type"])
     value_types = _parts(described.get("map", ""))
     for item in described.get("elem", ()):
         key, value = item if isinstance(item, list) else (item, None)
-        counter = None
         if isinstance(key, dict) and "elem" in key:
-            counted = key["elem"].get("counter")
-            if counted:
-                counter = (int(counted["packets"]), int(counted["bytes"]))
             key = key["elem"]["val"]
-        yield _spell(types, key), "" if value is None else _value(value_types, value), counter
+        yield _spell(types, key), "" if value is None else _value(value_types, value)
 
 
 def _value(types: tuple[str, ...], value: Any) -> str:

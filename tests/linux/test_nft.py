@@ -298,7 +298,7 @@ async def test_other_tables_are_left_alone(driver: NftDriver) -> None:
     assert "chain theirs" in nft("list table ip muslin")
 
 
-async def test_counters_count_real_packets(driver: NftDriver) -> None:
+async def test_what_an_element_has_counted_is_no_difference(driver: NftDriver) -> None:
     key = Element("hits", "17 . 9999")
     await make_so(
         driver,
@@ -315,12 +315,13 @@ async def test_counters_count_real_packets(driver: NftDriver) -> None:
             )
         ),
     )
-    assert await driver.counters() == {key: (0, 0)}
+    before = await driver.read()
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
         for _ in range(3):
             sender.sendto(b"muslin", ("127.0.0.1", 9999))
-    assert await driver.counters() == {key: (3, 3 * (20 + 8 + 6))}
-    assert (await driver.read())[key] == "drop", "counters are no difference"
+    assert "counter packets 3 bytes 102" in nft("list table inet muslin")
+    assert await driver.read() == before
+    assert before[key] == "drop"
 
 
 async def test_somebody_elses_transaction_is_heard_and_ours_is_not(driver: NftDriver) -> None:
