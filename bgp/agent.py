@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -27,19 +27,19 @@ from typing import Final
 import structlog
 
 from bgp.adverts import Advert, AdvertDriver, Telling, desired_adverts
-from bgp.desired import desired
+from bgp.desired import absent, desired
 from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.model import Config, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
-from core import clock
+from core import breaker, clock
 from core.addr import Address
 from core.errors import Invalid, NotFound
 from core.health import Health
 from core.latest import Latest
-from core.reconcile import Breaker, Progress, Reconciler, Timing
+from core.reconcile import Progress, Reconciler, Timing
 from core.reconcile import run as reconcile
 from core.report import keep_reported
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, SpeakerStatus
@@ -57,16 +57,13 @@ from linux.routes import RouteDriver
 
 KINDS: Final = (BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node)
 
-COMPONENTS: Final = ("datastore", "configuration", "exabgp", "adverts", "routes")
+COMPONENTS: Final = ("datastore", "breaker", "configuration", "exabgp", "adverts", "routes")
 """What bgp says of its health."""
 
 REPORT_S: Final = 1.0
 """Least time between two status writes."""
 
 SETTLE_S: Final = 30.0
-
-NEVER_HOLD: Final = Breaker(share=1.0)
-"""What a router withdraws must leave the kernel at once, however much it is: that is what Fallback stands on."""
 
 Report = Callable[[SpeakerState], Awaitable[None]]
 
@@ -108,7 +105,8 @@ async def run(config: Config, health: Health | None = None) -> None:
     try:
         with alone("bgp"):
             async with asyncio.TaskGroup() as group:
-                group.create_task(follow(store, KINDS, snapshots, config.run_dir / "bgp.snapshot"), name="follow")
+                disk = config.run_dir / "bgp.snapshot"
+                group.create_task(follow(store, KINDS, snapshots, disk, node=config.node), name="follow")
                 group.create_task(Agent(inputs).run(), name="agent")
     finally:
         await store.close()
@@ -124,13 +122,14 @@ class Agent:
         self._sessions = Sessions()
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
         self._adverts = AdvertDriver(self.exabgp.send)
-        self._told: Reconciler[Advert, Telling] = Reconciler(self._adverts, NEVER_HOLD)
+        self._told: Reconciler[Advert, Telling] = Reconciler(self._adverts)
         self._routes = RouteDriver(RouteProtocol.BGP)
-        self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes, NEVER_HOLD)
+        self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes)
         self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
         self._speaker: Speaker | None = None
         self._snapshot = Snapshot()
+        self._whole = 0  # the newest revision of which nothing was held
         self._facts: Facts | None = None
         self._settle_at: float | None = None
         self._problem = ""
@@ -156,6 +155,11 @@ class Agent:
                 self._health.degraded("datastore", "the datastore is away: bgp works from its last snapshot")
             else:
                 self._health.ok("datastore")
+            if snapshot.held:
+                self._health.degraded("breaker", "; ".join(snapshot.held.values()))
+            else:
+                self._health.ok("breaker")
+                self._whole = snapshot.revision
             try:
                 speaker = desired(snapshot, self._in.node)
             except (NotFound, Invalid) as error:
@@ -185,6 +189,7 @@ class Agent:
         ours = (self._routes.port,)
         async for facts in watch_facts(protocol=RouteProtocol.BGP, ports=ours, on_drift=self._on_drift):
             self._facts = facts
+            self._news.set()
             self._learnt.learn_facts(facts)
             self._program()
 
@@ -232,7 +237,7 @@ class Agent:
             return
         sessions, up = self._speaker.sessions, self._sessions.up
         wanted = desired_adverts(sessions, self._speaker.adverts, self._sessions.tellings, up)
-        self._told.set_desired(wanted, self._snapshot.revision)
+        self._told.set_desired(wanted, self._whole)
         self._wake_told.set()
         self._news.set()
 
@@ -240,7 +245,7 @@ class Agent:
         """Bring the kernel's reconciler up to date; nothing before the first snapshot and the first facts."""
         if self._speaker is None or self._facts is None:
             return
-        self._kernel.set_desired(self._learnt.routes(), self._snapshot.revision)
+        self._kernel.set_desired(self._learnt.routes(), self._whole)
         self._wake_kernel.set()
         self._news.set()
         self._timers.set()
@@ -295,12 +300,13 @@ class Agent:
         failures = [each for each in (self._problem, self.exabgp.problem, told.failure, kernel.failure) if each]
         failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
         unread = [f"{key}: {why}" for key, why in self._snapshot.problems.items()]
-        problems = [*(speaker.problems if speaker else ()), *unread, *failures]
+        problems = [*self._missing(), *breaker.problems(self._snapshot.held.values()), *unread, *failures]
         return SpeakerState(
             programmed=programmed,
             stale=self._snapshot.stale,
             ready=programmed > 0
             and self._settle_at is None
+            and not self._snapshot.held
             and self.exabgp.running
             and told.healthy
             and kernel.healthy,
@@ -313,6 +319,14 @@ class Agent:
             routes_out=[str(prefix) for prefix in speaker.adverts] if speaker else [],
             problems=problems,
         )
+
+    def _missing(self) -> Iterator[str]:
+        """What is wrong with the speaker, and which of its addresses this host lacks."""
+        if self._speaker is None:
+            return
+        yield from self._speaker.problems
+        if self._facts is not None:
+            yield from absent(self._speaker, self._facts)
 
     def _advertised(self, peer: Address) -> int:
         return sum(1 for advert in self._told.actual if advert.peer == peer and advert.prefix is not None)

@@ -34,6 +34,7 @@ from core.routing import pool_of
 from core.selector import parse
 from core.snapshot import Snapshot
 from core.values import as_number, duration, peer_address
+from linux.model import Facts
 
 FAMILIES: Final = (4, 6)
 
@@ -75,10 +76,21 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
         as_number=ours.as_number,
         port=ours.port,
         listen=ours.listen,
+        addresses=ours.addresses,
         sessions=tuple(sessions.values()),
         blocked=tuple(blocked),
         adverts=adverts(snapshot, name),
         problems=tuple(_problems(snapshot, node)),
+    )
+
+
+def absent(speaker: Speaker, facts: Facts) -> tuple[str, ...]:
+    """A sentence for each address of the speaker's that no link of this host has: no session can start from it."""
+    present = {interface.ip for link in facts.links.values() for interface in link.addresses}
+    return tuple(
+        f"this host has no address {address} (Node spec.bgp.ipv{address.version}Address)"
+        for address in speaker.addresses
+        if address not in present
     )
 
 

@@ -67,12 +67,16 @@ class Blocked:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Speaker:
-    """What a node's speaker should be. `listen` are the addresses it answers on; `adverts` go to every session."""
+    """What a node's speaker should be.
+
+    `addresses` are the node's own, `listen` those it answers on; `adverts` go to every session.
+    """
 
     router_id: IPv4Address
     as_number: int
     port: int
     listen: tuple[Address, ...]
+    addresses: tuple[Address, ...] = ()
     sessions: tuple[Session, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     adverts: tuple[Network, ...] = ()

@@ -173,7 +173,7 @@ def release(
 
 
 async def _release(name: str, target: str) -> None:
-    from felix.status import RELEASE
+    from core.breaker import RELEASE
 
     async with store.opened(target) as opened:
         state = await store.read(opened, {Node.KIND})

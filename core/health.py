@@ -108,8 +108,7 @@ def trouble(progress: Progress) -> str:
         return progress.failure
     errors = sorted({f"{key}: {why}" for key, why in progress.errors.items()})
     more = [f"and {len(errors) - REASON_ERRORS} more"] if len(errors) > REASON_ERRORS else []
-    held = [f"{progress.held} removals are held"] if progress.held else []
-    return "; ".join([*errors[:REASON_ERRORS], *more, *held])
+    return "; ".join([*errors[:REASON_ERRORS], *more])
 
 
 async def serve(health: Health, address: str) -> None:

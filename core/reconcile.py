@@ -11,8 +11,8 @@ and what it believes is programmed. `run` drives several in the order given (tun
 wakes on a new desired state, on backoff after errors, and every `resync_s` seconds, when it distrusts its cache.
 
 Nothing happens before the first `set_desired`: that is how "nothing before in-sync" holds. A failed read is never
-an empty one: it raises, and the round ends there. A plan that would remove more than a set share of what is
-programmed is held by the `Breaker`: its upserts go ahead, its deletions wait for a smaller plan or an operator.
+an empty one: it raises, and the round ends there. What is desired is followed however much it removes: too much gone
+at once is `core.breaker`'s to see, before anything is decided.
 """
 
 from __future__ import annotations
@@ -69,50 +69,35 @@ class Driver(Protocol[K, V]):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Breaker:
-    """Holds deletions of more than `share` of what is programmed, once they number more than `floor`."""
-
-    share: float = 0.5
-    floor: int = 50
-
-    def holds(self, plan: Plan[Any, Any], actual: int) -> bool:
-        """Whether `plan`'s deletions must wait, `actual` being how many things are programmed now."""
-        return len(plan.delete) > self.floor and len(plan.delete) > self.share * actual
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """How far one reconciler is. `revision` is the newest desired revision that is wholly programmed (0: none),
     `tried` the one that the last round was about.
 
-    `errors` are per key, in the words of the driver; `failure` is why the whole round failed; `held` counts
-    deletions that the breaker keeps back; `writes` counts objects written since start.
+    `errors` are per key, in the words of the driver; `failure` is why the whole round failed; `writes` counts objects
+    written since start.
     """
 
     revision: int = 0
     tried: int = 0
     errors: Mapping[Any, str] = field(default_factory=dict)
     failure: str = ""
-    held: int = 0
     writes: int = 0
 
     @property
     def healthy(self) -> bool:
-        """Nothing failed and nothing is held back."""
-        return not (self.errors or self.failure or self.held)
+        """Nothing failed."""
+        return not (self.errors or self.failure)
 
 
 class Reconciler(Generic[K, V]):
     """One driver, its desired state, and what we believe is programmed."""
 
-    def __init__(self, driver: Driver[K, V], breaker: Breaker | None = None) -> None:
+    def __init__(self, driver: Driver[K, V]) -> None:
         self.driver = driver
         self.progress = Progress()
-        self._breaker = breaker or Breaker()
         self._desired: Mapping[K, V] | None = None
         self._revision = 0
         self._prune = True
-        self._released = False
         self._actual: dict[K, V] | None = None
         self._doubts = 0
 
@@ -124,10 +109,6 @@ class Reconciler(Generic[K, V]):
         """Forget what we believe is programmed; the next round reads it. Also during a round."""
         self._actual = None
         self._doubts += 1
-
-    def release(self) -> None:
-        """Let the next round remove what the breaker holds: an operator has looked."""
-        self._released = True
 
     @property
     def actual(self) -> Mapping[K, V]:
@@ -153,16 +134,11 @@ class Reconciler(Generic[K, V]):
         if actual is None:
             actual = dict(await self.driver.read())
         plan = diff(desired, actual)
-        held = 0
         if not self._prune:
-            plan = Plan(plan.upsert, {})
-        elif self._breaker.holds(plan, len(actual)) and not self._released:
-            held = len(plan.delete)
             plan = Plan(plan.upsert, {})
         errors: Mapping[K, Exception] = {}
         if plan:
             errors = await self.driver.apply(plan)
-            self._released = False
         if errors or doubts != self._doubts:  # somebody distrusts what we believe, and may have while we wrote
             self._actual = None
         else:
@@ -172,9 +148,8 @@ class Reconciler(Generic[K, V]):
             self._actual = actual
         return self._next(
             errors={key: str(error) for key, error in errors.items()},
-            held=held,
             writes=len(plan.upsert) + len(plan.delete) - len(errors),
-            revision=None if held or errors else revision,
+            revision=None if errors else revision,
         )
 
     def _next(
@@ -182,7 +157,6 @@ class Reconciler(Generic[K, V]):
         *,
         errors: Mapping[K, str],
         failure: str = "",
-        held: int = 0,
         writes: int = 0,
         revision: int | None = None,
     ) -> Progress:
@@ -190,7 +164,6 @@ class Reconciler(Generic[K, V]):
             revision=self.progress.revision if revision is None else revision,
             errors=errors,
             failure=failure,
-            held=held,
             writes=self.progress.writes + writes,
         )
 
@@ -215,7 +188,7 @@ async def run(
     on_progress: Callable[[Sequence[Progress]], Awaitable[None]],
     timing: Timing | None = None,
 ) -> None:
-    """Drive `reconcilers` in order, for ever. Set `wake` after a `set_desired`, a `distrust` or a `release`.
+    """Drive `reconcilers` in order, for ever. Set `wake` after a `set_desired` or a `distrust`.
 
     One that fails does not keep the next from running: a closed pod stays closed without its neighbour's help.
     `on_progress` hears after every round.

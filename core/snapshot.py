@@ -22,13 +22,15 @@ class Snapshot:
     """The resources as of `revision`.
 
     `stale` says it came from the agent's own disk because the datastore is away. There is no snapshot before the
-    first complete one: a partial state is never visible.
+    first complete one: a partial state is never visible. `held` says, by group of objects, what `core.breaker` put
+    back into the tables although the datastore no longer has it.
     """
 
     revision: int = 0
     stale: bool = False
     tables: Mapping[Kind, Table] = field(default_factory=lambda: MappingProxyType({}))
     problems: Mapping[Key, str] = field(default_factory=lambda: MappingProxyType({}))
+    held: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
 
     def of(self, cls: type[R]) -> Mapping[Key, R]:
         """Every resource of one class, by key."""
@@ -60,6 +62,7 @@ class Snapshot:
             self,
             revision=revision,
             stale=False,
+            held=MappingProxyType({}),
             tables=MappingProxyType({**self.tables, **{k: MappingProxyType(t) for k, t in tables.items()}}),
             problems=MappingProxyType(problems),
         )

@@ -28,11 +28,12 @@ log = structlog.get_logger()
 FORMAT: Final = "muslin snapshot 1"
 
 
-class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+class _Head(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
     format: str
     revision: int
     prefixes: list[str]
     objects: int
+    held: dict[str, str] = {}
 
 
 class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaults=True):
@@ -44,7 +45,7 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 def save(path: Path, snapshot: Snapshot, kinds: AbstractSet[Kind]) -> None:
     """Replace the file at `path` by `snapshot`, of `kinds`; OSError when the disk does not let us."""
     lines = [msgspec.json.encode(line) for line in _lines(snapshot, kinds)]
-    head = _Head(FORMAT, snapshot.revision, sorted(kind.prefix for kind in kinds), len(lines))
+    head = _Head(FORMAT, snapshot.revision, sorted(kind.prefix for kind in kinds), len(lines), dict(snapshot.held))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
@@ -105,4 +106,5 @@ def _load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], R
         stale=True,
         tables=MappingProxyType({kind: MappingProxyType(table) for kind, table in tables.items()}),
         problems=MappingProxyType(problems),
+        held=MappingProxyType(head.held),
     )

@@ -19,6 +19,9 @@ one swap. A restored store may have gone past our revision before we see it: its
 history we know. So changes alone are never trusted for long: after every lost connection, and every few minutes, what
 they led to is held against a listing. What does not decode is left out and named in `Snapshot.problems`; the rest
 stands.
+
+An agent gives its node's name and has `core.breaker` between: `latest` and the disk get what that admits, and what the
+store first says is compared with the disk.
 """
 
 from __future__ import annotations
@@ -36,6 +39,7 @@ from typing import Final, TypeAlias
 import structlog
 
 from core import manifest
+from core.breaker import hold
 from core.errors import Invalid, MuslinError
 from core.latest import Latest
 from core.names import Key, Kind
@@ -65,6 +69,7 @@ async def follow(
     latest: Latest[Snapshot],
     cache: Path | None,
     *,
+    node: str = "",
     decode: Decode = manifest.decode,
     timing: Timing = PATIENCE,
     save_every_s: float = SAVE_EVERY_S,
@@ -72,9 +77,10 @@ async def follow(
     """Put every complete state of `kinds` into `latest`, until cancelled. Errors of the store are waited out.
 
     `cache` is where the last snapshot is kept across restarts (None: nowhere). A snapshot is `stale` while the store
-    is away: the one from disk at the start, and the last one again when the connection is lost.
+    is away: the one from disk at the start, and the last one again when the connection is lost. With `node`, what
+    vanishes in masses is held until an operator has looked at that Node.
     """
-    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, decode, timing)
+    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, node, decode, timing)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")
@@ -92,12 +98,14 @@ class _Follower:
         kinds: frozenset[Kind],
         latest: Latest[Snapshot],
         cache: Path | None,
+        node: str,
         decode: Decode,
         timing: Timing,
     ) -> None:
         self._store, self._kinds, self._latest = store, kinds, latest
-        self._cache, self._decode, self._timing = cache, decode, timing
+        self._cache, self._node, self._decode, self._timing = cache, node, decode, timing
         self._snapshot: Snapshot | None = None
+        self._accepted: Snapshot | None = None
         self._failures = 0
         self._away = False
         self._set_aside: dict[Key, str] = {}
@@ -106,6 +114,8 @@ class _Follower:
 
     async def run(self) -> None:
         """List, watch, and begin again, for ever."""
+        if self._node:
+            self._accepted = await self._on_disk()
         ours: Snapshot | None = None
         while True:
             try:
@@ -167,13 +177,20 @@ class _Follower:
         if self._away:
             return
         self._away = True
-        have, snapshot = "the last snapshot", self._snapshot
-        if snapshot is None and self._cache is not None:
+        have = "the last snapshot"
+        if self._snapshot is not None:
+            self._show(replace(self._snapshot, stale=True))
+        elif found := self._accepted or await self._on_disk():
             have = "the snapshot on disk"
-            snapshot = await asyncio.to_thread(cache_file.load, self._cache, self._kinds, self._decode)
-        log.warning("datastore.away", why=str(error), have=have if snapshot is not None else "nothing yet")
-        if snapshot is not None:
-            self._show(replace(snapshot, stale=True))
+            self._latest.put(found)
+        else:
+            have = "nothing yet"
+        log.warning("datastore.away", why=str(error), have=have)
+
+    async def _on_disk(self) -> Snapshot | None:
+        if self._cache is None:
+            return None
+        return await asyncio.to_thread(cache_file.load, self._cache, self._kinds, self._decode)
 
     def _found(self) -> None:
         """The store answers, and we have seen all there is."""
@@ -184,9 +201,18 @@ class _Follower:
 
     def _show(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot
-        self._latest.put(snapshot)
+        self._accepted = self._admit(snapshot)
+        self._latest.put(self._accepted)
         if not snapshot.stale:
             self._unsaved.set()
+
+    def _admit(self, snapshot: Snapshot) -> Snapshot:
+        if not self._node or self._accepted is None:
+            return snapshot
+        admitted = hold(self._accepted, snapshot, self._node)
+        if admitted.held.keys() - self._accepted.held.keys():
+            log.error("datastore.held", what=list(admitted.held.values()), node=self._node)
+        return admitted
 
     def _whole(self, listing: Listing) -> Snapshot:
         """A listing as a snapshot of its own, with a table for every kind."""
@@ -216,10 +242,10 @@ class _Follower:
         """Write the last snapshot to the cache, unless it is there already. A thread does it: the disk may be slow."""
         if self._writing is not None:  # a save whose caller was cancelled
             await asyncio.wait([self._writing])
-        if self._cache is None or self._snapshot is None or not self._unsaved.is_set():
+        if self._cache is None or self._accepted is None or not self._unsaved.is_set():
             return
         self._unsaved.clear()
-        work = partial(cache_file.save, self._cache, self._snapshot, self._kinds)
+        work = partial(cache_file.save, self._cache, self._accepted, self._kinds)
         self._writing = asyncio.get_running_loop().run_in_executor(None, work)
         await asyncio.wait([self._writing])
         if error := self._writing.exception():

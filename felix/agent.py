@@ -35,7 +35,7 @@ from core.errors import Conflict, MuslinError
 from core.health import Health
 from core.latest import Latest
 from core.names import NFT_TABLE
-from core.reconcile import Breaker, Driver, Plan, Progress, Reconciler
+from core.reconcile import Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.report import keep_reported
 from core.resources import (
@@ -64,7 +64,6 @@ from datastore.client import GrpcStore
 from datastore.follow import follow
 from felix import filter as frame
 from felix import status, tunnel_address
-from felix.breaker import hold
 from felix.desired import desired, judge
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
@@ -99,9 +98,6 @@ KINDS: Final = (
 
 COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "nft", "routes")
 """What felix says of its health."""
-
-OPEN: Final = Breaker(share=1.0)
-"""Holds nothing: `felix.breaker` looks before the decision, where objects can be counted."""
 
 CLOSED: Final = flatten(frame.closed())
 """What our table holds when no workload is known: every one is cut off."""
@@ -159,9 +155,6 @@ class Agent:
         self._health = health or Health(COMPONENTS)
         self._snapshot: Snapshot | None = None
         self._facts: Facts | None = None
-        self._received: Snapshot | None = None
-        self._accepted: Snapshot | None = None
-        self._held: tuple[str, ...] = ()
         self._judged: tuple[Snapshot, Judged] | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -170,13 +163,12 @@ class Agent:
         self._sysctl_driver = SysctlDriver()
         self._sysctls = Reconciler(self._sysctl_driver)
         self._tunnel_driver = TunnelDriver()
-        self._tunnels = Reconciler(self._tunnel_driver, OPEN)
-        self._nft = Reconciler(self._nft_driver, OPEN)
-        self._routes = Reconciler(self._routes_driver, OPEN)
+        self._tunnels = Reconciler(self._tunnel_driver)
+        self._nft = Reconciler(self._nft_driver)
+        self._routes = Reconciler(self._routes_driver)
         self._wanted: dict[int, Desired] = {}  # by generation: a number for each state that was ever decided
         self._generation = 0
         self._programmed = 0
-        self._released: str | None = None
         self._fresh = False
         self._no_tunnel_address = ""
         self._fought = ""
@@ -217,7 +209,8 @@ class Agent:
     async def _follow(self) -> None:
         latest: Latest[Snapshot] = Latest()
         async with asyncio.TaskGroup() as group:
-            group.create_task(follow(self._store, KINDS, latest, self._config.run_dir / "felix.snapshot"))
+            disk, node = self._config.run_dir / "felix.snapshot", self._config.node
+            group.create_task(follow(self._store, KINDS, latest, disk, node=node))
             async for snapshot in latest:
                 self._snapshot = snapshot
                 if snapshot.stale:
@@ -268,24 +261,14 @@ class Agent:
             snapshot, facts = self._snapshot, self._facts
             if snapshot is None or facts is None or await self._older_than_the_kernel(snapshot):
                 continue
-            if snapshot is not self._received:
-                self._received = snapshot
-                self._accepted, self._held = self._admitted(snapshot)
-            assert self._accepted is not None
-            if self._judged is None or self._judged[0] is not self._accepted:
+            if self._judged is None or self._judged[0] is not snapshot:
                 # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
-                self._judged = (self._accepted, await asyncio.to_thread(judge, self._accepted, self._config.node))
-            self._set(replace(desired(self._accepted, facts, self._config, self._judged[1]), held=self._held))
+                self._judged = (snapshot, await asyncio.to_thread(judge, snapshot, self._config.node))
+            self._set(
+                replace(desired(snapshot, facts, self._config, self._judged[1]), held=tuple(snapshot.held.values()))
+            )
             self._settling.put(snapshot)
             self._wake.set()
-
-    def _admitted(self, snapshot: Snapshot) -> tuple[Snapshot, tuple[str, ...]]:
-        """What to decide on, and what of it the breaker holds; a new release annotation lets everything go."""
-        node = snapshot.get(Node, self._config.node)
-        before, self._released = self._released, status.release_token(node.metadata.annotations if node else {})
-        if self._accepted is None or (before is not None and self._released not in ("", before)):
-            return snapshot, ()
-        return hold(self._accepted, snapshot)
 
     async def _older_than_the_kernel(self, snapshot: Snapshot) -> bool:
         """Whether `snapshot` is from disk, where it may lag, while what an earlier felix programmed still stands."""

@@ -10,10 +10,11 @@ problem is said plainly. A tunnel that is on its way does: its routes are not in
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
+from core import breaker
 from core.health import Health, trouble
 from core.reconcile import Progress
 from core.resources import FelixStatus, Metadata
@@ -21,10 +22,6 @@ from core.resources.status import EndpointState, FelixState
 from felix.endpoints import Endpoint, host_routes, sysctls
 from felix.filter import dispatch
 from felix.model import Desired
-
-RELEASE: Final = "muslin.io/release-breaker"
-"""The Node annotation by which an operator lets held removals go: any new value does."""
-
 
 MOST_ERRORS: Final = 10
 """Errors of one reconciler that the status repeats; when nft refuses a batch, every object in it has one."""
@@ -92,11 +89,6 @@ def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
         health.ok("breaker")
 
 
-def release_token(annotations: Mapping[str, str]) -> str:
-    """What changes when an operator releases the breaker."""
-    return annotations.get(RELEASE, "")
-
-
 def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
     if endpoint.pending:
         return EndpointState(state="pending", reason=endpoint.pending)
@@ -110,8 +102,7 @@ def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
 
 
 def _problems(desired: Desired, outcome: Outcome) -> Iterator[str]:
-    for what in desired.held:
-        yield f"{what}; held until the Node gets a new value of the annotation {RELEASE} (`muslin node release`)"
+    yield from breaker.problems(desired.held)
     for name, progress in outcome:
         if progress.failure:
             yield progress.failure

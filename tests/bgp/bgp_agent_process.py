@@ -1,4 +1,5 @@
-"""An agent in a process of its own: snapshots come in as file names on stdin, statuses go out as JSON lines.
+"""An agent in a process of its own: snapshots come in as file names on stdin, statuses go out as JSON lines. As from
+`datastore.follow`, what vanishes in masses is held.
 
 Run as `python bgp_agent_process.py NODE RUN_DIR SETTLE_S`; each file holds a pickled list of resources.
 """
@@ -14,6 +15,7 @@ import msgspec
 import structlog
 
 from bgp.agent import Agent, Inputs
+from core.breaker import hold
 from core.latest import Latest
 from core.resources.status import SpeakerState
 from core.snapshot import Snapshot
@@ -29,11 +31,12 @@ async def main(node: str, run_dir: str, settle_s: str) -> None:
         loop = asyncio.get_running_loop()
         reader = asyncio.StreamReader()
         await loop.connect_read_pipe(lambda: asyncio.StreamReaderProtocol(reader), sys.stdin)
-        revision = 0
+        revision, accepted = 0, Snapshot()
         while line := await reader.readline():
             revision += 1
             resources = pickle.loads(Path(line.decode().strip()).read_bytes())  # noqa: ASYNC240 - a test's scratch file
-            snapshots.put(Snapshot().apply(revision, [(each.key, each) for each in resources]))
+            accepted = hold(accepted, Snapshot().apply(revision, [(each.key, each) for each in resources]), node)
+            snapshots.put(accepted)
         raise SystemExit
 
     inputs = Inputs(node=node, run_dir=Path(run_dir), snapshots=snapshots, report=report, settle_s=float(settle_s))

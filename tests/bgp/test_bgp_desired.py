@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_interface, ip_network
 from itertools import permutations
 
 import pytest
 from bgp_world import block, defaults, made, node, peer, pool
 
-from bgp.desired import desired
+from bgp.desired import absent, desired
 from bgp.model import Speaker
 from core.errors import Invalid, NotFound
 from core.resources import BGPConfiguration, Resource
 from core.snapshot import Snapshot
+from linux.model import Facts, Link
 
 NO_MESH = defaults(nodeToNodeMeshEnabled=False)
 
@@ -231,3 +232,16 @@ def test_what_is_not_supported_yet_is_said() -> None:
     found = speaker(A, defaults(serviceClusterIPs=[{"cidr": "10.96.0.0/12"}]))
     assert found.problems == ("BGPConfiguration default: services are not advertised yet",)
     assert ip_network("10.96.0.0/12") not in found.adverts
+
+
+def test_an_address_that_the_host_lacks_is_said() -> None:
+    def facts(*addresses: str) -> Facts:
+        found = tuple(ip_interface(each) for each in addresses)
+        return Facts(links={"eth0": Link(name="eth0", index=2, up=True, mtu=1500, addresses=found)})
+
+    both = speaker(A)
+    assert absent(both, facts("10.1.0.1/32", "fd01::1/64")) == ()
+    assert absent(both, facts("10.1.0.9/24", "fd01::1/64")) == (
+        "this host has no address 10.1.0.1 (Node spec.bgp.ipv4Address)",
+    )
+    assert len(absent(both, facts())) == 2

@@ -7,7 +7,10 @@ import signal
 
 import pytest
 from bgp_world import AgentProcess, Bird, RouteMonitor, World, block, defaults, node, peer, pool, until
+from msgspec import structs
 
+from core.breaker import RELEASE
+from core.resources import Metadata
 from core.resources.status import SpeakerState
 
 pytestmark = pytest.mark.kernel
@@ -174,3 +177,31 @@ def test_ipv6_and_ipv4_mesh_between_two_agents(world: World) -> None:
         assert {key: value["gateway"] for key, value in world.routes(place).items()} == {block4: gateway4}
         assert {k: v["gateway"] for k, v in world.routes(place, version=6).items()} == {block6: gateway6}
     until("settled", lambda: all(agent.state.ready for agent in agents))
+
+
+def test_blocks_that_vanish_together_stay_advertised_until_somebody_says_so(world: World) -> None:
+    world.wire("tor", ["10.9.1.1/24"], "n1", ["10.9.1.2/24"])
+    bird = Bird(world, "tor", "10.9.1.1")
+    bird.start(tor("10.9.1.1", "10.9.1.2"))
+    agent = AgentProcess(world, "n1")
+    blocks = [block(f"10.244.{number}.0/26", "n1") for number in range(60)]
+    rest = [
+        pool("main", "10.244.0.0/16"),
+        peer("tor", "10.9.1.1", asNumber=65001),
+        defaults(nodeToNodeMeshEnabled=False),
+    ]
+    here = node("n1", "10.9.1.2/24", "fd01::9/64")
+    agent.apply(here, *rest, *blocks)
+    until("BIRD sees the blocks", lambda: len(bird.prefixes("n4")) == 60)
+    until("the agent is ready", lambda: agent.state.ready)
+    assert agent.state.problems == ["this host has no address fd01::9 (Node spec.bgp.ipv6Address)"]
+    agent.apply(here, *rest, block("10.244.99.0/26", "n1"))
+    until("what is new goes ahead", lambda: "10.244.99.0/26" in bird.prefixes("n4"))
+    assert len(bird.prefixes("n4")) == 61
+    until("the status says so", lambda: any("60 of 60 blocks" in each for each in agent.state.problems))
+    assert (agent.state.ready, agent.state.programmed) == (False, 1)
+    released = structs.replace(node("n1", "10.9.1.2/24"), metadata=Metadata(name="n1", annotations={RELEASE: "now"}))
+    agent.apply(released, *rest, block("10.244.99.0/26", "n1"))
+    until("the rest is withdrawn", lambda: bird.prefixes("n4") == {"10.244.99.0/26"})
+    until("the agent is ready again", lambda: agent.state.ready and agent.state.programmed == 3)
+    assert agent.state.problems == []

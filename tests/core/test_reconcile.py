@@ -1,5 +1,5 @@
-"""The retry loop: least batches, nothing before the first desired state, no failed read taken for empty, held
-deletions, and a cache that is not believed for ever. The driver is a dict that can be broken."""
+"""The retry loop: least batches, nothing before the first desired state, no failed read taken for empty, and a
+cache that is not believed for ever. The driver is a dict that can be broken."""
 
 import asyncio
 from collections.abc import Mapping, Sequence
@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from core.errors import Unavailable
 from core.latest import Latest
-from core.reconcile import Breaker, Plan, Progress, Reconciler, Timing, diff, run
+from core.reconcile import Plan, Progress, Reconciler, Timing, diff, run
 
 THINGS = st.dictionaries(st.sampled_from("abcdef"), st.integers(0, 2))
 
@@ -50,14 +50,6 @@ def test_diff_is_the_least_batch_that_leads_there(desired: dict, actual: dict) -
     assert not [key for key, value in plan.upsert.items() if actual.get(key) == value]
     assert all(actual[key] == value for key, value in plan.delete.items())
     assert bool(plan) is (desired != actual)
-
-
-@pytest.mark.parametrize(
-    ("deletes", "actual", "holds"), [(50, 60, False), (51, 60, True), (51, 102, False), (52, 103, True), (1, 1, False)]
-)
-def test_the_breaker_holds_large_shares_of_many(deletes: int, actual: int, holds: bool) -> None:
-    plan: Plan[int, int] = Plan({}, dict.fromkeys(range(deletes), 0))
-    assert Breaker(share=0.5, floor=50).holds(plan, actual) is holds
 
 
 def test_backoff_doubles_to_its_bound_with_a_quarter_of_jitter() -> None:
@@ -116,29 +108,12 @@ async def test_a_key_that_fails_leaves_the_others_done_and_is_tried_on_fresh_kno
     assert shelf.batches[1] == Plan({"b": 2}, {})
 
 
-async def test_held_deletions_wait_for_an_operator_while_the_rest_goes_ahead() -> None:
+async def test_what_is_no_longer_wanted_goes_however_much_it_is() -> None:
     shelf = Shelf(**{f"k{number}": number for number in range(100)})
-    reconciler = Reconciler(shelf, Breaker(share=0.5, floor=10))
+    reconciler = Reconciler(shelf)
     reconciler.set_desired({"new": 1}, 2)
     progress = await reconciler.step()
-    assert (progress.held, progress.revision, progress.healthy) == (100, 0, False)
-    assert len(shelf.things) == 101
-    reconciler.release()
-    progress = await reconciler.step()
-    assert (progress.held, progress.revision, shelf.things) == (0, 2, {"new": 1})
-    shelf.things |= {f"k{number}": number for number in range(100)}
-    reconciler.distrust()
-    assert (await reconciler.step()).held == 100, "one release is for one batch"
-
-
-async def test_held_deletions_go_when_the_plan_becomes_small() -> None:
-    shelf = Shelf(**{f"k{number}": number for number in range(100)})
-    reconciler = Reconciler(shelf, Breaker(share=0.5, floor=10))
-    reconciler.set_desired({}, 1)
-    assert (await reconciler.step()).held == 100
-    reconciler.set_desired({f"k{number}": number for number in range(60)}, 2)
-    progress = await reconciler.step()
-    assert (progress.held, progress.revision, len(shelf.things)) == (0, 2, 60)
+    assert (progress.revision, progress.healthy, shelf.things) == (2, True, {"new": 1})
 
 
 async def test_without_prune_nothing_is_removed() -> None:

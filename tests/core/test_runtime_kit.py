@@ -144,7 +144,6 @@ def test_a_reconciler_is_ok_once_something_is_programmed_and_says_what_is_wrong(
         "10.0.0.0/32: no such device; 10.0.0.1/32: no such device; 10.0.0.2/32: no such device; and 2 more",
     )
     assert said(Progress(revision=1, tried=1)) == ("ok", "")
-    assert said(Progress(revision=1, tried=2, held=60)) == ("degraded", "60 removals are held")
     assert said(Progress(revision=1, tried=2, failure="routes: no buffers")) == ("degraded", "routes: no buffers")
     assert not state.ready
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from core.breaker import RELEASE
 from core.errors import Unavailable
 from core.latest import Latest
 from core.names import Key
@@ -20,7 +21,7 @@ from core.reconcile import Timing
 from core.resources import IPPool, Metadata, Node, Tier
 from core.resources.network import IPPoolSpec, NodeSpec
 from core.snapshot import Snapshot
-from datastore.api import PROGRESS, Put, Store, Synced
+from datastore.api import PROGRESS, Delete, Put, Store, Synced
 from datastore.client import GrpcStore
 from datastore.follow import follow
 from datastore.objects import delete, put, write
@@ -69,11 +70,12 @@ class Reader:
 
 @asynccontextmanager
 async def following(
-    store: Store, cache: Path | None = None, save_every_s: float = 5.0, timing: Timing = FAST
+    store: Store, cache: Path | None = None, save_every_s: float = 5.0, timing: Timing = FAST, node: str = ""
 ) -> AsyncIterator[Reader]:
     latest: Latest[Snapshot] = Latest()
     task = asyncio.create_task(
-        follow(store, [IPPool, Node], latest, cache, timing=timing, save_every_s=save_every_s), name="follow"
+        follow(store, [IPPool, Node], latest, cache, node=node, timing=timing, save_every_s=save_every_s),
+        name="follow",
     )
     try:
         yield Reader(latest, task)
@@ -292,6 +294,45 @@ async def test_without_a_cache_and_a_store_there_is_no_snapshot(tmp_path: Path) 
     assert [(log["event"], log["have"]) for log in logs] == [("datastore.away", "nothing yet")]
     assert not (tmp_path / "none.jsonl").exists()
     await client.close()
+
+
+async def test_an_emptied_store_is_held_also_after_restarts_until_the_node_is_released(
+    sqlite_store: SqliteStore, tmp_path: Path
+) -> None:
+    def own(**annotations: str) -> Node:
+        return Node(metadata=Metadata(name="a", annotations=annotations), spec=NodeSpec())
+
+    cache = tmp_path / "snapshot.jsonl"
+    await sqlite_store.txn([put(own()), *(put(pool(f"p{number}", number)) for number in range(3))])
+    async with following(sqlite_store, cache, node="a") as reader:
+        await reader.until(lambda snapshot: len(names(snapshot)) == 3)
+    await sqlite_store.txn([Delete(own().key), *(Delete(pool(f"p{number}").key) for number in range(3))])
+    for _ in range(2):  # against what the disk has from before; then against what it has from while it was held
+        async with following(sqlite_store, cache, node="a") as reader:
+            first = await reader.until(lambda _: True)
+        assert names(first) == {"p0", "p1", "p2"}
+        assert set(first.held) == {"nodes", "pools"}
+        assert not first.stale
+    nobody = GrpcStore(f"unix:{tmp_path}/nobody.sock")
+    async with following(nobody, cache, node="a") as reader:
+        away = await reader.until(lambda _: True)
+    assert (away.stale, away.held, away.tables) == (True, first.held, first.tables)
+    await nobody.close()
+    async with following(sqlite_store, cache, node="a") as reader:
+        await write(sqlite_store, own())
+        back = await reader.until(lambda snapshot: set(snapshot.held) == {"pools"})
+        assert len(names(back)) == 3
+        await write(sqlite_store, own(**{RELEASE: "now"}))
+        released = await reader.until(lambda snapshot: not snapshot.held)
+    assert names(released) == set()
+
+
+async def test_without_a_node_nothing_is_held(sqlite_store: SqliteStore, tmp_path: Path) -> None:
+    await sqlite_store.txn([put(pool(f"p{number}", number)) for number in range(3)])
+    async with following(sqlite_store, tmp_path / "snapshot.jsonl") as reader:
+        await reader.until(lambda snapshot: len(names(snapshot)) == 3)
+        await sqlite_store.txn([Delete(pool(f"p{number}").key) for number in range(3)])
+        await reader.until(lambda snapshot: not names(snapshot))
 
 
 @pytest.mark.parametrize("damage", ["empty", "cut", "garbage", "other kinds", "future"])

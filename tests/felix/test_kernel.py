@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from core.breaker import RELEASE
 from core.errors import Unavailable
 from core.names import workload_interface
 from core.reconcile import Plan
@@ -20,7 +21,6 @@ from datastore.api import Delete
 from datastore.client import GrpcStore
 from felix.agent import CLOSED, Agent, cleanup, run
 from felix.quarrel import PATIENCE
-from felix.status import RELEASE
 from linux.alone import alone as only_one
 from linux.nft import NftDriver
 from tests.felix.cluster import allow_from, deny, felix, node, pod, pool

@@ -7,13 +7,14 @@ from dataclasses import replace
 import pytest
 
 from core.addr import host_prefix
+from core.breaker import RELEASE
 from core.names import IPIP_DEVICE, workload_interface
 from core.nftables import Element
 from core.reconcile import Progress
 from core.resources.network import EncapMode
 from felix.desired import desired
 from felix.model import Desired
-from felix.status import MOST_ERRORS, RELEASE, Outcome, state
+from felix.status import MOST_ERRORS, Outcome, state
 from linux.model import RouteKey
 from policy import identity
 from tests.felix.cluster import CONFIG, REVISION, allow_from, facts, link, namespace, node, pod, pool, snapshot
