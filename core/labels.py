@@ -15,8 +15,10 @@ not taken, or whoever may label a pod or a network set could give it any namespa
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Final
 
+from core.names import Key
 from core.resources import (
     GlobalNetworkSet,
     HostEndpoint,
@@ -45,6 +47,25 @@ KUBERNETES_NAME: Final = "kubernetes.io/metadata.name"
 """The label Kubernetes puts on every namespace; added here where a manifest lacks it."""
 
 DEFAULT_SERVICE_ACCOUNT: Final = "default"
+
+RESERVED: Final = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
+
+
+@dataclass(frozen=True, slots=True)
+class Unknown:
+    """Label keys of a thing that nobody can tell, since an object they come from cannot be read.
+
+    Those under `prefixes` and, with `rest`, all that lie under no reserved prefix; never those in `known`.
+    """
+
+    prefixes: tuple[str, ...] = ()
+    rest: bool = False
+    known: frozenset[str] = GIVEN
+
+    def __contains__(self, key: str) -> bool:
+        if key in self.known:
+            return False
+        return key.startswith(self.prefixes) if key.startswith(RESERVED) else self.rest
 
 
 def workload(snapshot: Snapshot, endpoint: WorkloadEndpoint) -> Mapping[str, str]:
@@ -75,6 +96,43 @@ def network_set(snapshot: Snapshot, given: NetworkSet | GlobalNetworkSet) -> Map
     namespace = given.metadata.namespace
     inherited = of_namespace(snapshot.get(Namespace, namespace), namespace)
     return {**inherited, **_own(given.metadata.labels), NAMESPACE: namespace}
+
+
+def unknown(
+    snapshot: Snapshot, thing: WorkloadEndpoint | HostEndpoint | NetworkSet | GlobalNetworkSet
+) -> Unknown | None:
+    """The labels of a thing that nobody can tell; None when all are known."""
+    problems = snapshot.problems
+    namespace = thing.metadata.namespace
+    if isinstance(thing, WorkloadEndpoint | HostEndpoint) and any(
+        Key(Profile.KIND, "", name) in problems for name in thing.spec.profiles
+    ):
+        return Unknown(RESERVED, rest=True, known=GIVEN | _own(thing.metadata.labels).keys())
+    prefixes = []
+    if namespace and Key(Namespace.KIND, "", namespace) in problems:
+        prefixes.append(NAMESPACE_PREFIX)
+    if isinstance(thing, WorkloadEndpoint):
+        account = thing.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
+        if Key(ServiceAccount.KIND, namespace, account) in problems:
+            prefixes.append(SERVICE_ACCOUNT_PREFIX)
+    return (
+        Unknown(tuple(prefixes), known=GIVEN | {NAMESPACE_PREFIX + NAME, SERVICE_ACCOUNT_PREFIX + NAME})
+        if prefixes
+        else None
+    )
+
+
+def of_unreadable(snapshot: Snapshot, key: Key) -> tuple[Mapping[str, str], Unknown]:
+    """What is known of the labels of an endpoint or network set that cannot be read itself, and what is not."""
+    given = {NAMESPACE: key.namespace} if key.namespace else {}
+    if key.kind == WorkloadEndpoint.KIND:
+        return given, Unknown(RESERVED, rest=True, known=frozenset({NAMESPACE}))
+    if key.kind == HostEndpoint.KIND:
+        return given, Unknown(RESERVED, rest=True)
+    namespace = Key(Namespace.KIND, "", key.namespace)
+    inherited = of_namespace(snapshot.get(Namespace, key.namespace), key.namespace) if key.namespace else {}
+    prefixes = (NAMESPACE_PREFIX,) if key.namespace and namespace in snapshot.problems else ()
+    return inherited | given, Unknown(prefixes, rest=True, known=GIVEN | {NAMESPACE_PREFIX + NAME})
 
 
 def of_namespace(namespace: Namespace | None, name: str) -> dict[str, str]:
@@ -135,5 +193,4 @@ def _under(prefix: str, node: Node) -> Node:
 
 def _own(labels: Mapping[str, str]) -> dict[str, str]:
     """What a thing may say of itself: neither what it is nor where it belongs."""
-    reserved = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
-    return {key: value for key, value in labels.items() if key not in GIVEN and not key.startswith(reserved)}
+    return {key: value for key, value in labels.items() if key not in GIVEN and not key.startswith(RESERVED)}

@@ -25,33 +25,38 @@ A class whose answers all equal `otherwise` has no element.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
 from core import labels
 from core.addr import Address, Family
 from core.names import Key
-from core.resources.network import WorkloadEndpoint
+from core.resources.network import HostEndpoint, WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
 from policy.bind import Bound, Own, named_ports, own_side, sides
-from policy.convert import convert
+from policy.convert import Converted, convert
 from policy.decide import SPREAD, Decided, decide
+from policy.doubt import Doubt
 from policy.entities import entities
+from policy.holders import claims
 from policy.identity import Identity, Marked, NamedPort, identify
 from policy.model import Cause, Decision, Outcome, Peer, Reason, Table, Verdict
+from policy.problems import problems
 from policy.resolve import Program, Resolver
 
 DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
+PORTED = frozenset({WorkloadEndpoint.KIND, HostEndpoint.KIND})
+"""Kinds that have named ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """What the endpoints' packets are asked. `chains`: the names of each endpoint's ingress and egress chain.
 
-    `addresses` are the endpoints' own. `problems` says per policy what could not be enforced as written and was
-    closed instead; `lost` counts kinds of address that found no class number and are denied.
+    `addresses` are the endpoints' own. `problems` says per object what cannot be enforced as written: it was
+    closed, or has no effect yet; `lost` counts kinds of address that found no class number and are denied.
     """
 
     identity: Identity
@@ -68,17 +73,19 @@ class Compiled:
 
 def compile(snapshot: Snapshot, endpoints: Iterable[Key]) -> Compiled:
     """Tables for the workload endpoints named; one that the snapshot lacks gets none, and so stays closed."""
-    converted = convert(snapshot)
+    claimed = claims(snapshot)
+    things = entities(snapshot, claimed)
+    converted = convert(snapshot, Doubt(things, ports=any(key.kind in PORTED for key in snapshot.problems)))
     known = snapshot.of(WorkloadEndpoint)
     local = {key: known[key] for key in sorted(set(endpoints)) if key in known}
-    resolver = Resolver(converted, [labels.workload(snapshot, each) for each in local.values()])
+    resolver = _resolver(snapshot, converted, list(local.values()))
     programs = {
         (key, direction): resolver.program(position, endpoint.spec.profiles, direction)
         for position, (key, endpoint) in enumerate(local.items())
         for direction in DIRECTIONS
     }
     asked = _Asked.of(programs.values())
-    marked = Marked(entities(snapshot), asked.every_peer, asked.every_name)
+    marked = Marked(things, asked.every_peer, asked.every_name)
     identity = identify(marked, asked.peers, asked.named)
     tables: dict[str, Table] = {}
     chains: dict[Key, tuple[str, str]] = {}
@@ -97,8 +104,17 @@ def compile(snapshot: Snapshot, endpoints: Iterable[Key]) -> Compiled:
         tables=MappingProxyType(dict(sorted(tables.items()))),
         chains=MappingProxyType(chains),
         addresses=MappingProxyType({key: endpoint.spec.addresses for key, endpoint in local.items()}),
-        problems=converted.problems,
+        problems=problems(snapshot, converted.problems, claimed.problems),
     )
+
+
+def _resolver(snapshot: Snapshot, converted: Converted, endpoints: Sequence[WorkloadEndpoint]) -> Resolver:
+    unknown = {
+        position: found
+        for position, each in enumerate(endpoints)
+        if snapshot.problems and (found := labels.unknown(snapshot, each)) is not None
+    }
+    return Resolver(converted, [labels.workload(snapshot, each) for each in endpoints], unknown)
 
 
 def stack_name(program: Program, own: Own) -> str:

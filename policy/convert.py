@@ -2,7 +2,8 @@
 
 What cannot be enforced as written is closed, and said in `problems`: an Allow or Log rule that asks for it matches
 nothing; a Deny rule matches all else that it says; a Pass rule becomes such a Deny, since what it hands on to
-might allow. A policy whose own selector cannot be read selects all that it could and denies it.
+might allow. A policy whose own selector cannot be read selects all that it could and denies it. So does one that
+cannot be read at all, before every tier; what other objects leave in doubt that cannot be read, `policy.doubt` closes.
 """
 
 from __future__ import annotations
@@ -34,12 +35,16 @@ from core.resources.policy import Rule as RuleManifest
 from core.selector import Selector
 from core.snapshot import Snapshot
 from policy import kubernetes
+from policy.doubt import Doubt
 from policy.model import Match, Policy, ProfileRules, Rule, TierOrder
 from policy.rules import convert_rules
 from policy.scope import endpoint_selector
 
 DEFAULT_TIER: Final = "default"
 KUBERNETES_ORDER: Final = 1000.0
+BEFORE_ALL: Final = TierOrder("", -math.inf, Action.DENY, unreadable=True)
+"""Where policies that cannot be read stand."""
+
 ALLOW_ALL_PROFILE: Final = "projectcalico-default-allow"
 ALLOW_ALL: Final = (Rule(0, Action.ALLOW, Match()),)
 
@@ -53,23 +58,51 @@ class Converted:
     problems: Mapping[Key, str]
 
 
-def convert(snapshot: Snapshot) -> Converted:
-    """Everything that could apply to a workload endpoint."""
+def convert(snapshot: Snapshot, doubt: Doubt) -> Converted:
+    """Everything that could apply to a workload endpoint, closed where it is in doubt."""
     problems: dict[Key, str] = {}
     policies: dict[str, list[Policy]] = defaultdict(list)
     for policy, closed in _policies(snapshot):
-        policies[policy.tier].append(policy)
+        policies[policy.tier].append(doubt.close(policy))
         if closed:
             problems[policy.key] = "; ".join(closed)
     tiers = sorted((_tier(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
+    for policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
+        said = f"there is no tier {policy.tier}: it is asked after all tiers that are there, and its end denies"
+        problems[policy.key] = "; ".join(filter(None, (problems.get(policy.key), said)))
+    profiles = {name: doubt.close(rules) for name, rules in _profiles(snapshot, problems).items()}
+    unreadable = _unreadable(snapshot)
     return Converted(
-        tuple((tier, tuple(sorted(policies[tier.name], key=lambda policy: policy.sort_key))) for tier in tiers),
-        MappingProxyType(_profiles(snapshot, problems)),
+        (
+            *([(BEFORE_ALL, unreadable)] if unreadable else ()),
+            *((tier, tuple(sorted(policies[tier.name], key=lambda policy: policy.sort_key))) for tier in tiers),
+        ),
+        MappingProxyType(profiles),
         MappingProxyType(dict(sorted(problems.items()))),
     )
 
 
+def _unreadable(snapshot: Snapshot) -> tuple[Policy, ...]:
+    """What stands for the policies that cannot be read: each denies all that it could apply to, both ways."""
+    kinds = {NetworkPolicy.KIND, GlobalNetworkPolicy.KIND, KubernetesNetworkPolicy.KIND}
+    return tuple(
+        Policy(
+            key=key,
+            kind=key.kind.name,
+            tier=BEFORE_ALL.name,
+            order=-math.inf,
+            selector=endpoint_selector("", key.namespace),
+            types=frozenset(Direction),
+            fault=fault,
+        )
+        for key, fault in sorted(snapshot.problems.items())
+        if key.kind in kinds
+    )
+
+
 def _tier(snapshot: Snapshot, name: str) -> TierOrder:
+    if Key(Tier.KIND, "", name) in snapshot.problems:
+        return TierOrder(name, -math.inf, Action.DENY, unreadable=True)
     manifest = snapshot.get(Tier, name)
     order, default = BUILT_IN_TIERS.get(name, (math.inf, Action.DENY))
     if manifest is None:
@@ -187,4 +220,7 @@ def _profiles(snapshot: Snapshot, problems: dict[Key, str]) -> dict[str, Profile
         if closed_in or closed_out:
             problems[key] = "; ".join((*closed_in, *closed_out))
         profiles[key.name] = ProfileRules(key.name, ingress=ingress, egress=egress)
+    for key in snapshot.problems:
+        if key.kind == Profile.KIND:
+            profiles[key.name] = ProfileRules(key.name, exists=False)
     return profiles

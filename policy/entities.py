@@ -3,45 +3,71 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from ipaddress import IPv4Network, IPv6Network
+from typing import Final, TypeAlias
 
 from core import labels, values
-from core.addr import Address
+from core.addr import Address, Network
 from core.resources.network import EndpointPort, HostEndpoint, WorkloadEndpoint
 from core.resources.policy import GlobalNetworkSet, NetworkSet
 from core.snapshot import Snapshot
+from policy.holders import Claims
 from policy.identity import Entity
 
+ANYWHERE: Final[tuple[Network, ...]] = (IPv4Network("0.0.0.0/0"), IPv6Network("::/0"))
 
-def entities(snapshot: Snapshot) -> list[Entity]:
-    """Pods, hosts' interfaces and network sets of the whole cluster, in the order of their names."""
-    found = [
-        Entity(
-            labels=labels.workload(snapshot, pod),
-            addresses=pod.spec.addresses,
-            ports=named_ports(pod.spec.ports),
-        )
-        for _, pod in sorted(snapshot.of(WorkloadEndpoint).items())
-    ]
+_Labelled: TypeAlias = WorkloadEndpoint | HostEndpoint | NetworkSet | GlobalNetworkSet
+_LABELLED: Final = (WorkloadEndpoint, HostEndpoint, NetworkSet, GlobalNetworkSet)
+
+
+def entities(snapshot: Snapshot, claims: Claims) -> list[Entity]:
+    """Pods, hosts' interfaces and network sets of the whole cluster, in the order of their names.
+
+    One that cannot be read may have any address: it lies everywhere, and surely nowhere.
+    """
+    found = []
+    for key, pod in sorted(snapshot.of(WorkloadEndpoint).items()):
+        for addresses, sure in ((claims.held.get(key), True), (claims.contested.get(key), False)):
+            if addresses:
+                found.append(
+                    Entity(
+                        labels=labels.workload(snapshot, pod),
+                        addresses=tuple(addresses),
+                        ports=named_ports(pod.spec.ports),
+                        unknown=_unknown(snapshot, pod),
+                        sure=sure,
+                    )
+                )
     found += [
         Entity(
             labels=labels.host(snapshot, host),
             addresses=_addresses(host.spec.expected_ips),
             ports=named_ports(host.spec.ports),
+            unknown=_unknown(snapshot, host),
         )
         for _, host in sorted(snapshot.of(HostEndpoint).items())
+    ]
+    sets: list[NetworkSet | GlobalNetworkSet] = [
+        *(each for _, each in sorted(snapshot.of(NetworkSet).items())),
+        *(each for _, each in sorted(snapshot.of(GlobalNetworkSet).items())),
     ]
     found += [
         Entity(
             labels=labels.network_set(snapshot, each),
             nets=tuple(map(values.loose_network, each.spec.nets)),
+            unknown=_unknown(snapshot, each),
         )
-        for _, each in sorted(snapshot.of(NetworkSet).items())
+        for each in sets
     ]
-    found += [
-        Entity(labels=labels.network_set(snapshot, every), nets=tuple(map(values.loose_network, every.spec.nets)))
-        for _, every in sorted(snapshot.of(GlobalNetworkSet).items())
-    ]
+    for key in sorted(snapshot.problems):
+        if key.kind in {cls.KIND for cls in _LABELLED}:
+            known, unknown = labels.of_unreadable(snapshot, key)
+            found.append(Entity(labels=known, nets=ANYWHERE, unknown=unknown, sure=False))
     return found
+
+
+def _unknown(snapshot: Snapshot, thing: _Labelled) -> labels.Unknown | None:
+    return labels.unknown(snapshot, thing) if snapshot.problems else None
 
 
 def named_ports(ports: Iterable[EndpointPort]) -> tuple[tuple[str, int, int], ...]:

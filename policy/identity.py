@@ -24,6 +24,7 @@ from itertools import pairwise
 from typing import Final, TypeAlias
 
 from core.addr import Address, Family, Network
+from core.labels import Unknown
 from core.names import MARK_MASK
 from core.selector import Selector
 from policy.index import LabelIndex
@@ -42,17 +43,30 @@ NO_CLASS: Final = 0
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Entity:
-    """Something with labels that has addresses: an endpoint or a network set. `ports`: name, protocol, number."""
+    """Something with labels that has addresses: an endpoint or a network set. `ports`: name, protocol, number.
+
+    `unknown` are labels that nobody can tell; without `sure`, neither can anybody tell whether the addresses carry any.
+    """
 
     labels: Mapping[str, str]
     addresses: tuple[Address, ...] = ()
     nets: tuple[Network, ...] = ()
     ports: tuple[tuple[str, int, int], ...] = ()
+    unknown: Unknown | None = None
+    sure: bool = True
+
+    @property
+    def doubtful(self) -> bool:
+        """Whether something of it cannot be told."""
+        return self.unknown is not None or not self.sure
 
 
 @dataclass(frozen=True, slots=True)
 class NamedPort:
-    """What a rule asks of its peer: the port called `name` of `protocol`, of what `selector` matches (None: of all)."""
+    """What a rule asks of its peer: the port called `name` of `protocol`, of what `selector` matches (None: of all).
+
+    Only what is sure counts: a rule for which more would have to does not ask for names (`policy.doubt`).
+    """
 
     selector: Selector | None
     name: str
@@ -104,17 +118,21 @@ class Marked:
     """Marks on every address that any of the given peers and named ports can tell from another."""
 
     def __init__(self, entities: Sequence[Entity], peers: Iterable[Peer], named: Iterable[NamedPort]) -> None:
-        self._selectors: dict[str, int] = {}
+        self._selectors: dict[tuple[str, bool], int] = {}
+        self._in_doubt = any(each.doubtful for each in entities)
         self._nets: dict[tuple[Network, ...], int] = {}
         self.ports: dict[Address, set[tuple[str, int]]] = defaultdict(set)
         self.pods: dict[Address, set[int]] = {address: set() for each in entities for address in each.addresses}
         on_nets: dict[Network, set[int]] = defaultdict(set)
-        index = LabelIndex([each.labels for each in entities])
+        unknown = {position: each.unknown for position, each in enumerate(entities) if each.unknown is not None}
+        index = LabelIndex([each.labels for each in entities], unknown)
         for peer in peers:
-            for selector in (peer.selector, peer.not_selector):
-                if selector is not None and selector.canonical not in self._selectors:
-                    mark = self._selectors[selector.canonical] = self._fresh()
-                    for position in index.matching(selector):
+            for selector, possibly in ((peer.selector, peer.possibly), (peer.not_selector, not peer.possibly)):
+                if selector is None or self._reading(selector, possibly=possibly) in self._selectors:
+                    continue
+                mark = self._selectors[self._reading(selector, possibly=possibly)] = self._fresh()
+                for position in index.matching(selector, possibly=possibly):
+                    if possibly or entities[position].sure:
                         for address in entities[position].addresses:
                             self.pods[address].add(mark)
                         for net in entities[position].nets:
@@ -129,14 +147,18 @@ class Marked:
         for address, marks in self.pods.items():
             marks |= self._around(address)
 
+    def _reading(self, selector: Selector, *, possibly: bool) -> tuple[str, bool]:
+        """The two readings of a selector are one where nothing is in doubt."""
+        return selector.canonical, possibly and self._in_doubt
+
     def _fresh(self) -> int:
         return len(self._selectors) + len(self._nets)
 
     def _name_ports(self, entities: Sequence[Entity], index: LabelIndex, named: Iterable[NamedPort]) -> None:
-        having = [each for each in entities if each.ports]
+        having = [each for each in entities if each.ports and each.sure]
         for port in named:
             matched = [entities[at] for at in index.matching(port.selector)] if port.selector is not None else having
-            for entity in matched:
+            for entity in (each for each in matched if each.sure):
                 for name, protocol, number in entity.ports:
                     if (name, protocol) == (port.name, port.protocol):
                         for address in entity.addresses:
@@ -166,18 +188,21 @@ class Marked:
 
     def holds(self, peer: Peer, marks: Marks) -> bool:
         """Whether an address with these marks is one that `peer` means."""
-        if peer.selector is not None and self._selectors[peer.selector.canonical] not in marks:
+        if peer.selector is not None and self._mark(peer.selector, possibly=peer.possibly) not in marks:
             return False
-        if peer.not_selector is not None and self._selectors[peer.not_selector.canonical] in marks:
+        if peer.not_selector is not None and self._mark(peer.not_selector, possibly=not peer.possibly) in marks:
             return False
         if peer.nets is not None and self._nets.get(peer.nets) not in marks:
             return False
         return not peer.not_nets or self._nets[peer.not_nets] not in marks
 
+    def _mark(self, selector: Selector, *, possibly: bool) -> int:
+        return self._selectors[self._reading(selector, possibly=possibly)]
+
     def anchor(self, peer: Peer) -> int | None:
         """A mark that must be there for `peer` to hold; None when it can hold without any."""
         if peer.selector is not None:
-            return self._selectors[peer.selector.canonical]
+            return self._mark(peer.selector, possibly=peer.possibly)
         return None if peer.nets is None else self._nets.get(peer.nets, -1)
 
 

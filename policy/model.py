@@ -45,6 +45,7 @@ class Cause(StrEnum):
     NO_PROFILE_RULE = "no profile rule"
     MISSING_PROFILE = "missing profile"
     UNREADABLE = "unreadable header"
+    UNREADABLE_POLICY = "unreadable policy"
     UNKNOWN = "unknown address"
 
 
@@ -53,7 +54,8 @@ class Reason:
     """Why: the kind of cause and, as far as it has them, tier, policy (or profile) and the rule's index from 0.
 
     `match` is what that rule asks for. At the end of a tier, `policies` are those of the tier that apply, in the order
-    asked: that they do, and that no rule of theirs matched, is why. Neither is needed to tell two reasons apart.
+    asked: that they do, and that no rule of theirs matched, is why. `fault` is what is wrong with an unreadable policy.
+    None of the three is needed to tell two reasons apart.
     """
 
     cause: Cause
@@ -64,6 +66,7 @@ class Reason:
     rule: int | None = None
     match: Match | None = field(default=None, compare=False)
     policies: tuple[Key, ...] = field(default=(), compare=False)
+    fault: str = field(default="", compare=False)
 
     def __str__(self) -> str:
         side = self.direction.lower()
@@ -73,8 +76,9 @@ class Reason:
             Cause.END_OF_TIER: f"end of tier {self.tier}: no {side} rule matched in {_some(self.policies)}",
             Cause.PROFILE_RULE: f"profile {self.profile}, {rule}",
             Cause.NO_PROFILE_RULE: f"no {side} rule of any profile of the endpoint matched",
-            Cause.MISSING_PROFILE: f"profile {self.profile} does not exist",
+            Cause.MISSING_PROFILE: f"profile {self.profile} does not exist or cannot be read",
             Cause.UNREADABLE: "the packet is too short to tell its ports or its ICMP type",
+            Cause.UNREADABLE_POLICY: f"{self.policy} cannot be read: {self.fault}; all in its reach is denied",
             Cause.UNKNOWN: "the other address is in no class that a rule admits",
         }
         return words[self.cause]
@@ -98,7 +102,8 @@ class Peer:
     """Which addresses one side of a rule means; all that is set must hold.
 
     `nets` None means any, empty means none. `text` is the canonical spelling and the identity: two peers with the
-    same text match the same addresses.
+    same text match the same addresses. Where labels cannot be told, only what surely matches is meant; with
+    `possibly`, all that possibly does (`policy.doubt`).
     """
 
     selector: Selector | None = None
@@ -106,16 +111,18 @@ class Peer:
     nets: tuple[Network, ...] | None = None
     not_nets: tuple[Network, ...] = ()
     text: str = ""
+    possibly: bool = False
 
     def __str__(self) -> str:
-        parts = [str(self.selector)] if self.selector is not None else []
+        parts = ["what is possibly"] if self.possibly else []
+        parts += [str(self.selector)] if self.selector is not None else []
         if self.not_selector is not None:
             parts.append(f"not ({self.not_selector})")
         if self.nets is not None:
             parts.append(f"within {', '.join(map(str, self.nets)) or 'nothing'}")
         if self.not_nets:
             parts.append(f"outside {', '.join(map(str, self.not_nets))}")
-        return ", ".join(parts)
+        return ", ".join(parts).replace("what is possibly,", "what is possibly")
 
 
 @dataclass(frozen=True, slots=True)
@@ -210,7 +217,11 @@ class Directed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Policy(Directed):
-    """A policy of any kind. `selector` says which endpoints it applies to, its namespace included."""
+    """A policy of any kind. `selector` says which endpoints it applies to, its namespace included.
+
+    `fault` says why it could not be read: then it denies. `perhaps` marks one of which nobody can tell whether it
+    applies, closed accordingly.
+    """
 
     key: Key
     kind: str
@@ -218,6 +229,8 @@ class Policy(Directed):
     order: float
     selector: Selector
     types: frozenset[Direction]
+    fault: str = ""
+    perhaps: bool = False
 
     @property
     def sort_key(self) -> tuple[float, str]:
@@ -227,17 +240,22 @@ class Policy(Directed):
 
 @dataclass(frozen=True, slots=True)
 class TierOrder:
-    """A tier: when it is asked, and what its end does (Deny or Pass). A missing one comes after all others."""
+    """A tier: when it is asked, and what its end does (Deny or Pass). A missing one comes after all others.
+
+    An unreadable one comes before: its policies may deny, but what they allow the tiers after it decide, as nobody can
+    tell which of those would have been asked first.
+    """
 
     name: str
     order: float
     default: Action
     missing: bool = False
+    unreadable: bool = False
 
     @property
-    def sort_key(self) -> tuple[bool, float, str]:
+    def sort_key(self) -> tuple[bool, bool, float, str]:
         """Where it stands among the tiers."""
-        return self.missing, self.order, self.name
+        return not self.unreadable, self.missing, self.order, self.name
 
 
 @dataclass(frozen=True, slots=True)

@@ -57,7 +57,8 @@ class _Reading:
 
     def _side(self, entity: EntityRule, protocol: int | None) -> Side:
         if entity.services is not None:
-            self.missing.append(f"service {entity.services.namespace}/{entity.services.name} is not resolved")
+            where = entity.services.namespace or self.namespace or "(no namespace)"
+            self.missing.append(f"service {where}/{entity.services.name} is not resolved")
         return Side(
             peer=self._peer(entity),
             ports=self._ports(entity.ports, protocol),
