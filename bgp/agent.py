@@ -315,7 +315,7 @@ class Agent:
             sessions=self._sessions.states(
                 speaker.blocked if speaker else (), self._learnt.rib.count, self._advertised
             ),
-            routes_in=len(self._kernel.actual),
+            routes_in=len(self._kernel.seen),
             routes_out=[str(prefix) for prefix in speaker.adverts] if speaker else [],
             problems=problems,
         )
@@ -329,7 +329,7 @@ class Agent:
             yield from absent(self._speaker, self._facts)
 
     def _advertised(self, peer: Address) -> int:
-        return sum(1 for advert in self._told.actual if advert.peer == peer and advert.prefix is not None)
+        return sum(1 for advert in self._told.seen if advert.peer == peer and advert.prefix is not None)
 
 
 def _log_session(event: object) -> None:

@@ -99,6 +99,7 @@ class Reconciler(Generic[K, V]):
         self._revision = 0
         self._prune = True
         self._actual: dict[K, V] | None = None
+        self._seen: Mapping[K, V] = {}
         self._doubts = 0
 
     def set_desired(self, desired: Mapping[K, V], revision: int, *, prune: bool = True) -> None:
@@ -111,9 +112,9 @@ class Reconciler(Generic[K, V]):
         self._doubts += 1
 
     @property
-    def actual(self) -> Mapping[K, V]:
-        """What we believe is programmed now; empty when unknown."""
-        return self._actual or {}
+    def seen(self) -> Mapping[K, V]:
+        """What the last round that went well left programmed; for a status, which a doubt must not make empty."""
+        return self._seen
 
     async def step(self) -> Progress:
         """One round: read if in doubt, diff, apply. Returns (and keeps) the new progress; never raises OSError."""
@@ -145,7 +146,7 @@ class Reconciler(Generic[K, V]):
             actual.update(plan.upsert)
             for key in plan.delete:
                 del actual[key]
-            self._actual = actual
+            self._actual = self._seen = actual
         return self._next(
             errors={key: str(error) for key, error in errors.items()},
             writes=len(plan.upsert) + len(plan.delete) - len(errors),

@@ -42,3 +42,16 @@ async def test_drift_during_a_round_is_repaired_in_the_next() -> None:
     shelf.meanwhile = lambda: None
     await reconciler.step()
     assert shelf.things == {"a": 1}
+
+
+async def test_what_was_seen_is_not_forgotten_with_what_is_believed() -> None:
+    shelf = Shelf()
+    reconciler: Reconciler[str, int] = Reconciler(shelf)
+    reconciler.set_desired({"a": 1}, 1)
+    await reconciler.step()
+    reconciler.distrust()
+    assert reconciler.seen == {"a": 1}
+    shelf.things.clear()
+    reconciler.set_desired({}, 2)
+    await reconciler.step()
+    assert reconciler.seen == {}
