@@ -7,6 +7,7 @@ from ipaddress import ip_address
 from random import Random
 from typing import Any
 
+import policy_draw as draw
 import pytest
 from hypothesis import given
 from policy_cluster import key, namespace, packet, pod, resource, snapshot
@@ -15,9 +16,12 @@ from test_policy_properties import SEEDS, SETTINGS
 
 from core.names import Key
 from core.resources import (
+    GlobalNetworkPolicy,
     IPAMBlock,
+    KubernetesNetworkPolicy,
     Metadata,
     Namespace,
+    NetworkPolicy,
     Profile,
     Resource,
     ServiceAccount,
@@ -34,6 +38,8 @@ from policy.model import Cause, Verdict
 FLOWS = 16
 WEB, DB, FAR = "10.0.0.1", "10.0.0.2", "203.0.113.5"
 ENDS = [key("shop", "web"), key("shop", "db")]
+ENDS_OF = ("source", "destination")
+POLICIES = (GlobalNetworkPolicy, KubernetesNetworkPolicy, NetworkPolicy)
 
 
 def calico(kind: str, name: str, home: str = "", labels: dict[str, str] | None = None, **spec: Any) -> Resource:
@@ -73,16 +79,38 @@ def block(rng: Random, claimed: Iterable[tuple[str, str, str]]) -> IPAMBlock:
 
 
 def crowded(rng: Random) -> World:
-    """A random cluster in which pods may claim the addresses of others."""
+    """A random cluster with few policies, most of them about labels, where pods may claim the addresses of others."""
     world: World = worlds().draw(rng)
-    found = list(world.resources)
+    found = [each for each in world.resources if type(each) not in POLICIES or rng.random() < 0.3]
+    found += [telling(rng, number) for number in range(rng.randint(1, 3))]
     claimed = [(address, home, name) for (home, name), own in PODS.items() for address in own]
     for number in range(rng.choice([0, 0, 1, 2])):
         home = rng.choice("ab")
         addresses = rng.sample([address for address, _, _ in claimed], rng.randint(1, 2))
-        labels = {"app": rng.choice(["web", "db"])}
-        found.append(pod(home, f"q{number}", addresses, labels, container_id=rng.choice(["", "container-p1"])))
+        container = rng.choice(["", "container-p1"])
+        found.append(pod(home, f"q{number}", addresses, {"app": rng.choice(["web", "db"])}, container_id=container))
     return World([*found, block(rng, claimed)], world.local)
+
+
+def telling(rng: Random, number: int) -> Resource:
+    """A policy that tells peers, or those it applies to, apart by their labels, and is quiet about the rest."""
+    told = draw.sampled_from(["app == 'web'", "app == 'db'", "has(env)", "has(pcns.env)", "has(pcsa.app)", "!has(app)"])
+
+    def rule() -> dict[str, Any]:
+        word = rng.choice(["selector", "selector", "notSelector"])
+        return {"action": rng.choice(["Allow", "Deny", "Deny", "Pass"]), rng.choice(ENDS_OF): {word: told.draw(rng)}}
+
+    last = {"action": rng.choice(["Allow", "Allow", "Pass"])}
+    rules = [*(rule() for _ in range(rng.randint(1, 2))), last]
+    return calico(
+        "GlobalNetworkPolicy",
+        f"t{number}",
+        tier=rng.choice(["default", "first", "second"]),
+        selector=rng.choice(["", told.draw(rng)]),
+        order=number,
+        ingress=rules,
+        egress=rules,
+    )
 
 
 @SETTINGS
@@ -91,7 +119,11 @@ def test_what_cannot_be_read_opens_nothing(seed: int) -> None:
     rng = Random(seed)
     world = crowded(rng)
     before = snapshot(world.resources)
-    gone = rng.sample([each.key for each in world.resources], rng.choice([1, 1, 2]))
+    kinds = sorted({each.key.kind for each in world.resources})
+    gone = {
+        rng.choice([each.key for each in world.resources if each.key.kind == kind]) for kind in rng.sample(kinds, 2)
+    }
+    gone = set(sorted(gone)[: rng.randint(1, 2)])
     after = unreadable(before, *gone)
     whole, closed = compile(before, world.local), compile(after, world.local)
     for endpoint in closed.chains:
@@ -297,6 +329,19 @@ def test_the_holder_that_ipam_names_lends_its_labels() -> None:
         assert compiled.problems[ENDS[0]] == (
             f"{WEB} is {key('shop', 'zevil')}'s, says IPAM: this endpoint's labels do not count for it"
         )
+
+
+@pytest.mark.parametrize(
+    ("handle", "verdict"),
+    [("", Verdict.DENY), ("net.another", Verdict.DENY), ("k8s-pod-network.shop.zevil", Verdict.ALLOW)],
+)
+def test_who_cannot_be_read_may_claim_any_address(handle: str, verdict: Verdict) -> None:
+    evil = pod("shop", "zevil", [WEB], {"app": "admin"})
+    ipam = IPAMBlock(
+        metadata=Metadata(name="b"), spec=BlockSpec(cidr="10.0.0.0/24", allocations={WEB: handle} if handle else {})
+    )
+    state = unreadable(snapshot(cluster(FOR_ADMIN, evil, ipam)), ENDS[0])
+    assert from_web(compile(state, [ENDS[1]]))[0] is verdict
 
 
 def test_a_deny_means_each_who_may_hold_a_contested_address() -> None:
