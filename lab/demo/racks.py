@@ -197,9 +197,20 @@ async def killed(lab: Cluster, checks: Checks) -> None:
     await lab.delete(POLICY)
 
 
+async def _all_right(lab: Cluster) -> str:
+    """Wait until every agent has reported to the datastore that came back; what is still wrong after a while."""
+    for _ in range(10):
+        status = await lab.muslin("status", "--check")
+        if status.code == 0:
+            return ""
+    return status.out.rpartition("NOT RIGHT")[2].strip()
+
+
 async def said(lab: Cluster, checks: Checks) -> None:
     """Step 8."""
     checks.step(8, "muslin status and muslin explain")
+    right = await _all_right(lab)
+    checks.check("status --check finds nothing wrong once the datastore is back", not right, right)
     status = await lab.muslin("status", "-o", "json")
     nodes = {each["node"]: each for each in json.loads(status.out)["nodes"]}
     checks.check("status knows every node", set(nodes) == {node.name for node in lab.topology.nodes})
