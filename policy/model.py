@@ -29,11 +29,29 @@ MOST_NAMED: Final = 8
 _PROTOCOL_NAMES: Final = MappingProxyType({number: name for name, number in PROTOCOLS.items()})
 
 
+class Plane(StrEnum):
+    """Where on a packet's way it is judged (calico.md 1.7, host endpoint variants).
+
+    WORKLOAD    what a pod sends and receives               tiers, profiles, deny
+    HOST        what a host's interface carries for itself  tiers, profiles, deny
+    FORWARD     what it carries for others                  tiers of applyOnForward policies, then allowed
+    PRE_DNAT    what comes in, before it is translated      preDNAT policies, then go on
+    UNTRACKED   either way, before it is tracked            doNotTrack policies, then go on
+    """
+
+    WORKLOAD = "workload"
+    HOST = "host"
+    FORWARD = "forward"
+    PRE_DNAT = "preDNAT"
+    UNTRACKED = "untracked"
+
+
 class Verdict(StrEnum):
-    """What finally happens to a packet in one direction at one endpoint."""
+    """What finally happens to a packet in one direction at one endpoint; in the last two planes it may go on unjudged."""
 
     ALLOW = "Allow"
     DENY = "Deny"
+    CONTINUE = "Continue"
 
 
 class Cause(StrEnum):
@@ -219,8 +237,9 @@ class Directed:
 class Policy(Directed):
     """A policy of any kind. `selector` says which endpoints it applies to, its namespace included.
 
-    `fault` says why it could not be read: then it denies. `perhaps` marks one of which nobody can tell whether it
-    applies, closed accordingly.
+    `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only reported. `fault`
+    says why it could not be read: then it denies. `perhaps` marks one of which nobody can tell whether it applies,
+    closed accordingly.
     """
 
     key: Key
@@ -229,6 +248,8 @@ class Policy(Directed):
     order: float
     selector: Selector
     types: frozenset[Direction]
+    planes: frozenset[Plane] = frozenset({Plane.WORKLOAD})
+    staged: bool = False
     fault: str = ""
     perhaps: bool = False
 
@@ -270,13 +291,15 @@ class ProfileRules(Directed):
 class Step:
     """One line of a program: a rule, the end of a tier or the end of the profiles (`match` None matches all).
 
-    `tier` numbers the tiers of the program; Pass goes on at the first step of the next one.
+    `tier` numbers the tiers of the program; Pass goes on at the first step of the next one. A `staged` step counts only
+    where it is asked what staged policies would do.
     """
 
     tier: int
     action: Action
     match: Match | None
     reason: Reason
+    staged: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
