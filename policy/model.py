@@ -47,7 +47,7 @@ class Plane(StrEnum):
 
 
 class Verdict(StrEnum):
-    """What finally happens to a packet in one direction at one endpoint; in the last two planes it may go on unjudged."""
+    """What finally happens to a packet in one direction at one endpoint; the last two planes may leave it undecided."""
 
     ALLOW = "Allow"
     DENY = "Deny"
@@ -237,7 +237,7 @@ class Directed:
 class Policy(Directed):
     """A policy of any kind. `selector` says which endpoints it applies to, its namespace included.
 
-    `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only reported. `fault`
+    `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only told. `fault`
     says why it could not be read: then it denies. `perhaps` marks one of which nobody can tell whether it applies,
     closed accordingly.
     """
