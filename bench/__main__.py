@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = list(known) if given.all else given.name
     if not wanted:
         for name, found in known.items():
-            print(f"{name:<16} {found.bench.what} ({found.bench.bound} {found.bench.target:g} of {found.bench.peer})")
+            print(f"{name:<16} {found.bench.what} ({found.bench.target}; beside {found.bench.peer})")
         return 0
     results = [_run(known[name], as_json=given.json) for name in wanted]
     return 0 if all(result.met for result in results) else 1
@@ -40,8 +40,12 @@ def _run(found: harness.Found, *, as_json: bool) -> Result:
     if as_json:
         print(json.dumps(asdict(result)), flush=True)
     else:
-        print(f"  muslin {result.figure:,.0f} {result.unit}")
-        print(f"  {result.peer} {result.peer_figure:,.0f} {result.unit}")
+        for who, figure, series in (
+            ("muslin", result.figure, result.series),
+            (result.peer, result.peer_figure, result.peer_series),
+        ):
+            others = "".join(f", {name} {value:,g}" for name, value in series.items())
+            print(f"  {who} {figure:,.10g} {result.unit}{others}")
         print(f"  ratio {result.ratio:.2f}, target {result.target}: {'met' if result.met else 'MISSED'}", flush=True)
     return result
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from statistics import median
 
 import bench
-from bench.model import Bench, Result, Subjects
+from bench.model import Bench, Figures, Result, Subjects, Target
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,8 +35,8 @@ def benches() -> Mapping[str, Found]:
 
 def run(found: Found) -> Result:
     """Warm both up once, then measure them in turns; medians."""
-    ours: list[float] = []
-    peers: list[float] = []
+    ours: list[float | Figures] = []
+    peers: list[float | Figures] = []
     with found.subjects() as subjects:
         subjects.ours()
         subjects.peer()
@@ -46,21 +46,38 @@ def run(found: Found) -> Result:
     return reduce(found.bench, ours, peers)
 
 
-def reduce(described: Bench, ours: list[float], peers: list[float]) -> Result:
-    """The line that says how `ours` compare with `peers`.
+def reduce(described: Bench, ours: Sequence[float | Figures], peers: Sequence[float | Figures]) -> Result:
+    """The line that says how `ours` compare with `peers`; KeyError for a target of a figure that no turn gave.
 
-    The ratio is the median of the turns' own ratios: the two of a turn ran under the same load, those of two turns
+    A ratio is the median of the turns' own ratios: the two of a turn ran under the same load, those of two turns
     need not have.
     """
-    figure, peer_figure = median(ours), median(peers)
-    ratio = median(one / other for one, other in zip(ours, peers, strict=True))
+    mine, theirs = _columns(ours), _columns(peers)
+
+    def ratio(of: str) -> float:
+        return median(one / other for one, other in zip(mine[of], theirs[of], strict=True))
+
+    def reached(target: Target) -> float:
+        return median(mine[target.of]) if target.absolute else ratio(target.of)
+
+    series, peer_series = ({name: round(median(each), 3) for name, each in side.items()} for side in (mine, theirs))
     return Result(
         name=described.name,
-        figure=round(figure, 1),
+        figure=round(series.pop(""), 1),
         unit=described.unit,
         peer=described.peer,
-        peer_figure=round(peer_figure, 1),
-        ratio=round(ratio, 3),
-        target=f"{described.bound} {described.target:g}",
-        met=described.meets(ratio),
+        peer_figure=round(peer_series.pop(""), 1),
+        ratio=round(ratio(""), 3),
+        target=described.target,
+        met=all(target.met(reached(target)) for target in described.targets),
+        series=series,
+        peer_series=peer_series,
     )
+
+
+def _columns(turns: Sequence[float | Figures]) -> dict[str, list[float]]:
+    """Each figure's values over the turns; the benchmark's own has no name."""
+    rows = [each if isinstance(each, Figures) else Figures(each) for each in turns]
+    return {"": [row.figure for row in rows]} | {
+        name: [row.others[name] for row in rows] for name in (rows[0].others if rows else ())
+    }

@@ -20,7 +20,7 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any, Final
 
-from bench.model import Bench, Subjects, Target
+from bench.model import Bench, Subjects, at_most
 from core.names import workload_interface
 from core.reconcile import Driver, diff
 from core.resources import GlobalNetworkPolicy, IPPool, Metadata, Namespace, Node, Resource, WorkloadEndpoint
@@ -43,8 +43,7 @@ BENCH: Final = Bench(
     what="one packet of a new flow, pod to pod in one node, 500 rules in force each way",
     unit="ns/packet",
     peer="the same without policy",
-    bound=Target.AT_MOST,
-    target=1.6,
+    targets=(at_most(1.6),),
     runs=9,
 )
 

@@ -16,7 +16,7 @@ from contextlib import closing, contextmanager
 from ipaddress import IPv4Network
 from typing import Final
 
-from bench.model import Bench, Subjects, Target
+from bench.model import Bench, Subjects, at_least
 from core.reconcile import Plan
 from core.routing import Metric, RouteProtocol
 from linux.model import NextHop, Route, RouteKey
@@ -29,8 +29,7 @@ BENCH: Final = Bench(
     what="100,000 host routes into the kernel",
     unit="routes/s",
     peer="ip -batch",
-    bound=Target.AT_LEAST,
-    target=1.5,
+    targets=(at_least(1.5),),
 )
 
 ROUTES: Final = 100_000
