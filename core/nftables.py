@@ -9,7 +9,11 @@ Element keys have one canonical spelling so that desired and read-back compare b
     intervals        a prefix when it is one, else a-b     10.0.0.0/8   10.0.0.1-10.0.0.6
     interface names  quoted                                "musab12cd34ef5"
 
-Verdicts are spelt as nft prints them: accept, drop, return, goto NAME, jump NAME.
+A map's values likewise, by `Set.value`:
+
+    verdict          as nft prints it: accept, drop, return, goto NAME, jump NAME
+    mark             decimal                               327680
+    counter          the name of a counter object, which `Ruleset.counters` must hold
 """
 
 from __future__ import annotations
@@ -38,7 +42,7 @@ class Chain:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Set:
-    """A named set (`value` empty) or map (`value` e.g. "verdict").
+    """A named set (`value` empty) or map (`value` "verdict", "mark" or "counter").
 
     `key` is the nft type of its elements, one part per item of a concatenation (("mark", "inet_proto",
     "inet_service")). `counter` gives every element a packet counter.
@@ -60,11 +64,13 @@ class Element:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruleset:
-    """A whole table. Every element's set, and every chain a rule or verdict names, must be in it.
+    """A whole table, or one part of it. Every set, chain and counter that something names must be in the whole.
 
-    `elements` maps to the verdict of a map's element, "" for a plain set's.
+    `elements` maps to the value of a map's element, "" for a plain set's. `counters` are named counter objects: they
+    count from when they are first made until no state wants them, whatever else changes.
     """
 
     chains: Mapping[str, Chain] = field(default_factory=lambda: MappingProxyType({}))
     sets: Mapping[str, Set] = field(default_factory=lambda: MappingProxyType({}))
     elements: Mapping[Element, str] = field(default_factory=lambda: MappingProxyType({}))
+    counters: frozenset[str] = frozenset()

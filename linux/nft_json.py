@@ -7,7 +7,7 @@ from ipaddress import ip_address, ip_network
 from typing import Any, Final
 
 from core.nftables import Element, Hook, Set
-from linux.nft_objects import FOREIGN, ChainBody, ChainName, Object, SetName, Value, digest_of
+from linux.nft_objects import FOREIGN, ChainBody, ChainName, CounterName, Object, SetName, Value, digest_of
 
 _ADDRESSES: Final = frozenset({"ipv4_addr", "ipv6_addr"})
 _BITS: Final = {"mark": 32, "inet_proto": 8, "inet_service": 16}
@@ -15,7 +15,7 @@ _FLAGS: Final = frozenset({"interval"})
 
 
 def read_table(listed: Sequence[Mapping[str, Any]]) -> Mapping[Object, Value]:
-    """The table's chains, sets and elements, from the list under `nftables`."""
+    """The table's chains, sets, counters and elements, from the list under `nftables`."""
     found: dict[Object, Value] = {}
     comments: dict[str, list[str]] = {}
     for entry in listed:
@@ -25,6 +25,8 @@ def read_table(listed: Sequence[Mapping[str, Any]]) -> Mapping[Object, Value]:
         if "chain" in entry:
             chain = entry["chain"]
             found[ChainName(chain["name"])] = _chain(chain, comments.get(chain["name"], []))
+        elif "counter" in entry:
+            found[CounterName(entry["counter"]["name"])] = ""
         elif "set" in entry or "map" in entry:
             described = entry.get("set") or entry["map"]
             name = described["name"]
@@ -76,6 +78,8 @@ def _value(types: tuple[str, ...], value: Any) -> str:
     if types == ("verdict",):
         ((verb, target),) = value.items()
         return f"{verb} {target['target']}" if target else str(verb)
+    if types == ("counter",):
+        return str(value)
     return _spell(types, value)
 
 

@@ -2,7 +2,8 @@
 
     ChainName(name)  ->  ChainBody     the hook, a digest of the rules, how many they are
     SetName(name)    ->  Set           of core.nftables
-    Element(set,key) ->  str           a map element's verdict or value; "" in a plain set
+    CounterName(name) -> ""            a counter object; what it has counted is no part of what it is
+    Element(set,key) ->  str           a map element's value: a verdict, a mark, a counter's name; "" in a plain set
 
 Rules do not survive a round trip through nft as text, so a chain is known by a digest that every one of its rules
 carries in its comment. The digest covers the rules and the types of the sets they name: when a set must be made anew,
@@ -39,6 +40,13 @@ class SetName:
     name: str
 
 
+@dataclass(frozen=True, slots=True, order=True)
+class CounterName:
+    """The name of a counter object."""
+
+    name: str
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ChainBody:
     """A chain by what it can be recognised by. `rules` is the text to write; unknown ("") of a chain that was read."""
@@ -49,7 +57,7 @@ class ChainBody:
     rules: tuple[str, ...] = field(default=(), compare=False, repr=False)
 
 
-Object: TypeAlias = ChainName | SetName | Element
+Object: TypeAlias = ChainName | SetName | CounterName | Element
 Value: TypeAlias = ChainBody | Set | str
 
 FOREIGN: Final = "foreign"
@@ -59,6 +67,7 @@ FOREIGN: Final = "foreign"
 def flatten(ruleset: Ruleset) -> Mapping[Object, Value]:
     """The whole table as one mapping: what `NftDriver` is given as desired, and reads."""
     flat: dict[Object, Value] = {SetName(name): each for name, each in ruleset.sets.items()}
+    flat |= {CounterName(name): "" for name in ruleset.counters}
     for name, chain in ruleset.chains.items():
         flat[ChainName(name)] = body(chain, ruleset.sets)
     flat |= {element: value for element, value in ruleset.elements.items()}  # noqa: C416 - dict() keeps the key's type

@@ -17,7 +17,7 @@ from core.nftables import Chain, Element, Hook, Ruleset, Set
 from core.reconcile import Plan, Reconciler, diff
 from linux.libnftables import NftRefused
 from linux.nft import NftDriver
-from linux.nft_objects import ChainBody, ChainName, Object, SetName, Value, flatten
+from linux.nft_objects import ChainBody, ChainName, CounterName, Object, SetName, Value, flatten
 
 pytestmark = pytest.mark.kernel
 
@@ -42,7 +42,11 @@ EVERY_KIND = Ruleset(
         "ranges": Set(key=DECISION, value="verdict", interval=True, counter=True),
         "between": Set(key=("ipv4_addr", "ipv4_addr"), value="verdict", interval=True),
         "between6": Set(key=("ipv6_addr", "inet_service"), value="verdict", interval=True),
+        "identity6": Set(key=("ipv6_addr",), value="mark"),
+        "outcomes": Set(key=DECISION, value="mark", interval=True),
+        "counters": Set(key=("mark",), value="counter"),
     },
+    counters=frozenset({"deny-default/a.b", "allowed"}),
     elements={
         Element("pods4", "10.0.0.1"): "",
         Element("pods4", "0.0.0.0"): "",
@@ -83,6 +87,11 @@ EVERY_KIND = Ruleset(
         Element("between", "10.0.0.0/8 . 12.0.0.1"): "accept",
         Element("between6", "fd00::/8 . 80"): "accept",
         Element("between6", "2001:db8::1 . 0-1023"): "drop",
+        Element("identity6", "fd00::1"): "65536",
+        Element("outcomes", "327680 . 6 . 80-90"): "131072",
+        Element("outcomes", "327680 . 17 . 53"): "0",
+        Element("counters", "65536"): "allowed",
+        Element("counters", "131072"): "deny-default/a.b",
     },
     chains={
         "c1": Chain(rules=("meta mark set meta mark & 0x0000ffff | 0x00050000",)),
@@ -94,6 +103,8 @@ EVERY_KIND = Ruleset(
                 "ip saddr vmap @identity",
                 "meta mark & 0xffff0000 . meta l4proto . th dport vmap @exact",
                 "iifname vmap @dispatch",
+                "meta mark set meta mark & 0xffff0000 . meta l4proto . th dport map @outcomes",
+                "counter name meta mark & 0xffff0000 map @counters",
                 "drop",
             ),
         ),
@@ -322,6 +333,36 @@ async def test_what_an_element_has_counted_is_no_difference(driver: NftDriver) -
     assert "counter packets 3 bytes 102" in nft("list table inet muslin")
     assert await driver.read() == before
     assert before[key] == "drop"
+
+
+def counting(**outcomes: str) -> Ruleset:
+    """Counts datagrams to 127.0.0.1 under the counter that the mark 65536 stands for, and whatever `outcomes` hold."""
+    return Ruleset(
+        sets={"counters": Set(key=("mark",), value="counter")},
+        elements={Element("counters", mark.removeprefix("m")): name for mark, name in outcomes.items()},
+        counters=frozenset(outcomes.values()),
+        chains={
+            "in": Chain(
+                hook=Hook(type="filter", hook="input", priority=0),
+                rules=(
+                    "udp dport 9999 meta mark set meta mark | 65536 counter name meta mark & 0xffff0000 map @counters",
+                ),
+            )
+        },
+    )
+
+
+async def test_a_counter_keeps_its_counts_until_nobody_wants_it(driver: NftDriver) -> None:
+    await make_so(driver, flatten(counting(m65536="one")))
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as sender:
+        sender.sendto(b"muslin", ("127.0.0.1", 9999))
+    for other in ("two", "three"):
+        await make_so(driver, flatten(counting(m65536="one", m131072=other)))
+        assert await driver.apply(Plan({CounterName("one"): ""}, {})) == {}, "as after a foreign change"
+    assert "packets 1 bytes 34" in nft("list counter inet muslin one")
+    await make_so(driver, flatten(counting(m65536="two", m131072="four")))
+    assert "packets 0" in nft("list counter inet muslin two")
+    await make_so(driver, flatten(Ruleset()))
 
 
 async def test_somebody_elses_transaction_is_heard_and_ours_is_not(driver: NftDriver) -> None:
