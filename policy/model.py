@@ -237,9 +237,9 @@ class Directed:
 class Policy(Directed):
     """A policy of any kind. `selector` says which endpoints it applies to, its namespace included.
 
-    `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only told. `fault`
-    says why it could not be read: then it denies. `perhaps` marks one of which nobody can tell whether it applies,
-    closed accordingly.
+    `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only told. An
+    `outgoing` one is enforced, and would not be if the staged were. `fault` says why it could not be read: then it denies.
+    `perhaps` marks one of which nobody can tell whether it applies, closed accordingly.
     """
 
     key: Key
@@ -250,6 +250,7 @@ class Policy(Directed):
     types: frozenset[Direction]
     planes: frozenset[Plane] = frozenset({Plane.WORKLOAD})
     staged: bool = False
+    outgoing: bool = False
     fault: str = ""
     perhaps: bool = False
 
@@ -292,7 +293,7 @@ class Step:
     """One line of a program: a rule, the end of a tier or the end of the profiles (`match` None matches all).
 
     `tier` numbers the tiers of the program; Pass goes on at the first step of the next one. A `staged` step counts only
-    where it is asked what staged policies would do.
+    where it is asked what would be if the staged policies were in force, an `outgoing` one only where it is not.
     """
 
     tier: int
@@ -300,6 +301,8 @@ class Step:
     match: Match | None
     reason: Reason
     staged: bool = False
+    superseded: bool = False
+    outgoing: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -334,7 +337,7 @@ class Line:
     """If `tests` hold (None: always), then `then`."""
 
     tests: Tests | None
-    then: Logged | Outcome
+    then: Logged | Settled
 
 
 @dataclass(frozen=True, slots=True)
@@ -345,7 +348,18 @@ class Residual:
     final: Decision
 
 
-Outcome: TypeAlias = Decision | Residual
+Settled: TypeAlias = Decision | Residual
+
+
+@dataclass(frozen=True, slots=True)
+class Watched:
+    """What is done, and what would be if the staged policies were in force: that is counted, never done."""
+
+    enforced: Settled
+    pending: Settled
+
+
+Outcome: TypeAlias = Settled | Watched
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -359,6 +373,7 @@ class Table:
     name: str
     direction: Direction
     otherwise: Decision
+    plane: Plane = Plane.WORKLOAD
     constant: Outcome | None = None
     any: dict[int, Outcome] = field(default_factory=dict)
     proto: dict[tuple[int, int], Outcome] = field(default_factory=dict)
