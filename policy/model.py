@@ -301,7 +301,6 @@ class Step:
     match: Match | None
     reason: Reason
     staged: bool = False
-    superseded: bool = False
     outgoing: bool = False
 
 
