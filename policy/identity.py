@@ -35,10 +35,16 @@ Marks: TypeAlias = frozenset[int]
 NO_MARKS: Final[Marks] = frozenset()
 
 CLASS_SHIFT: Final = (MARK_MASK & -MARK_MASK).bit_length() - 1
-MOST_CLASSES: Final = MARK_MASK >> CLASS_SHIFT
-"""Class numbers are 1 to this; 0 is no class, which no table admits."""
+MOST_CLASSES: Final = (MARK_MASK >> CLASS_SHIFT) - 3
+"""Class numbers are 1 to this; 0 is no class, which no table admits, and the three above have other meanings."""
 
 NO_CLASS: Final = 0
+
+BUCKETS: Final = 509
+"""Into how many parts the addresses of each family are put. A prime: addresses next to one another spread evenly."""
+
+Bucket: TypeAlias = tuple[int, int]
+"""A family, and a number less than BUCKETS."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -94,9 +100,13 @@ class Signature:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Identity:
-    """The classes and where they lie. Ranges are disjoint, sorted, as integers; what none covers is world."""
+    """The classes and where they lie. Addresses are integers. Ranges are disjoint and in order; between them is world.
 
-    exact: Mapping[Address, int] = field(default_factory=dict)
+    `exact` has, by bucket (`bucket_of`), the class of each address that differs from its range's. Between two
+    compilations by one compiler, a bucket, or a family's ranges, in which nothing changed is the same object.
+    """
+
+    exact: Mapping[Bucket, Mapping[int, int]] = field(default_factory=dict)
     ranges: Mapping[int, Sequence[tuple[Range, int]]] = field(default_factory=dict)
     world: Mapping[int, int] = field(default_factory=dict)
     signatures: Mapping[int, Signature] = field(default_factory=dict)
@@ -104,14 +114,19 @@ class Identity:
 
     def of(self, address: Address) -> int:
         """The class of an address."""
-        found = self.exact.get(address)
-        if found is not None:
-            return found
-        ranges = self.ranges[address.version]
-        at = bisect_right(ranges, int(address), key=lambda piece: piece[0][0]) - 1
-        if at >= 0 and ranges[at][0][1] >= int(address):
-            return ranges[at][1]
-        return self.world[address.version]
+        found = self.exact.get(bucket_of(address.version, int(address)), {}).get(int(address))
+        return self.around(address.version, int(address)) if found is None else found
+
+    def around(self, family: int, address: int) -> int:
+        """The class of an address that `exact` does not have."""
+        ranges = self.ranges[family]
+        at = bisect_right(ranges, address, key=lambda piece: piece[0][0]) - 1
+        return ranges[at][1] if at >= 0 and ranges[at][0][1] >= address else self.world[family]
+
+
+def bucket_of(family: int, address: int) -> Bucket:
+    """Where `Identity.exact` has an address."""
+    return family, address % BUCKETS
 
 
 class Marked:
@@ -256,20 +271,19 @@ def identify(marked: Marked, peers: Mapping[str, Peer], named: Collection[str]) 
         family: [(span, number) for span, number in each if number != worlds[family]]
         for family, each in plain.ranges.items()
     }
-    exact = {address: numbers.get(signature, NO_CLASS) for address, signature in pods.items()}
+    exact: dict[Bucket, dict[int, int]] = defaultdict(dict)
+    for address, signature in pods.items():
+        family, value = address.version, int(address)
+        number = numbers.get(signature, NO_CLASS)
+        if number != plain.around(family, value):
+            exact[bucket_of(family, value)][value] = number
     return Identity(
-        exact={
-            address: number for address, number in sorted(exact.items(), key=_by_family) if number != plain.of(address)
-        },
+        exact=exact,
         ranges=kept,
         world=worlds,
         signatures={number: signature for signature, number in sorted(numbers.items(), key=lambda item: item[1])},
         lost=sum(signature not in numbers for signature in signer.known.values()),
     )
-
-
-def _by_family(item: tuple[Address, int]) -> tuple[int, int]:
-    return item[0].version, int(item[0])
 
 
 class _Signer:

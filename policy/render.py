@@ -25,7 +25,7 @@ from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from types import MappingProxyType
 from typing import Final
 
-from core.addr import Family, Network
+from core.addr import Address, Family, Network
 from core.names import MARK_MASK
 from core.nftables import Chain, Element, Ruleset, Set
 from core.resources.policy import Direction
@@ -119,7 +119,7 @@ class _Page:
             for each in rules.values():
                 each.append(setting)
         for family in Family:
-            exact = {str(a): number for a, number in identity.exact.items() if a.version == family}
+            exact = {str(address): number for address, number in _exact(identity, family)}
             spans = {_span(span, family): number for span, number in identity.ranges[family]}
             for name, elements in ((f"identity{int(family)}", exact), (f"cidr{int(family)}", spans)):
                 if not elements:
@@ -166,6 +166,12 @@ class _Page:
         if line.tests is None:
             return [then]
         return [f"{test} {then}" for test in _tests(line.tests, direction)]
+
+
+def _exact(identity: Identity, family: Family) -> Iterable[tuple[Address, int]]:
+    make = IPv4Address if family is Family.V4 else IPv6Address
+    found = (item for (version, _), bucket in identity.exact.items() if version == family for item in bucket.items())
+    return [(make(address), number) for address, number in sorted(found)]
 
 
 def _mark(number: int) -> int:
