@@ -13,6 +13,8 @@ wakes on a new desired state, on backoff after errors, and every `resync_s` seco
 Nothing happens before the first `set_desired`: that is how "nothing before in-sync" holds. A failed read is never
 an empty one: it raises, and the round ends there. What is desired is followed however much it removes: too much gone
 at once is `core.breaker`'s to see, before anything is decided.
+
+A desired state may come in `core.parts.Parts`: then a round costs what the parts hold that changed since the last one.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from typing import Any, Generic, Protocol, TypeVar
 import structlog
 
 from core.errors import MuslinError
+from core.parts import Parts
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
@@ -37,20 +40,31 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Plan(Generic[K, V]):
-    """One batch. `delete` carries the old value, because the kernel wants to be told what it is removing."""
+    """One batch. `delete` carries the old value, because the kernel wants to be told what it is removing; so does
+    `replace` for the keys of `upsert` that are there with another value, as far as is known."""
 
     upsert: Mapping[K, V]
     delete: Mapping[K, V]
+    replace: Mapping[K, V] = field(default_factory=dict)
 
     def __bool__(self) -> bool:
         return bool(self.upsert or self.delete)
 
 
 def diff(desired: Mapping[K, V], actual: Mapping[K, V]) -> Plan[K, V]:
-    """The least batch that turns `actual` into `desired`; values compare by equality."""
+    """The least batch that turns `actual` into `desired`; values compare by equality.
+
+    Of two that come in parts, the parts that they share are not looked into.
+    """
+    if isinstance(desired, Parts):
+        desired, actual = desired.unlike(actual) if isinstance(actual, Parts) else (desired.flat(), actual)
+    elif isinstance(actual, Parts):
+        actual = actual.flat()
+    upsert = {key: value for key, value in desired.items() if key not in actual or actual[key] != value}
     return Plan(
-        upsert={key: value for key, value in desired.items() if key not in actual or actual[key] != value},
+        upsert=upsert,
         delete={key: value for key, value in actual.items() if key not in desired},
+        replace={key: actual[key] for key in upsert if key in actual},
     )
 
 
@@ -98,7 +112,7 @@ class Reconciler(Generic[K, V]):
         self._desired: Mapping[K, V] | None = None
         self._revision = 0
         self._prune = True
-        self._actual: dict[K, V] | None = None
+        self._actual: dict[K, V] | Parts[K, V] | None = None
         self._seen: Mapping[K, V] = {}
         self._doubts = 0
 
@@ -120,33 +134,30 @@ class Reconciler(Generic[K, V]):
         """One round: read if in doubt, diff, apply. Returns (and keeps) the new progress; never raises OSError."""
         if self._desired is None:
             return self.progress
-        desired, revision = self._desired, self._revision
+        revision = self._revision
         try:
-            self.progress = await self._round(desired, revision)
+            self.progress = await self._round(self._desired, revision, prune=self._prune)
         except (OSError, MuslinError) as failure:
             self._actual = None
             self.progress = self._next(errors={}, failure=f"{self.driver.name}: {failure}")
         self.progress = replace(self.progress, tried=revision)
         return self.progress
 
-    async def _round(self, desired: Mapping[K, V], revision: int) -> Progress:
+    async def _round(self, desired: Mapping[K, V], revision: int, *, prune: bool) -> Progress:
         doubts = self._doubts
         actual = self._actual
         if actual is None:
             actual = dict(await self.driver.read())
         plan = diff(desired, actual)
-        if not self._prune:
-            plan = Plan(plan.upsert, {})
+        if not prune:
+            plan = replace(plan, delete={})
         errors: Mapping[K, Exception] = {}
         if plan:
             errors = await self.driver.apply(plan)
         if errors or doubts != self._doubts:  # somebody distrusts what we believe, and may have while we wrote
             self._actual = None
         else:
-            actual.update(plan.upsert)
-            for key in plan.delete:
-                del actual[key]
-            self._actual = self._seen = actual
+            self._actual = self._seen = _after(actual, plan, desired, prune=prune)
         return self._next(
             errors={key: str(error) for key, error in errors.items()},
             writes=len(plan.upsert) + len(plan.delete) - len(errors),
@@ -167,6 +178,19 @@ class Reconciler(Generic[K, V]):
             failure=failure,
             writes=self.progress.writes + writes,
         )
+
+
+def _after(
+    actual: dict[K, V] | Parts[K, V], plan: Plan[K, V], desired: Mapping[K, V], *, prune: bool
+) -> dict[K, V] | Parts[K, V]:
+    """What is there once `plan` has been carried out; `actual` is used up."""
+    if prune and isinstance(desired, Parts):
+        return desired
+    after = actual.flat() if isinstance(actual, Parts) else actual
+    after.update(plan.upsert)
+    for key in plan.delete:
+        del after[key]
+    return after
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -49,6 +49,7 @@ def test_diff_is_the_least_batch_that_leads_there(desired: dict, actual: dict) -
     assert after == desired
     assert not [key for key, value in plan.upsert.items() if actual.get(key) == value]
     assert all(actual[key] == value for key, value in plan.delete.items())
+    assert plan.replace == {key: actual[key] for key in plan.upsert.keys() & actual.keys()}
     assert bool(plan) is (desired != actual)
 
 
@@ -75,7 +76,7 @@ async def test_only_differences_are_written_and_then_nothing() -> None:
     reconciler = Reconciler(shelf)
     reconciler.set_desired({"a": 1, "b": 9, "d": 4}, 5)
     progress = await reconciler.step()
-    assert shelf.batches == [Plan({"b": 9, "d": 4}, {"c": 3})]
+    assert shelf.batches == [Plan({"b": 9, "d": 4}, {"c": 3}, {"b": 2})]
     assert (progress.revision, progress.writes, progress.healthy) == (5, 3, True)
     await reconciler.step()
     assert (len(shelf.batches), shelf.reads) == (1, 1)
