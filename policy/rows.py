@@ -1,0 +1,367 @@
+"""Rows of compiled tables, laid side by side: for which traffic do they answer what.
+
+    table, class ──row──> any        what most traffic is told
+                          proto      protocols that are told something else
+                          ports      port ranges that are told something else still
+
+    rows ──regions──> protocol x destination ports x (source ports or ICMP type, where a residual asks)
+                      in each region every row gives one decision
+
+A region is the largest piece of traffic that none of the rows tells apart, so two rows are compared without asking
+about any single packet, and nothing is left out. This is the one module outside the compiler's own that knows how its
+tables are built; tests hold it to `policy.evaluate`, packet by packet.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import pairwise, product
+from operator import itemgetter
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from core.addr import Address
+from core.values import PROTOCOLS
+from policy.model import (
+    ALL_PORTS,
+    Decision,
+    ICMPMatch,
+    Line,
+    Logged,
+    Outcome,
+    Range,
+    Residual,
+    Settled,
+    Table,
+    Tests,
+    Watched,
+)
+
+NAMES: Final = MappingProxyType({number: name.lower() for name, number in PROTOCOLS.items()})
+ICMPS: Final = frozenset({1, 58})
+REST: Final = -1
+"""Stands for every protocol that no row names."""
+
+LARGEST_BYTE: Final = 255
+
+Decisions: TypeAlias = tuple[Decision | None, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, order=True)
+class Traffic:
+    """A piece of traffic. `protocol` None is all of it; `REST` all protocols that nothing names.
+
+    `icmp` is a type and a code, -1 for those that nothing names.
+    """
+
+    protocol: int | None = None
+    ports: Range = ALL_PORTS
+    sports: Range = ALL_PORTS
+    icmp: tuple[int, int] | None = None
+
+    def __str__(self) -> str:
+        if self.protocol is None:
+            return "all traffic"
+        if self.protocol == REST:
+            return "other protocols"
+        text = NAMES.get(self.protocol, f"protocol {self.protocol}")
+        if self.ports != ALL_PORTS:
+            text += f"/{_span(self.ports)}"
+        if self.icmp is not None:
+            kind, code = self.icmp
+            text += " other types" if kind < 0 else f" type {kind}" + (f" code {code}" if code >= 0 else "")
+        return text if self.sports == ALL_PORTS else f"{text} from port {_span(self.sports)}"
+
+    def document(self) -> dict[str, object]:
+        """For programs: only what is said of it."""
+        said: dict[str, object] = {"text": str(self)}
+        if self.protocol is not None and self.protocol != REST:
+            said["protocol"] = self.protocol
+        for name, span in (("ports", self.ports), ("sourcePorts", self.sports)):
+            if span != ALL_PORTS:
+                said[name] = list(span)
+        if self.icmp is not None and self.icmp[0] >= 0:
+            said["icmpType"] = self.icmp[0]
+        return said
+
+
+ALL_TRAFFIC: Final = Traffic()
+
+
+def _span(span: Range) -> str:
+    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Row:
+    """What one table says of one class. Kept apart by identity: equal rows of one book are one object."""
+
+    any: Outcome
+    proto: Mapping[int, Outcome] = field(default_factory=dict)
+    ports: Mapping[int, Sequence[tuple[Range, Outcome]]] = field(default_factory=dict)
+
+    @property
+    def protocols(self) -> set[int]:
+        """Those told something of their own."""
+        return {*self.proto, *self.ports}
+
+    def at(self, protocol: int, port: int) -> Outcome:
+        """The answer to one protocol and destination port."""
+        ranges = self.ports.get(protocol, ())
+        place = bisect_right(ranges, port, key=lambda piece: piece[0][0]) - 1
+        if place >= 0 and ranges[place][0][1] >= port:
+            return ranges[place][1]
+        return self.proto.get(protocol, self.any)
+
+    def map(self, change: Callable[[Outcome], Outcome]) -> Row:
+        """The row with each answer changed."""
+        return Row(
+            change(self.any),
+            {protocol: change(outcome) for protocol, outcome in self.proto.items()},
+            {protocol: [(span, change(said)) for span, said in each] for protocol, each in self.ports.items()},
+        )
+
+
+class Book:
+    """The rows of compiled tables, each made when it is first asked for."""
+
+    def __init__(self, tables: Mapping[str, Table]) -> None:
+        self._tables = tables
+        self._rows: dict[str, tuple[dict[int, Row], Row]] = {}
+        self._alike: dict[object, Row] = {}
+        self._seen_from: dict[tuple[int, Address], Row] = {}
+
+    def row(self, name: str, number: int, local: Address) -> Row:
+        """What the table `name` says of class `number` to the one whose own address is `local`."""
+        found = self._rows.get(name)
+        if found is None:
+            found = self._rows[name] = self._read(self._tables[name])
+        row = found[0].get(number, found[1])
+        if not asks_local(row):
+            return row
+        key = (id(row), local)
+        if key not in self._seen_from:
+            self._seen_from[key] = row.map(lambda outcome: _seen_from(outcome, local))
+        return self._seen_from[key]
+
+    def asks_local(self, name: str) -> bool:
+        """Whether a table tells an endpoint's own addresses apart."""
+        table = self._tables[name]
+        constant = () if table.constant is None else (table.constant,)
+        answers = (*constant, *table.any.values(), *table.proto.values(), *table.port.values(), *table.ranges.values())
+        return any(_asks_local(outcome) for outcome in {id(each): each for each in answers}.values())
+
+    def _read(self, table: Table) -> tuple[dict[int, Row], Row]:
+        otherwise = self._one(table.otherwise if table.constant is None else table.constant, {}, {})
+        if table.constant is not None:
+            return {}, otherwise
+        proto: dict[int, dict[int, Outcome]] = defaultdict(dict)
+        ports: dict[int, dict[int, list[tuple[Range, Outcome]]]] = defaultdict(lambda: defaultdict(list))
+        for (number, protocol), outcome in table.proto.items():
+            proto[number][protocol] = outcome
+        for (number, protocol, port), outcome in table.port.items():
+            ports[number][protocol].append(((port, port), outcome))
+        for (number, protocol, first, last), outcome in table.ranges.items():
+            ports[number][protocol].append(((first, last), outcome))
+        rows = {
+            number: self._one(table.any.get(number, table.otherwise), proto.get(number, {}), ports.get(number, {}))
+            for number in {*table.any, *proto, *ports}
+        }
+        return rows, otherwise
+
+    def _one(
+        self, usual: Outcome, proto: Mapping[int, Outcome], ports: Mapping[int, list[tuple[Range, Outcome]]]
+    ) -> Row:
+        """Compared by the answers' identity, which is cheap; answers that are equal and two only cost time."""
+        if not proto and not ports:
+            key: object = id(usual)
+        else:
+            key = (
+                id(usual),
+                tuple(sorted((protocol, id(outcome)) for protocol, outcome in proto.items())),
+                tuple(sorted((p, span, id(outcome)) for p, each in ports.items() for span, outcome in each)),
+            )
+        found = self._alike.get(key)
+        if found is None:
+            in_order = {protocol: sorted(each, key=itemgetter(0)) for protocol, each in ports.items()}
+            found = self._alike[key] = Row(usual, proto, in_order)
+        return found
+
+
+def asks_local(row: Row) -> bool:
+    """Whether the answer depends on which of its own addresses the endpoint uses."""
+    return any(map(_asks_local, _outcomes(row)))
+
+
+def _outcomes(row: Row) -> Iterator[Outcome]:
+    yield row.any
+    yield from row.proto.values()
+    yield from (outcome for each in row.ports.values() for _, outcome in each)
+
+
+def enforced(outcome: Outcome) -> Settled:
+    """What is in force, whatever staged policies would do."""
+    return outcome.enforced if isinstance(outcome, Watched) else outcome
+
+
+def _asks_local(outcome: Outcome) -> bool:
+    found = enforced(outcome)
+    return isinstance(found, Residual) and any(
+        (line.tests is not None and line.tests.local is not None)
+        or (isinstance(line.then, Residual) and _asks_local(line.then))
+        for line in found.lines
+    )
+
+
+def _seen_from(outcome: Outcome, local: Address) -> Settled:
+    """The answer for one own address: what it settles is settled."""
+    found = enforced(outcome)
+    if not isinstance(found, Residual):
+        return found
+    lines: list[Line] = []
+    for line in found.lines:
+        tests = line.tests
+        if tests is not None and tests.local is not None:
+            if not any(local in net for net in tests.local):
+                continue
+            tests = replace(tests, local=None)
+        then = line.then if isinstance(line.then, Logged) else _seen_from(line.then, local)
+        lines.append(Line(tests, then))
+    return Residual(tuple(lines), found.final)
+
+
+def regions(rows: Sequence[Row | None]) -> Iterator[tuple[Traffic, Decisions]]:
+    """All traffic, in pieces that no row tells apart, with each row's decision (None for no row).
+
+    Own addresses are taken as settled (`Book.row`).
+    """
+    given = [row for row in rows if row is not None]
+    for protocol in (*sorted({each for row in given for each in row.protocols}), REST):
+        spans = [span for row in given for span, _ in row.ports.get(protocol, ())]
+        for ports in _pieces(spans):
+            outcomes = [None if row is None else enforced(row.at(protocol, ports[0])) for row in rows]
+            yield from _settled(Traffic(protocol=protocol, ports=ports), outcomes)
+
+
+def _settled(traffic: Traffic, outcomes: Sequence[Settled | None]) -> Iterator[tuple[Traffic, Decisions]]:
+    tests = [test for outcome in outcomes if isinstance(outcome, Residual) for test in _tests(outcome)]
+    sports = _pieces([span for test in tests for span in test.sports or ()])
+    icmps = _icmp_cases([match for test in tests for match in (test.icmp, test.not_icmp) if match is not None])
+    for span, icmp in product(sports, icmps):
+        decisions = tuple(None if each is None else _decide(each, span[0], icmp) for each in outcomes)
+        yield replace(traffic, sports=span, icmp=_shown(icmp, icmps)), decisions
+
+
+def _tests(residual: Residual) -> Iterator[Tests]:
+    for line in residual.lines:
+        if line.tests is not None:
+            yield line.tests
+        if isinstance(line.then, Residual):
+            yield from _tests(line.then)
+
+
+def _pieces(spans: Iterable[Range]) -> list[Range]:
+    """All ports, cut at the edges of `spans`."""
+    cuts = {ALL_PORTS[0], ALL_PORTS[1] + 1}
+    for first, last in spans:
+        cuts.update((first, last + 1))
+    return [(first, end - 1) for first, end in pairwise(sorted(cuts))]
+
+
+@dataclass(frozen=True, slots=True)
+class _ICMP:
+    """A type and code to ask with, and whether they stand for all that are not named."""
+
+    type: int
+    code: int
+    other_type: bool = False
+    other_code: bool = False
+
+
+def _icmp_cases(matches: Sequence[ICMPMatch]) -> list[_ICMP | None]:
+    """One type and code for each kind that the matches tell apart; None alone where they tell nothing apart."""
+    if not matches:
+        return [None]
+    codes: dict[int, set[int]] = defaultdict(set)
+    for match in matches:
+        codes[match.type].update(() if match.code is None else (match.code,))
+    cases: list[_ICMP | None] = []
+    for kind, named in sorted(codes.items()):
+        cases += [_ICMP(kind, code) for code in sorted(named)]
+        other = _unnamed(named)
+        if other is not None:
+            cases.append(_ICMP(kind, other, other_code=True))
+    other = _unnamed(codes)
+    return cases if other is None else [*cases, _ICMP(other, 0, other_type=True, other_code=True)]
+
+
+def _unnamed(named: Iterable[int]) -> int | None:
+    taken = set(named)
+    return next((number for number in range(LARGEST_BYTE + 1) if number not in taken), None)
+
+
+def _shown(icmp: _ICMP | None, cases: Sequence[_ICMP | None]) -> tuple[int, int] | None:
+    if icmp is None or len(cases) == 1:
+        return None
+    return (-1 if icmp.other_type else icmp.type, -1 if icmp.other_code else icmp.code)
+
+
+def _decide(outcome: Settled, sport: int, icmp: _ICMP | None) -> Decision:
+    while isinstance(outcome, Residual):
+        hits = (line.then for line in outcome.lines if line.tests is None or _holds(line.tests, sport, icmp))
+        outcome = next((then for then in hits if not isinstance(then, Logged)), outcome.final)
+    return outcome
+
+
+def _holds(tests: Tests, sport: int, icmp: _ICMP | None) -> bool:
+    if tests.sports is not None and not any(first <= sport <= last for first, last in tests.sports):
+        return False
+    if icmp is None:
+        return tests.icmp is None
+    if tests.icmp is not None and not _is(tests.icmp, icmp):
+        return False
+    return tests.not_icmp is None or not _is(tests.not_icmp, icmp)
+
+
+def _is(match: ICMPMatch, icmp: _ICMP) -> bool:
+    return match.type == icmp.type and match.code in (None, icmp.code)
+
+
+def joined(pieces: Sequence[Traffic], whole: Sequence[Traffic]) -> tuple[Traffic, ...]:
+    """The same traffic in as few pieces as can be said; `whole` is all of it, cut in the same way.
+
+    Both in the order that `regions` gives.
+    """
+    if len(pieces) == len(whole):
+        return (ALL_TRAFFIC,)
+    total: dict[int | None, int] = defaultdict(int)
+    for each in whole:
+        total[each.protocol] += 1
+    of_protocol: dict[int | None, list[Traffic]] = defaultdict(list)
+    for each in pieces:
+        of_protocol[each.protocol].append(each)
+    found: list[Traffic] = []
+    for protocol, mine in of_protocol.items():
+        found += [Traffic(protocol=protocol)] if len(mine) == total[protocol] else _touching(mine)
+    return tuple(found)
+
+
+def _touching(pieces: Iterable[Traffic]) -> Iterator[Traffic]:
+    """Neighbouring port ranges made one."""
+    last: Traffic | None = None
+    for each in pieces:
+        if (
+            last is not None
+            and (last.protocol, last.sports, last.icmp) == (each.protocol, each.sports, each.icmp)
+            and last.ports[1] + 1 == each.ports[0]
+        ):
+            last = replace(last, ports=(last.ports[0], each.ports[1]))
+            continue
+        if last is not None:
+            yield last
+        last = each
+    if last is not None:
+        yield last
