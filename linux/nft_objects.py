@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
@@ -64,12 +64,15 @@ FOREIGN: Final = "foreign"
 """The digest of a chain whose rules are not, or not all, what we wrote; equal to no other."""
 
 
-def flatten(ruleset: Ruleset) -> Mapping[Object, Value]:
-    """The whole table as one mapping: what `NftDriver` is given as desired, and reads."""
+def flatten(ruleset: Ruleset, sets: Mapping[str, Set] | None = None) -> Mapping[Object, Value]:
+    """The whole table as one mapping: what `NftDriver` is given as desired, and reads.
+
+    Of a part of a table, with `sets` those of the whole (`linux.nft_parts`).
+    """
     flat: dict[Object, Value] = {SetName(name): each for name, each in ruleset.sets.items()}
     flat |= {CounterName(name): "" for name in ruleset.counters}
     for name, chain in ruleset.chains.items():
-        flat[ChainName(name)] = body(chain, ruleset.sets)
+        flat[ChainName(name)] = body(chain, ruleset.sets if sets is None else sets)
     flat |= {element: value for element, value in ruleset.elements.items()}  # noqa: C416 - dict() keeps the key's type
     return flat
 
@@ -84,6 +87,11 @@ def body(chain: Chain, sets: Mapping[str, Set]) -> ChainBody:
         for name in _SET_NAMED.findall(rule):
             hashed.update(repr(sets.get(name)).encode())
     return ChainBody(hook=chain.hook, count=len(chain.rules), digest=hashed.hexdigest()[:12], rules=chain.rules)
+
+
+def sets_named(chains: Iterable[Chain]) -> frozenset[str]:
+    """The names of the sets that rules of these chains ask."""
+    return frozenset(name for chain in chains for rule in chain.rules for name in _SET_NAMED.findall(rule))
 
 
 def tagged(rule: str, digest: str) -> str:
