@@ -12,8 +12,12 @@ from typing import Any, Final
 
 from core.names import Kind
 from core.resources import (
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
     BGPConfiguration,
     BGPPeer,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     GlobalNetworkPolicy,
     HostEndpoint,
     IPAMBlock,
@@ -21,9 +25,14 @@ from core.resources import (
     KubernetesNetworkPolicy,
     NetworkPolicy,
     Node,
+    Service,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
     WorkloadEndpoint,
 )
+from core.resources.admin import Subject
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,6 +61,13 @@ def _peers_of(peer: BGPPeer) -> str:
     return peer.spec.node or peer.spec.node_selector or "(all nodes)"
 
 
+def _subject(subject: Subject) -> str:
+    if subject.pods is not None:
+        selectors = (subject.pods.namespace_selector, subject.pods.pod_selector)
+        return " / ".join(_labels(each.match_labels) for each in selectors)
+    return _labels(subject.namespaces.match_labels) if subject.namespaces is not None else ""
+
+
 def _yes(value: object) -> str:
     return "yes" if value else "no"
 
@@ -67,6 +83,19 @@ _POLICY: Final = (
     Column("TYPES", lambda policy: _types(policy.spec.types), wide=True),
     Column("INGRESS", lambda policy: str(len(policy.spec.ingress or ())), wide=True),
     Column("EGRESS", lambda policy: str(len(policy.spec.egress or ())), wide=True),
+)
+
+_STAGED: Final = Column("ACTION", lambda policy: policy.spec.staged_action)
+
+_KUBERNETES: Final = (
+    Column("POD SELECTOR", lambda policy: _labels(policy.spec.pod_selector.match_labels)),
+    Column("TYPES", lambda policy: _types(policy.spec.policy_types)),
+)
+
+_SUBJECT: Final = (
+    Column("SUBJECT", lambda policy: _subject(policy.spec.subject)),
+    Column("INGRESS", lambda policy: str(len(policy.spec.ingress)), wide=True),
+    Column("EGRESS", lambda policy: str(len(policy.spec.egress)), wide=True),
 )
 
 COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
@@ -119,9 +148,26 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
         ),
         NetworkPolicy.KIND: _POLICY,
         GlobalNetworkPolicy.KIND: _POLICY,
-        KubernetesNetworkPolicy.KIND: (
-            Column("POD SELECTOR", lambda policy: _labels(policy.spec.pod_selector.match_labels)),
-            Column("TYPES", lambda policy: _types(policy.spec.policy_types)),
+        KubernetesNetworkPolicy.KIND: _KUBERNETES,
+        StagedNetworkPolicy.KIND: (_STAGED, *_POLICY),
+        StagedGlobalNetworkPolicy.KIND: (_STAGED, *_POLICY),
+        StagedKubernetesNetworkPolicy.KIND: (_STAGED, *_KUBERNETES),
+        AdminNetworkPolicy.KIND: (Column("PRIORITY", lambda policy: str(policy.spec.priority)), *_SUBJECT),
+        BaselineAdminNetworkPolicy.KIND: _SUBJECT,
+        ClusterNetworkPolicy.KIND: (
+            Column("TIER", lambda policy: policy.spec.tier),
+            Column("PRIORITY", lambda policy: str(policy.spec.priority)),
+            *_SUBJECT,
+        ),
+        Service.KIND: (
+            Column("TYPE", lambda service: service.spec.type),
+            Column("ADDRESS", lambda service: service.spec.cluster_ip),
+            Column("PORTS", lambda service: ",".join(f"{each.port}/{each.protocol}" for each in service.spec.ports)),
+        ),
+        EndpointSlice.KIND: (
+            Column("SERVICE", lambda given: given.service),
+            Column("READY", lambda given: str(sum(endpoint.ready for endpoint in given.endpoints))),
+            Column("PORTS", lambda given: ",".join(f"{_any(each.port)}/{each.protocol}" for each in given.ports)),
         ),
     }
 )

@@ -21,6 +21,13 @@ from core.names import Key, Kind
 
 SHORT: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
     {
+        r.AdminNetworkPolicy.KIND: ("anp", "anps"),
+        r.BaselineAdminNetworkPolicy.KIND: ("banp", "banps"),
+        r.ClusterNetworkPolicy.KIND: ("cnp", "cnps"),
+        r.Service.KIND: ("svc",),
+        r.StagedGlobalNetworkPolicy.KIND: ("sgnp",),
+        r.StagedKubernetesNetworkPolicy.KIND: ("sknp",),
+        r.StagedNetworkPolicy.KIND: ("snp",),
         r.BGPConfiguration.KIND: ("bgpconfig", "bgpconfigs"),
         r.FelixConfiguration.KIND: ("felixconfig", "felixconfigs"),
         r.HostEndpoint.KIND: ("hep", "heps"),

@@ -24,6 +24,10 @@ REPORTS: Final = frozenset({FelixStatus.KIND, SpeakerStatus.KIND})
 FOLLOWED: Final = frozenset(
     cls.KIND
     for cls in (
+        resources.AdminNetworkPolicy,
+        resources.BaselineAdminNetworkPolicy,
+        resources.ClusterNetworkPolicy,
+        resources.EndpointSlice,
         resources.FelixConfiguration,
         resources.GlobalNetworkPolicy,
         resources.GlobalNetworkSet,
@@ -37,6 +41,9 @@ FOLLOWED: Final = frozenset(
         resources.Node,
         resources.Profile,
         resources.ServiceAccount,
+        resources.StagedGlobalNetworkPolicy,
+        resources.StagedKubernetesNetworkPolicy,
+        resources.StagedNetworkPolicy,
         resources.Tier,
         resources.WorkloadEndpoint,
     )

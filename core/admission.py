@@ -28,6 +28,8 @@ from core.resources import (
     NetworkPolicy,
     Node,
     Resource,
+    StagedGlobalNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
 )
 from core.resources.policy import BUILT_IN_TIERS
@@ -37,7 +39,15 @@ from core.values import peer_address
 Changes: TypeAlias = Mapping[Key, Resource | None]
 Existing: TypeAlias = Mapping[Kind, Mapping[Key, Resource | None]]
 
-POLICIES: Final[tuple[type[NetworkPolicy] | type[GlobalNetworkPolicy], ...]] = (NetworkPolicy, GlobalNetworkPolicy)
+InTier: TypeAlias = NetworkPolicy | GlobalNetworkPolicy | StagedNetworkPolicy | StagedGlobalNetworkPolicy
+
+POLICIES: Final[tuple[type[InTier], ...]] = (
+    NetworkPolicy,
+    GlobalNetworkPolicy,
+    StagedNetworkPolicy,
+    StagedGlobalNetworkPolicy,
+)
+"""The kinds that name their tier; what is staged is judged as what it stands for."""
 
 USERS: Final[Mapping[type[Resource], frozenset[Kind]]] = MappingProxyType(
     {

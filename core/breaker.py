@@ -29,7 +29,11 @@ from typing import Final
 
 from core.names import Key, Kind
 from core.resources import (
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
     BGPPeer,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
     IPAMBlock,
@@ -58,10 +62,18 @@ POOLS: Final = "pools"
 
 GROUPS: Final[Mapping[str, tuple[type[Resource], ...]]] = MappingProxyType(
     {
-        "policies": (NetworkPolicy, GlobalNetworkPolicy, KubernetesNetworkPolicy),
+        "policies": (
+            NetworkPolicy,
+            GlobalNetworkPolicy,
+            KubernetesNetworkPolicy,
+            AdminNetworkPolicy,
+            BaselineAdminNetworkPolicy,
+            ClusterNetworkPolicy,
+        ),
         "tiers": (Tier,),
         "profiles": (Profile, ServiceAccount),
         "network sets": (NetworkSet, GlobalNetworkSet),
+        "endpoint slices": (EndpointSlice,),
         "namespaces": (Namespace,),
         "workload endpoints": (WorkloadEndpoint,),
         "blocks": (IPAMBlock,),

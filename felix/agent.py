@@ -39,6 +39,10 @@ from core.reconcile import Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.report import keep_reported
 from core.resources import (
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     FelixConfiguration,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
@@ -52,6 +56,9 @@ from core.resources import (
     Node,
     Profile,
     ServiceAccount,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
     WorkloadEndpoint,
 )
@@ -73,11 +80,16 @@ from linux.links import watch_facts
 from linux.model import Facts
 from linux.nft import NftDriver
 from linux.nft_objects import flatten
+from linux.nft_parts import Flattener
 from linux.routes import RouteDriver
 from linux.sysctl import SysctlDriver
 from linux.tunnels import TunnelDriver
 
 KINDS: Final = (
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     FelixConfiguration,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
@@ -91,6 +103,9 @@ KINDS: Final = (
     Node,
     Profile,
     ServiceAccount,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
     WorkloadEndpoint,
 )
@@ -160,6 +175,7 @@ class Agent:
         self._wake = asyncio.Event()
         self._routes_driver = RouteDriver(RouteProtocol.FELIX)
         self._nft_driver = NftDriver()
+        self._flattener = Flattener()
         self._sysctl_driver = SysctlDriver()
         self._sysctls = Reconciler(self._sysctl_driver)
         self._tunnel_driver = TunnelDriver()
@@ -283,7 +299,7 @@ class Agent:
         self._sysctl_driver.watch(wanted.sysctls)
         self._sysctls.set_desired(wanted.sysctls, self._generation, prune=False)  # none is ever set back
         self._tunnels.set_desired(wanted.tunnels, self._generation)
-        self._nft.set_desired(flatten(wanted.nft), self._generation)
+        self._nft.set_desired(self._flattener.flatten(wanted.nft), self._generation)
         self._routes.set_desired(wanted.routes, self._generation)
 
     async def _on_progress(self, progress: Sequence[Progress]) -> None:

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Final
 
 from core.names import ROOT, Key, Kind
+from core.resources.admin import AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy
 from core.resources.base import Base, Metadata, R, Resource
 from core.resources.bgp import BGPConfiguration, BGPFilter, BGPPeer
 from core.resources.network import (
@@ -29,12 +30,18 @@ from core.resources.policy import (
     Profile,
     Tier,
 )
+from core.resources.service import EndpointSlice, Service
+from core.resources.staged import StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy
 from core.resources.status import FelixStatus, SpeakerStatus
 
 CLASSES: Final[tuple[type[Resource], ...]] = (
+    AdminNetworkPolicy,
     BGPConfiguration,
     BGPFilter,
     BGPPeer,
+    BaselineAdminNetworkPolicy,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     FelixConfiguration,
     FelixStatus,
     GlobalNetworkPolicy,
@@ -48,8 +55,12 @@ CLASSES: Final[tuple[type[Resource], ...]] = (
     NetworkSet,
     Node,
     Profile,
+    Service,
     ServiceAccount,
     SpeakerStatus,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
     WorkloadEndpoint,
 )
@@ -64,11 +75,15 @@ __all__ = [
     "BY_KIND",
     "BY_MANIFEST",
     "CLASSES",
+    "AdminNetworkPolicy",
     "BGPConfiguration",
     "BGPFilter",
     "BGPPeer",
     "Base",
+    "BaselineAdminNetworkPolicy",
+    "ClusterNetworkPolicy",
     "EncapMode",
+    "EndpointSlice",
     "FelixConfiguration",
     "FelixStatus",
     "GlobalNetworkPolicy",
@@ -85,8 +100,12 @@ __all__ = [
     "Profile",
     "R",
     "Resource",
+    "Service",
     "ServiceAccount",
     "SpeakerStatus",
+    "StagedGlobalNetworkPolicy",
+    "StagedKubernetesNetworkPolicy",
+    "StagedNetworkPolicy",
     "Tier",
     "WorkloadEndpoint",
     "parse_path",

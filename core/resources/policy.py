@@ -26,12 +26,16 @@ class Action(StrEnum):
 
 BUILT_IN_TIERS: Final[Mapping[str, tuple[float, Action]]] = MappingProxyType(
     {
+        "adminnetworkpolicy": (1_000.0, Action.PASS),
         "kube-admin": (1_000.0, Action.PASS),
         "default": (1_000_000.0, Action.DENY),
+        "baselineadminnetworkpolicy": (10_000_000.0, Action.PASS),
         "kube-baseline": (10_000_000.0, Action.PASS),
     }
 )
-"""Order and default action of the tiers that always exist, written down or not."""
+"""Order and default action of the tiers that always exist, written down or not.
+
+Kubernetes' v1alpha1 policies have the tiers of their own names, as Calico gave them; v1alpha2's the `kube-` ones."""
 
 
 class Direction(StrEnum):

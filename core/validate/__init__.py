@@ -17,9 +17,13 @@ from typing import Any, Final
 
 from core.errors import Problem
 from core.resources import (
+    AdminNetworkPolicy,
+    BaselineAdminNetworkPolicy,
     BGPConfiguration,
     BGPFilter,
     BGPPeer,
+    ClusterNetworkPolicy,
+    EndpointSlice,
     FelixConfiguration,
     GlobalNetworkPolicy,
     GlobalNetworkSet,
@@ -32,16 +36,24 @@ from core.resources import (
     Node,
     Profile,
     Resource,
+    Service,
+    StagedGlobalNetworkPolicy,
+    StagedKubernetesNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
     WorkloadEndpoint,
 )
-from core.validate import bgp, kubernetes, metadata, network, policy
+from core.validate import admin, bgp, kubernetes, metadata, network, policy, service, staged
 
 VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] = MappingProxyType(
     {
+        AdminNetworkPolicy: admin.admin_network_policy,
         BGPConfiguration: bgp.configuration,
         BGPFilter: bgp.bgp_filter,
         BGPPeer: bgp.peer,
+        BaselineAdminNetworkPolicy: admin.baseline_admin_network_policy,
+        ClusterNetworkPolicy: admin.cluster_network_policy,
+        EndpointSlice: service.endpoint_slice,
         FelixConfiguration: network.felix_configuration,
         GlobalNetworkPolicy: policy.global_network_policy,
         GlobalNetworkSet: policy.network_set,
@@ -53,6 +65,10 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         NetworkSet: policy.network_set,
         Node: network.node,
         Profile: policy.profile,
+        Service: service.service,
+        StagedGlobalNetworkPolicy: staged.global_network_policy,
+        StagedKubernetesNetworkPolicy: staged.kubernetes_network_policy,
+        StagedNetworkPolicy: staged.network_policy,
         Tier: policy.tier,
         WorkloadEndpoint: network.workload_endpoint,
     }

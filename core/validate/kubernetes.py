@@ -11,6 +11,7 @@ from core.errors import Problem
 from core.resources import KubernetesNetworkPolicy
 from core.resources.policy import (
     IPBlockPeer,
+    KubernetesNetworkPolicySpec,
     KubernetesPeer,
     KubernetesPort,
     LabelSelector,
@@ -23,7 +24,11 @@ OPERATORS: Final = ("In", "NotIn", "Exists", "DoesNotExist")
 
 def network_policy(given: KubernetesNetworkPolicy) -> Iterator[Problem]:
     """A NetworkPolicy of Kubernetes'."""
-    spec = given.spec
+    yield from policy_spec(given.spec)
+
+
+def policy_spec(spec: KubernetesNetworkPolicySpec) -> Iterator[Problem]:
+    """What a NetworkPolicy of Kubernetes' says, or a staged one."""
     yield from label_selector("spec.podSelector", spec.pod_selector)
     yield from once("spec.policyTypes", spec.policy_types)
     for index, ingress in enumerate(spec.ingress or ()):

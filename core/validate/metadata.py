@@ -9,10 +9,14 @@ from typing import Final
 from core.documents import join
 from core.errors import Problem
 from core.resources import (
+    BaselineAdminNetworkPolicy,
     GlobalNetworkPolicy,
     Namespace,
     NetworkPolicy,
     Resource,
+    Service,
+    StagedGlobalNetworkPolicy,
+    StagedNetworkPolicy,
     Tier,
 )
 from core.validate.checks import LABEL_NAME, name, reads
@@ -25,10 +29,20 @@ _LABEL: Final = LABEL_NAME.pattern
 _SHORT: Final = (re.compile(rf"(?=.{{1,63}}$){_LABEL}"), "is not at most 63 of a-z 0-9 - without dots")
 _DOTS: Final = "has more than one dot; NAME or TIER.NAME is wanted"
 
+_GLOBAL: Final = (re.compile(rf"{_LABEL}(\.{_LABEL})?"), _DOTS)
+_NAMESPACED: Final = (re.compile(rf"{_LABEL}(\.{_LABEL})?|(knp|ossg)\.default\.{_LABEL}(\.{_LABEL})*"), _DOTS)
+
 _STRICTER: Final[Mapping[type[Resource], tuple[re.Pattern[str], str]]] = {
-    GlobalNetworkPolicy: (re.compile(rf"{_LABEL}(\.{_LABEL})?"), _DOTS),
+    BaselineAdminNetworkPolicy: (
+        re.compile("default"),
+        "is not 'default': a cluster has one such policy, of that name",
+    ),
+    GlobalNetworkPolicy: _GLOBAL,
     Namespace: _SHORT,
-    NetworkPolicy: (re.compile(rf"{_LABEL}(\.{_LABEL})?|(knp|ossg)\.default\.{_LABEL}(\.{_LABEL})*"), _DOTS),
+    NetworkPolicy: _NAMESPACED,
+    Service: _SHORT,
+    StagedGlobalNetworkPolicy: _GLOBAL,
+    StagedNetworkPolicy: _NAMESPACED,
     Tier: _SHORT,
 }
 

@@ -10,7 +10,16 @@ from typing import Final
 from core import values
 from core.errors import Problem
 from core.resources import GlobalNetworkPolicy, GlobalNetworkSet, NetworkPolicy, NetworkSet, Profile, Tier
-from core.resources.policy import BUILT_IN_TIERS, ICMP, Action, Direction, EntityRule, NetworkPolicySpec, Rule
+from core.resources.policy import (
+    BUILT_IN_TIERS,
+    ICMP,
+    Action,
+    Direction,
+    EntityRule,
+    GlobalNetworkPolicySpec,
+    NetworkPolicySpec,
+    Rule,
+)
 from core.validate.checks import at_most, conflict, each, name, once, one_of, reads, selector, when_set, within
 from core.validate.metadata import check_annotations, check_labels
 from core.validate.network import with_ports
@@ -24,13 +33,17 @@ _ICMP: Final = {"ICMP": 4, "ICMPv6": 6, 1: 4, 58: 6, "1": 4, "58": 6}
 
 def network_policy(given: NetworkPolicy) -> Iterator[Problem]:
     """A NetworkPolicy of Calico's."""
-    yield from _policy_spec(given.spec)
+    yield from policy_spec(given.spec)
 
 
 def global_network_policy(given: GlobalNetworkPolicy) -> Iterator[Problem]:
     """A GlobalNetworkPolicy."""
-    spec = given.spec
-    yield from _policy_spec(spec)
+    yield from global_policy_spec(given.spec)
+
+
+def global_policy_spec(spec: GlobalNetworkPolicySpec) -> Iterator[Problem]:
+    """What a GlobalNetworkPolicy says, or a staged one."""
+    yield from policy_spec(spec)
     yield from selector("spec.namespaceSelector", spec.namespace_selector)
     if spec.do_not_track and spec.pre_dnat:
         yield conflict("spec.preDNAT", "doNotTrack")
@@ -45,7 +58,8 @@ def global_network_policy(given: GlobalNetworkPolicy) -> Iterator[Problem]:
             yield Problem(path=f"{path}.services.namespace", why="is required: a global policy lies in no namespace")
 
 
-def _policy_spec(spec: NetworkPolicySpec) -> Iterator[Problem]:
+def policy_spec(spec: NetworkPolicySpec) -> Iterator[Problem]:
+    """What a policy of Calico's says, of whichever kind."""
     yield from when_set("spec.tier", spec.tier, name)
     yield from _order(spec.order)
     yield from selector("spec.selector", spec.selector)
@@ -168,12 +182,19 @@ def _ports_need_protocol(path: str, rule: Rule) -> Iterator[Problem]:
         "destination.notPorts": rule.destination.not_ports,
     }
     fields = [field for field, ports in given.items() if ports]
+    if rule.protocol is None:
+        fields = [field for field in fields if field.endswith("notPorts") or not _all_named(given[field])]
     if not fields:
         return
     if rule.protocol is None:
         yield Problem(path=f"{path}.protocol", why=f"is required with {fields[0]}: TCP, UDP or SCTP")
     elif not list(reads("", rule.protocol, values.protocol)):
         yield from reads(f"{path}.protocol", rule.protocol, with_ports)
+
+
+def _all_named(ports: Sequence[int | str]) -> bool:
+    """Whether each endpoint says of which protocol these ports are."""
+    return all(isinstance(port, str) and not port[:1].isdigit() for port in ports)
 
 
 def _families(path: str, rule: Rule) -> Iterator[Problem]:
