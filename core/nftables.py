@@ -74,3 +74,24 @@ class Ruleset:
     sets: Mapping[str, Set] = field(default_factory=lambda: MappingProxyType({}))
     elements: Mapping[Element, str] = field(default_factory=lambda: MappingProxyType({}))
     counters: frozenset[str] = frozenset()
+
+
+def join(*rulesets: Ruleset) -> Ruleset:
+    """One of several parts, which must be disjoint."""
+    chains: dict[str, Chain] = {}
+    sets: dict[str, Set] = {}
+    elements: dict[Element, str] = {}
+    counters: set[str] = set()
+    for each in rulesets:
+        twice = (chains.keys() & each.chains.keys()) | (sets.keys() & each.sets.keys()) | (counters & each.counters)
+        assert not twice, f"two parts of the table define {sorted(twice)}"
+        chains.update(each.chains)
+        sets.update(each.sets)
+        elements.update(each.elements)
+        counters |= each.counters
+    return Ruleset(
+        chains=MappingProxyType(chains),
+        sets=MappingProxyType(sets),
+        elements=MappingProxyType(elements),
+        counters=frozenset(counters),
+    )

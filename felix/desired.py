@@ -14,6 +14,7 @@ Rules do not wait for links (an interface may be known before it exists); routes
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from types import MappingProxyType
 
 import msgspec
@@ -91,7 +92,8 @@ def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> dict[str, str
 
 def _nft(
     snapshot: Snapshot, ours: Endpoints, judged: Judged, settings: FelixConfigurationSpec, tunnel: Tunnel | None
-) -> Ruleset:
+) -> Mapping[str, Ruleset]:
+    """The table in parts, of which only those are new that changed."""
     nodes = [address for node in snapshot.of(Node).values() for v in (4, 6) if (address := node.address(v))]
     ends: dict[Element, str] = {}
     for endpoint in ours.local:
@@ -102,11 +104,13 @@ def _nft(
     inner = next((interface.ip for interface in tunnel.addresses), None) if tunnel else None
     exempt = nodes if settings.nat_outgoing_exclusions == "IPPoolsAndHostIPs" else ()
     to_host = frame.verdict_to_host(settings.default_endpoint_to_host_action)
-    return frame.join(
-        frame.base(to_host, ipip=tunnel is not None),
-        Ruleset(elements=MappingProxyType(ends)),
-        nat(snapshot.of(IPPool).values(), exempt, inner),
-        judged.rules,
+    return MappingProxyType(
+        {
+            "frame": frame.base(to_host, ipip=tunnel is not None),
+            "dispatch": Ruleset(elements=MappingProxyType(ends)),
+            "nat": nat(snapshot.of(IPPool).values(), exempt, inner),
+            **judged.rules,
+        }
     )
 
 

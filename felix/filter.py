@@ -3,29 +3,35 @@
     raw-prerouting ──> check-source            a workload sends from its own addresses or not at all
 
     filter-forward     established ── accept
-                       from a workload ──> from-workload ── vmap: interface ─> goto out-STACK (return: allowed)
-                       to a workload ───> to-workload ──── vmap: interface ─> goto in-STACK (accept: allowed)
+                       from a workload ──> from-workload ── judge-from ── vmap: interface ─> goto out-STACK
+                       to a workload ───> to-workload ──── judge-to ──── vmap: interface ─> goto in-STACK
     filter-input       IP-in-IP: only from nodes
-                       from a workload ──> workload-to-host: out-STACK as above, then defaultEndpointToHostAction
+                       from a workload ──> workload-to-host: from-workload as above, then defaultEndpointToHostAction
 
-Both vmaps end in drop: a workload interface that nobody has programmed is cut off, also while felix is down. The
-host to its own workloads is not policed (there is no output chain), and traffic that neither comes from nor goes to
-a workload is never judged. An established flow costs one look at conntrack in forward, and its source check.
+A stack leaves the number of an outcome in the mark, and `policy.outcomes` settles it: what is denied is dropped, what
+a workload may send returns here, what one may receive is accepted. Both vmaps end in an outcome that is denied: a
+workload interface that nobody has programmed is cut off, also while felix is down. The host to its own workloads is not
+policed (there is no output chain), and traffic that neither comes from nor goes to a workload is never judged. An
+established flow costs one look at conntrack in forward, and its source check.
 
-Packets are marked, in the high bits only, by the stacks: with the class of the peer. They lose the mark when they
-go on to the host or to another host; those that enter a pod lose it as they enter its namespace.
+Packets are marked, in the high bits only. They lose the mark when they go on to the host or to another host; those
+that enter a pod lose it as they enter its namespace.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import cache
 from types import MappingProxyType
 from typing import Final
 
 from core.addr import Address
 from core.names import MARK_MASK, WORKLOAD_PREFIX
-from core.nftables import Chain, Element, Hook, Ruleset, Set
+from core.nftables import Chain, Element, Hook, Ruleset, Set, join
 from felix.endpoints import Endpoint
+from policy.keep import call
+from policy.outcomes import UNPROGRAMMED, set_mark
+from policy.render import machinery
 
 SOURCES: Final = {4: "sources4", 6: "sources6"}
 """The sets of (interface, address) that may send."""
@@ -35,15 +41,20 @@ NODES: Final = "nodes4"
 
 FROM_WORKLOAD: Final = "from-workload"
 TO_WORKLOAD: Final = "to-workload"
+JUDGE_FROM: Final = "judge-from"
+JUDGE_TO: Final = "judge-to"
 
 _FROM: Final = f'iifname "{WORKLOAD_PREFIX}*" iifname != "muslin.*"'
 _TO: Final = f'oifname "{WORKLOAD_PREFIX}*" oifname != "muslin.*"'
 _UNMARK: Final = f"meta mark set meta mark & 0x{~MARK_MASK & 0xFFFFFFFF:08x}"
 
+_UNPROGRAMMED: Final = set_mark(UNPROGRAMMED)
+
 _NEIGHBOUR: Final = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert"
 _LISTENER: Final = "mld-listener-query, mld-listener-report, mld-listener-done, mld2-listener-report"
 
 
+@cache
 def base(to_host: str, *, ipip: bool) -> Ruleset:
     """The chains and empty sets. `to_host` is the verdict on what a workload may send the host by its policy.
 
@@ -58,7 +69,8 @@ def base(to_host: str, *, ipip: bool) -> Ruleset:
         **({NODES: Set(key=("ipv4_addr",))} if ipip else {}),
     }
     chains = {**_source_chains(), **_forward_chains(), **_input_chains(to_host, ipip=ipip)}
-    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
+    frame = Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
+    return join(frame, machinery((JUDGE_FROM, JUDGE_TO)))
 
 
 def closed() -> Ruleset:
@@ -100,11 +112,13 @@ def _forward_chains() -> dict[str, Chain]:
                 # A packet that a pod wraps itself would leave its wrapping on another node, past policy.
                 "meta l4proto 4 counter drop",
                 "udp dport 4789 counter drop",
-                f"iifname vmap @{FROM_WORKLOAD}",
-                "counter drop",
+                *call(JUDGE_FROM),
+                "goto settled",
             )
         ),
-        TO_WORKLOAD: Chain(rules=(f"oifname vmap @{TO_WORKLOAD}", "counter drop")),
+        TO_WORKLOAD: Chain(rules=(*call(JUDGE_TO), "goto settled")),
+        JUDGE_FROM: Chain(rules=(f"iifname vmap @{FROM_WORKLOAD}", _UNPROGRAMMED)),
+        JUDGE_TO: Chain(rules=(f"oifname vmap @{TO_WORKLOAD}", _UNPROGRAMMED)),
     }
 
 
@@ -141,20 +155,6 @@ def dispatch(endpoint: Endpoint, ingress: str, egress: str) -> dict[Element, str
 def nodes(addresses: Iterable[Address]) -> dict[Element, str]:
     """The nodes that may send IP-in-IP."""
     return {Element(NODES, str(address)): "" for address in addresses}
-
-
-def join(*rulesets: Ruleset) -> Ruleset:
-    """One table of several; their names must differ."""
-    chains: dict[str, Chain] = {}
-    sets: dict[str, Set] = {}
-    elements: dict[Element, str] = {}
-    for each in rulesets:
-        twice = (chains.keys() & each.chains.keys()) | (sets.keys() & each.sets.keys())
-        assert not twice, f"two parts of the table define {sorted(twice)}"
-        chains.update(each.chains)
-        sets.update(each.sets)
-        elements.update(each.elements)
-    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets), elements=MappingProxyType(elements))
 
 
 def verdict_to_host(action: str | None) -> str:

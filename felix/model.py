@@ -24,13 +24,13 @@ class Config:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Judged:
-    """Policy for this node's endpoints: the stacks' tables, and each endpoint's chains, ingress and egress.
+    """Policy for this node's endpoints: the stacks' tables in parts, and each endpoint's chains, ingress and egress.
 
     `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
     address that found no class number and are denied.
     """
 
-    rules: Ruleset
+    rules: Mapping[str, Ruleset]
     chains: Mapping[Key, tuple[str, str]]
     problems: Mapping[Key, str]
     lost: int = 0
@@ -50,7 +50,7 @@ class Desired:
     stale: bool
     sysctls: Mapping[str, str]
     tunnels: Mapping[str, Tunnel]
-    nft: Ruleset
+    nft: Mapping[str, Ruleset]
     routes: Mapping[RouteKey, Route]
     endpoints: tuple[Endpoint, ...]
     rejected: Mapping[Key, str]

@@ -139,6 +139,8 @@ class Bound:
             action=step.action,
             reason=step.reason,
             decision=Decision(verdict, step.reason) if verdict else None,
+            staged=step.staged,
+            outgoing=step.outgoing,
         )
         match = step.match
         if match is None:

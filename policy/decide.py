@@ -6,19 +6,34 @@
 A walk goes through the steps as Calico would. A step that surely matches ends it (Allow, Deny), moves it to the next
 tier (Pass) or is noted (Log). A step that depends on what no table holds (source port, ICMP type, which of its own
 addresses the endpoint uses) becomes a line of a residual, and the walk goes on as if it had not matched; a Pass of
-that kind carries the rest of the program, from the next tier on, as its own outcome.
+that kind carries the rest of the program, from the next tier on, as its own outcome. Where staged policies could
+decide there are two walks: one without them, which is what happens, and one with them, which is what would.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from heapq import merge
 from itertools import pairwise
 from typing import Final
 
 from core.resources.policy import Action
-from policy.model import ALL_PORTS, Decision, ICMPMatch, Line, Logged, Outcome, Range, Reason, Residual, Tests, Verdict
+from policy.model import (
+    ALL_PORTS,
+    Decision,
+    ICMPMatch,
+    Line,
+    Logged,
+    Outcome,
+    Range,
+    Reason,
+    Residual,
+    Settled,
+    Tests,
+    Verdict,
+    Watched,
+)
 from policy.ranges import alike
 
 ICMP_OF_FAMILY: Final = {4: 1, 6: 58}
@@ -43,6 +58,8 @@ class Live:
     tests: Tests | None = None
     icmp: ICMPMatch | None = None
     not_icmp: ICMPMatch | None = None
+    staged: bool = False
+    outgoing: bool = False
 
     def speaks(self, protocol: int | None) -> bool:
         """Whether packets of `protocol` can match; None stands for every protocol that no step names."""
@@ -85,14 +102,7 @@ def _read(step: Live, protocol: int, family: int) -> Live | None:
         return None if step.icmp is not None else step
     local, sports = (step.tests.local, step.tests.sports) if step.tests else (None, None)
     tests = Tests(local=local, sports=sports, icmp=step.icmp, not_icmp=step.not_icmp, family=family)
-    return Live(
-        position=step.position,
-        tier=step.tier,
-        action=step.action,
-        reason=step.reason,
-        decision=step.decision,
-        tests=tests,
-    )
+    return replace(step, protocol=None, not_protocol=None, dports=None, tests=tests, icmp=None, not_icmp=None)
 
 
 def _by_port(steps: Sequence[Live]) -> list[tuple[Range, Outcome]]:
@@ -127,10 +137,14 @@ def _commonest(pieces: Sequence[tuple[Range, Outcome]]) -> Outcome:
 
 def walk(steps: Sequence[Live]) -> Outcome:
     """What happens to packets that all of `steps` can match, in order."""
-    return _walk(steps, 0, {})
+    if not any(step.staged or step.outgoing for step in steps):
+        return _walk(steps, 0, {})
+    enforced = _walk([step for step in steps if not step.staged], 0, {})
+    pending = _walk([step for step in steps if not step.outgoing], 0, {})
+    return enforced if pending == enforced else Watched(enforced, pending)
 
 
-def _walk(steps: Sequence[Live], start: int, known: dict[int, Outcome]) -> Outcome:
+def _walk(steps: Sequence[Live], start: int, known: dict[int, Settled]) -> Settled:
     if start in known:
         return known[start]
     lines: list[Line] = []

@@ -10,7 +10,19 @@ from core.names import Key
 from core.resources.policy import Direction
 from policy.compile import Compiled
 from policy.decide import ICMP_OF_FAMILY
-from policy.model import Cause, Decision, Logged, Outcome, Reason, Residual, Table, Tests, Verdict
+from policy.model import (
+    Cause,
+    Decision,
+    Logged,
+    Outcome,
+    Reason,
+    Residual,
+    Settled,
+    Table,
+    Tests,
+    Verdict,
+    Watched,
+)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -28,18 +40,40 @@ class Packet:
     icmp: tuple[int, int] | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Judgement:
+    """What is decided, and what would be if the staged policies were in force; None where that is the same."""
+
+    enforced: Decision
+    pending: Decision | None = None
+
+
 def lookup(compiled: Compiled, endpoint: Key, direction: Direction, packet: Packet) -> Decision:
     """What happens to `packet` at `endpoint`, and why. `packet.local` None is the endpoint's first address.
 
     Raises KeyError when the endpoint was not compiled.
     """
+    return judge(compiled, endpoint, direction, packet).enforced
+
+
+def judge(compiled: Compiled, endpoint: Key, direction: Direction, packet: Packet) -> Judgement:
+    """As `lookup`, with what staged policies would have decided."""
     ingress, egress = compiled.chains[endpoint]
     table = compiled.tables[ingress if direction is Direction.INGRESS else egress]
-    outcome = _find(table, compiled.identity.of(packet.peer), packet)
     local = packet.local or next(
         (each for each in compiled.addresses[endpoint] if each.version == packet.peer.version), None
     )
-    return _settle(outcome, packet, local, direction)
+    return judge_by(table, compiled.identity.of(packet.peer), packet, local)
+
+
+def judge_by(table: Table, number: int, packet: Packet, local: Address | None) -> Judgement:
+    """What one table says of a packet whose other side is of class `number`."""
+    outcome = _find(table, number, packet)
+    if not isinstance(outcome, Watched):
+        return Judgement(_settle(outcome, packet, local, table.direction))
+    enforced = _settle(outcome.enforced, packet, local, table.direction)
+    pending = _settle(outcome.pending, packet, local, table.direction)
+    return Judgement(enforced, None if pending == enforced else pending)
 
 
 def _find(table: Table, number: int, packet: Packet) -> Outcome:
@@ -58,7 +92,7 @@ def _find(table: Table, number: int, packet: Packet) -> Outcome:
     return table.proto.get((number, protocol)) or table.any.get(number) or table.otherwise
 
 
-def _settle(outcome: Outcome, packet: Packet, local: Address | None, direction: Direction) -> Decision:
+def _settle(outcome: Settled, packet: Packet, local: Address | None, direction: Direction) -> Decision:
     while isinstance(outcome, Residual):
         readable = packet.sport is not None or packet.icmp is not None
         if not readable and any(line.tests is not None and line.tests.reads_payload for line in outcome.lines):

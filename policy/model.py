@@ -6,7 +6,7 @@ Decision = verdict + reason        Residual = rules a table cannot settle, then 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
 from types import MappingProxyType
@@ -238,8 +238,8 @@ class Policy(Directed):
     """A policy of any kind. `selector` says which endpoints it applies to, its namespace included.
 
     `planes` are those in which it is asked. A `staged` one is never enforced: what it would do is only told. An
-    `outgoing` one is enforced, and would not be if the staged were. `fault` says why it could not be read: then it denies.
-    `perhaps` marks one of which nobody can tell whether it applies, closed accordingly.
+    `outgoing` one is enforced, and would not be if the staged were. `fault` says why it could not be read: then it
+    denies. `perhaps` marks one of which nobody can tell whether it applies, closed accordingly.
     """
 
     key: Key
@@ -378,6 +378,15 @@ class Table:
     proto: dict[tuple[int, int], Outcome] = field(default_factory=dict)
     port: dict[tuple[int, int, int], Outcome] = field(default_factory=dict)
     ranges: dict[tuple[int, int, int, int], Outcome] = field(default_factory=dict)
+
+    @property
+    def outcomes(self) -> Iterator[Outcome]:
+        """Every outcome in it, one as often as it stands there."""
+        yield self.otherwise
+        if self.constant is not None:
+            yield self.constant
+        for answers in (self.any, self.proto, self.port, self.ranges):
+            yield from answers.values()
 
     @property
     def port_protocols(self) -> tuple[int, ...]:

@@ -1,36 +1,40 @@
-"""Tables as nftables text.
+"""Tables as nftables text, in parts that change one by one.
 
-    felix's dispatch ──goto──> in-ID ──jump──> identify-source ──vmap──> class-N     sets the high bits of the mark
-                                 │
-                                 ├─ th dport readable? (only where ports matter)
-                                 ├─ mark . protocol . port  vmap @in-ID-port  ──┐
-                                 ├─ mark . protocol . port  vmap @in-ID-range ──┤    accept | return | drop
-                                 ├─ mark . protocol         vmap @in-ID-proto ──┼──> goto residual-HASH
-                                 ├─ mark                    vmap @in-ID-any   ──┘
-                                 └─ drop
+    felix's dispatch ──goto──> in-ID ──jump──> identify-source            the mark becomes the class of the other side
+                                 │                                        (exact addresses, then prefixes, then world)
+                                 ├─ mark . protocol . port  map @in-ID-port  ──┐
+                                 ├─ mark . protocol . port  map @in-ID-range ──┤  each answers with the number of an
+                                 ├─ th dport readable? (only where ports matter)  outcome, which becomes the mark, and
+                                 ├─ mark . protocol         map @in-ID-proto ──┤  returns to felix: `policy.outcomes`
+                                 ├─ mark                    map @in-ID-any   ──┘  settles it
+                                 └─ otherwise: a number that is denied
 
-The contract with felix, which dispatches per interface with `goto`: ingress allowed is `accept`, egress allowed is
-`return` (to felix's own chain, so that the ingress side is judged too), denied is `drop`. `class-N` is reached by goto
-from a chain that was jumped to, so it returns to the stack's chain; the lower half of the mark is left alone.
+    parts       machinery    what settles judgements; the same whatever policy says
+                identify     the chains of the four maps of addresses
+                identityF/N  a bucket of addresses, of family F; cidrF: all prefixes
+                in-ID        one stack
+                outcomes/N   a bucket of outcomes: elements, counters, residuals
 
 A packet too short for its ports, or a later fragment, would miss the port maps and could be allowed by a wider answer:
-where ports matter it is dropped before they are asked. Likewise where a residual reads the transport header.
+where ports matter it is denied after they are asked and before the wider ones are. Likewise where a residual reads the
+transport header.
 """
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from types import MappingProxyType
 from typing import Final
 
-from core.addr import Address, Family, Network
-from core.names import MARK_MASK
+from core.addr import Family, Network
 from core.nftables import Chain, Element, Ruleset, Set
 from core.resources.policy import Direction
+from policy import outcomes
 from policy.compile import Compiled
-from policy.identity import CLASS_SHIFT, Identity
+from policy.identity import Identity
+from policy.keep import OURS, keep
 from policy.model import (
     Cause,
     Decision,
@@ -41,156 +45,343 @@ from policy.model import (
     Range,
     Reason,
     Residual,
+    Settled,
     Table,
     Tests,
-    Verdict,
+    Watched,
 )
+from policy.numbering import numbered
+from policy.outcomes import Answer
 
-OURS: Final = f"{MARK_MASK:#010x}"
-THEIRS: Final = f"{~MARK_MASK & 0xFFFFFFFF:#010x}"
 LOG_PREFIX_CHARACTERS: Final = 100
 """nft takes at most 127 bytes of log prefix."""
 
 IDENTIFY: Final = {Direction.INGRESS: "identify-source", Direction.EGRESS: "identify-destination"}
-READABLE: Final = "readable"
 
+_BUCKETS: Final = 64
 _NFPROTO: Final = {4: "ipv4", 6: "ipv6"}
 _HEADER: Final = {4: "ip", 6: "ip6"}
 _ADDRESS: Final = {4: "ipv4_addr", 6: "ipv6_addr"}
 _ICMP: Final = {4: "icmp", 6: "icmpv6"}
+_PORTS: Final = ("mark", "inet_proto", "inet_service")
 
 
-def render(compiled: Compiled) -> Ruleset:
-    """Chains, maps and elements for felix's table; the same policy gives the same text."""
-    page = _Page()
-    for table in compiled.tables.values():
-        page.stack(table)
-    if any(table.constant is None for table in compiled.tables.values()):
-        page.identity(compiled.identity, {table.direction for table in compiled.tables.values() if not table.constant})
+def machinery(judgements: Iterable[str]) -> Ruleset:
+    """What settles the answers of the chains `judgements`, which felix calls with `policy.keep.call`."""
+    elements, counters = outcomes.reserved()
     return Ruleset(
-        chains=MappingProxyType(dict(sorted(page.chains.items()))),
-        sets=MappingProxyType(dict(sorted(page.sets.items()))),
-        elements=MappingProxyType(dict(sorted(page.elements.items()))),
+        chains=MappingProxyType({**outcomes.chains(), **keep(tuple(judgements))}),
+        sets=MappingProxyType(outcomes.sets()),
+        elements=MappingProxyType(elements),
+        counters=counters,
     )
 
 
-class _Page:
-    """A ruleset being written."""
+def render(compiled: Compiled) -> Mapping[str, Ruleset]:
+    """The parts of one state, by name: disjoint, and with felix's frame a whole table."""
+    return Renderer().render(compiled)
+
+
+@dataclass(frozen=True, slots=True)
+class _Stack:
+    """A stack as it was rendered last: its answers by digest, and its part."""
+
+    table: Table
+    answers: Mapping[bytes, Answer]
+    part: Ruleset
+
+
+class Renderer:
+    """Renders state after state. What comes out depends on the state alone; parts that stay the same are shared."""
 
     def __init__(self) -> None:
-        self.chains: dict[str, Chain] = {}
-        self.sets: dict[str, Set] = {}
-        self.elements: dict[Element, str] = {}
+        self._stacks: dict[str, _Stack] = {}
+        self._asked: dict[bytes, int] = {}  # digest of an answer: how many stacks give it
+        self._answers: dict[bytes, Answer] = {}
+        self._numbers: Mapping[bytes, int] = {}
+        self._outcomes: dict[str, Ruleset] = {}
+        self._identity = _Addresses()
 
-    def stack(self, table: Table) -> None:
-        if table.constant is not None:
-            self.chains[table.name] = Chain(rules=(_counted(self._verdict(table.constant, table.direction)),))
+    def render(self, compiled: Compiled) -> Mapping[str, Ruleset]:
+        """The parts of this state, by name."""
+        fresh = {
+            name: _answers(table)
+            for name, table in compiled.tables.items()
+            if name not in self._stacks or self._stacks[name].table is not table
+        }
+        touched = self._count(compiled.tables, fresh)
+        moved = self._number() if touched else set()
+        for name, table in compiled.tables.items():
+            stack = self._stacks.get(name)
+            answers = fresh.get(name) or (stack.answers if stack else {})
+            if name in fresh or (moved and not moved.isdisjoint(answers)):
+                self._stacks[name] = _Stack(table, answers, _Page(self._numbers).stack(table))
+        for name in [name for name in self._stacks if name not in compiled.tables]:
+            del self._stacks[name]
+        self._write_outcomes(touched, everything=bool(moved))
+        return MappingProxyType(
+            {
+                **self._identity.parts(compiled.identity),
+                **{name: self._stacks[name].part for name in compiled.tables},
+                **self._outcomes,
+            }
+        )
+
+    def _count(self, tables: Mapping[str, Table], fresh: Mapping[str, Mapping[bytes, Answer]]) -> set[bytes]:
+        """Note who gives which answer; returns the answers that came or went."""
+        before = self._answers.keys()
+        touched: set[bytes] = set()
+        for answers in fresh.values():
+            for digest, answer in answers.items():
+                if digest not in before:
+                    touched.add(digest)
+                    self._answers[digest] = answer
+                self._asked[digest] = self._asked.get(digest, 0) + 1
+        for name, stack in self._stacks.items():
+            if name in fresh or name not in tables:
+                for digest in stack.answers:
+                    self._asked[digest] -= 1
+                    if not self._asked[digest]:
+                        del self._asked[digest], self._answers[digest]
+                        touched ^= {digest}
+        return touched
+
+    def _number(self) -> set[bytes]:
+        """Number the answers anew; returns those that were there before and have another number now."""
+        before = self._numbers
+        self._numbers = numbered({digest: digest for digest in self._answers}, outcomes.MOST_OUTCOMES)
+        return {digest for digest, number in before.items() if self._numbers.get(digest, number) != number}
+
+    def _write_outcomes(self, touched: set[bytes], *, everything: bool) -> None:
+        stale = set(range(_BUCKETS)) if everything else {_bucket(digest) for digest in touched}
+        if not stale:
             return
+        pages = {bucket: _Page(self._numbers) for bucket in sorted(stale)}
+        for digest, answer in sorted(self._answers.items()):
+            if digest in self._numbers and _bucket(digest) in stale:
+                pages[_bucket(digest)].outcome(self._numbers[digest], digest, answer)
+        pending = {name for answer in self._answers.values() for name, _ in outcomes.pending(answer)}
+        self._outcomes["pending"] = Ruleset(counters=frozenset(pending))
+        for bucket, page in pages.items():
+            part, name = page.ruleset(), f"outcomes/{bucket}"
+            if part.elements:
+                self._outcomes[name] = part
+            else:
+                self._outcomes.pop(name, None)
+
+
+def _bucket(digest: bytes) -> int:
+    return digest[0] % _BUCKETS
+
+
+def _answers(table: Table) -> dict[bytes, Answer]:
+    return {answer.digest(): answer for answer in outcomes.answers(table)}
+
+
+class _Page:
+    """A part being written."""
+
+    def __init__(self, numbers: Mapping[bytes, int]) -> None:
+        self._numbers = numbers
+        self._known: dict[int, int] = {}
+        self._chains: dict[str, Chain] = {}
+        self._sets: dict[str, Set] = {}
+        self._elements: dict[Element, str] = {}
+        self._counters: set[str] = set()
+
+    def ruleset(self) -> Ruleset:
+        return Ruleset(
+            chains=MappingProxyType(dict(sorted(self._chains.items()))),
+            sets=MappingProxyType(self._sets),
+            elements=MappingProxyType(self._elements),
+            counters=frozenset(self._counters),
+        )
+
+    def stack(self, table: Table) -> Ruleset:
+        if table.constant is not None:
+            self._chains[table.name] = Chain(rules=(f"meta mark set {self._number(table, table.constant):#010x}",))
+            return self.ruleset()
         rules = [f"jump {IDENTIFY[table.direction]}"]
-        mark = f"meta mark & {OURS}"
         protocols = table.port_protocols
-        if protocols:
-            rules.append(f"meta l4proto {{ {', '.join(map(str, protocols))} }} jump {READABLE}")
-            self._readable()
-        ports = ("mark", "inet_proto", "inet_service")
         single = {f"{_mark(c)} . {proto} . {port}": answer for (c, proto, port), answer in table.port.items()}
         spans = {f"{_mark(c)} . {proto} . {a}-{b}": answer for (c, proto, a, b), answer in table.ranges.items()}
         protos = {f"{_mark(c)} . {proto}": answer for (c, proto), answer in table.proto.items()}
-        anys = {str(_mark(c)): answer for c, answer in table.any.items()}
-        for suffix, key, answers, lookup in (
-            ("port", ports, single, f"{mark} . meta l4proto . th dport"),
-            ("range", ports, spans, f"{mark} . meta l4proto . th dport"),
-            ("proto", ports[:2], protos, f"{mark} . meta l4proto"),
-            # A packet whose protocol cannot be told must not pass for one of no special protocol.
-            ("any", ports[:1], anys, f"meta l4proto 0-255 {mark}" if protos or protocols else mark),
-        ):
-            if answers:
-                name = f"{table.name}-{suffix}"
-                self.sets[name] = Set(key=key, value="verdict", interval=suffix == "range", counter=True)
-                rules.append(f"{lookup} vmap @{name}")
-                for element, answer in answers.items():
-                    self.elements[Element(name, element)] = self._verdict(answer, table.direction)
-        self.chains[table.name] = Chain(rules=(*rules, "counter drop"))
+        anys = {_mark(c): answer for c, answer in table.any.items()}
+        rules += self._asking(table, "port", _PORTS, single, "meta mark . meta l4proto . th dport")
+        rules += self._asking(table, "range", _PORTS, spans, "meta mark . meta l4proto . th dport")
+        if protocols:
+            rules.append(f"meta l4proto {_either([str(each) for each in protocols])} jump {outcomes.READABLE}")
+            rules.append(f"meta mark {int(_mark(outcomes.UNREADABLE)):#010x} return")
+        rules += self._asking(table, "proto", _PORTS[:2], protos, "meta mark . meta l4proto")
+        # A packet whose protocol cannot be told must not pass for one of no special protocol.
+        guard = "meta l4proto 0-255 " if protos or protocols else ""
+        rules += self._asking(table, "any", _PORTS[:1], anys, "meta mark", guard)
+        rules.append(f"meta mark set {self._number(table, table.otherwise):#010x}")
+        self._chains[table.name] = Chain(rules=tuple(rules))
+        return self.ruleset()
 
-    def identity(self, identity: Identity, directions: Iterable[Direction]) -> None:
-        rules: dict[Direction, list[str]] = {direction: [] for direction in sorted(directions)}
-        for family in Family:
-            setting = f"meta nfproto {_NFPROTO[family]} {_set_mark(identity.world[family])}"
-            for each in rules.values():
-                each.append(setting)
-        for family in Family:
-            exact = {str(address): number for address, number in _exact(identity, family)}
-            spans = {_span(span, family): number for span, number in identity.ranges[family]}
-            for name, elements in ((f"identity{int(family)}", exact), (f"cidr{int(family)}", spans)):
-                if not elements:
-                    continue
-                interval = name.startswith("cidr")
-                self.sets[name] = Set(key=(_ADDRESS[family],), value="verdict", interval=interval, counter=True)
-                for key, number in elements.items():
-                    self.elements[Element(name, key)] = f"goto {self._class(number)}"
-                for direction, each in rules.items():
-                    field = "saddr" if direction is Direction.INGRESS else "daddr"
-                    each.append(f"{_HEADER[family]} {field} vmap @{name}")
-        for direction, each in rules.items():
-            self.chains[IDENTIFY[direction]] = Chain(rules=tuple(each))
+    def _asking(
+        self,
+        table: Table,
+        suffix: str,
+        key: tuple[str, ...],
+        answers: Mapping[str, Outcome],
+        look: str,
+        guard: str = "",
+    ) -> Iterator[str]:
+        """The rule that asks one of a stack's maps, if there is anything in it."""
+        if not answers:
+            return
+        name = f"{table.name}-{suffix}"
+        self._sets[name] = Set(key=key, value="mark", interval=suffix == "range")
+        for element, answer in answers.items():
+            self._elements[Element(name, element)] = str(self._number(table, answer))
+        yield f"{guard}meta mark set {look} map @{name} return"
 
-    def _class(self, number: int) -> str:
-        name = f"class-{number}"
-        self.chains[name] = Chain(rules=(_set_mark(number),))
-        return name
+    def _number(self, table: Table, outcome: Outcome) -> int:
+        """The mark of an outcome; 0, which is denied, of one for which no number is left."""
+        known = self._known.get(id(outcome))
+        if known is None:
+            known = self._known[id(outcome)] = self._mark(Answer(table.plane, table.direction, outcome))
+        return known
 
-    def _readable(self) -> None:
-        # Both rules read the first four bytes of the transport header: ports, or ICMP type and code.
-        self.chains[READABLE] = Chain(rules=("@th,0,32 0-4294967295 return", "counter drop"))
+    def _mark(self, answer: Answer) -> int:
+        return int(_mark(self._numbers.get(answer.digest(), 0)))
 
-    def _verdict(self, outcome: Outcome, direction: Direction) -> str:
-        if isinstance(outcome, Decision):
-            return _word(outcome.verdict, direction)
-        return f"goto {self._residual(outcome, direction)}"
-
-    def _residual(self, residual: Residual, direction: Direction) -> str:
-        rules = [rule for line in residual.lines for rule in self._line(line, direction)]
-        if any(line.tests is not None and line.tests.reads_payload for line in residual.lines):
-            rules.insert(0, f"jump {READABLE}")
-            self._readable()
-        rules.append(_word(residual.final.verdict, direction))
-        name = f"residual-{hashlib.sha256(chr(10).join(rules).encode()).hexdigest()[:12]}"
-        self.chains[name] = Chain(rules=tuple(rules))
-        return name
-
-    def _line(self, line: Line, direction: Direction) -> list[str]:
-        if isinstance(line.then, Logged):
-            then = f'log prefix "{_log_prefix(line.then.reason)}"'
+    def outcome(self, number: int, digest: bytes, answer: Answer) -> None:
+        """What settles one answer."""
+        found = answer.outcome
+        if isinstance(found, Decision):
+            self._counted(outcomes.COUNTERS, number, outcomes.counter(answer.plane, found))
+            if word := outcomes.word(answer.plane, answer.direction, found.verdict):
+                self._elements[Element(outcomes.VERDICTS, _mark(number))] = word
+        elif isinstance(found, Residual):
+            name = f"residual-{digest.hex()[:12]}"
+            self._chains[name] = Chain(rules=tuple(self._residual(answer, found)))
+            self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
         else:
-            then = self._verdict(line.then, direction)
-        if line.tests is None:
-            return [then]
-        return [f"{test} {then}" for test in _tests(line.tests, direction)]
+            name = f"staged-{digest.hex()[:12]}"
+            self._chains[name] = Chain(rules=tuple(self._staged(name, answer, found)))
+            self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
+
+    def _counted(self, where: str, number: int, name: str) -> None:
+        self._counters.add(name)
+        self._elements[Element(where, _mark(number))] = name
+
+    def _residual(self, answer: Answer, residual: Residual) -> Iterator[str]:
+        yield from _payload(residual, "goto denied")
+        for line in residual.lines:
+            if isinstance(line.then, Logged):
+                yield from _when(line, answer.direction, f'log prefix "{_log_prefix(line.then.reason)}"')
+            else:
+                yield from _when(line, answer.direction, self._go_on(answer, line.then))
+        yield self._go_on(answer, residual.final)
+
+    def _go_on(self, answer: Answer, settled: Settled) -> str:
+        """The statements that make `settled` so, in a chain that a judgement was settled by."""
+        inner = Answer(answer.plane, answer.direction, settled)
+        if isinstance(settled, Residual):
+            return f"goto residual-{inner.digest().hex()[:12]}"
+        return f"{outcomes.set_mark(self._mark(inner) >> 16)} goto decided"
+
+    def _staged(self, name: str, answer: Answer, watched: Watched) -> Iterator[str]:
+        if isinstance(watched.pending, Decision):
+            yield _pending(answer, watched.pending)
+        else:
+            yield f"jump {self._foreseen(name, answer, watched.pending)}"
+        yield self._go_on(answer, watched.enforced)
+
+    def _foreseen(self, name: str, answer: Answer, residual: Residual) -> str:
+        """A chain that counts what a residual would decide, and returns."""
+        chain = f"{name}-p"
+        rules = list(_payload(residual, "return"))
+        for number, line in enumerate(residual.lines):
+            if isinstance(line.then, Decision):
+                rules += _when(line, answer.direction, f"{_pending(answer, line.then)} return")
+            elif isinstance(line.then, Residual):
+                inner = self._foreseen(f"{chain}{number}", answer, line.then)
+                rules += _when(line, answer.direction, f"goto {inner}")
+        rules.append(_pending(answer, residual.final))
+        self._chains[chain] = Chain(rules=tuple(rules))
+        return chain
 
 
-def _exact(identity: Identity, family: Family) -> Iterable[tuple[Address, int]]:
-    make = IPv4Address if family is Family.V4 else IPv6Address
-    found = (item for (version, _), bucket in identity.exact.items() if version == family for item in bucket.items())
-    return [(make(address), number) for address, number in sorted(found)]
+def _pending(answer: Answer, decision: Decision) -> str:
+    return f'counter name "{outcomes.counter(answer.plane, decision, pending=True)}"'
 
 
-def _mark(number: int) -> int:
-    return number << CLASS_SHIFT
+def _payload(residual: Residual, otherwise: str) -> Iterator[str]:
+    """Rules in front of a residual's that read the transport header: a packet without one goes no further."""
+    if any(line.tests is not None and line.tests.reads_payload for line in residual.lines):
+        yield f"jump {outcomes.READABLE}"
+        unreadable = int(_mark(outcomes.UNREADABLE))
+        counted = f"counter name meta mark & {OURS} map @{outcomes.COUNTERS} " if otherwise != "return" else ""
+        yield f"meta mark & {OURS} == {unreadable:#010x} {counted}{otherwise}"
 
 
-def _set_mark(number: int) -> str:
-    return f"meta mark set meta mark & {THEIRS} | {_mark(number):#010x}"
+def _when(line: Line, direction: Direction, then: str) -> list[str]:
+    if line.tests is None:
+        return [then]
+    return [f"{test} {then}" for test in _tests(line.tests, direction)]
 
 
-def _counted(verdict: str) -> str:
-    """A rule's verdict that shows how much was denied, as an element's does."""
-    return f"counter {verdict}" if verdict == "drop" else verdict
+class _Addresses:
+    """The identity's parts, bucket by bucket."""
+
+    def __init__(self) -> None:
+        self._known: dict[str, tuple[object, Ruleset]] = {}
+
+    def parts(self, identity: Identity) -> dict[str, Ruleset]:
+        """All of them; each is the one of before when what it says is."""
+        before, self._known = self._known, {}
+        world = tuple(sorted(identity.world.items()))
+        known = before.get("identify")
+        self._known["identify"] = known if known and known[0] == world else (world, _identify(identity.world))
+        for (family, number), bucket in sorted(identity.exact.items()):
+            name = f"identity{family}/{number}"
+            known = before.get(name)
+            self._known[name] = known if known and known[0] is bucket else (bucket, _exact(family, bucket))
+        for family, spans in sorted(identity.ranges.items()):
+            name = f"cidr{family}"
+            known = before.get(name)
+            self._known[name] = known if known and known[0] is spans else (spans, _spans(family, spans))
+        return {name: part for name, (_, part) in self._known.items()}
 
 
-def _word(verdict: Verdict, direction: Direction) -> str:
-    if verdict is Verdict.DENY:
-        return "drop"
-    return "accept" if direction is Direction.INGRESS else "return"
+def _exact(family: int, bucket: Mapping[int, int]) -> Ruleset:
+    make = IPv4Address if family == 4 else IPv6Address
+    name = f"identity{family}"
+    elements = {Element(name, str(make(address))): _mark(number) for address, number in sorted(bucket.items())}
+    return Ruleset(elements=MappingProxyType(elements))
+
+
+def _spans(family: int, spans: Iterable[tuple[Range, int]]) -> Ruleset:
+    elements = {Element(f"cidr{family}", _span(span, family)): _mark(number) for span, number in spans}
+    return Ruleset(elements=MappingProxyType(elements))
+
+
+def _identify(world: Mapping[int, int]) -> Ruleset:
+    sets: dict[str, Set] = {}
+    chains = {}
+    for family in Family:
+        sets[f"identity{int(family)}"] = Set(key=(_ADDRESS[family],), value="mark")
+        sets[f"cidr{int(family)}"] = Set(key=(_ADDRESS[family],), value="mark", interval=True)
+    for direction, name in IDENTIFY.items():
+        field = "saddr" if direction is Direction.INGRESS else "daddr"
+        rules = [
+            f"meta mark set {_HEADER[family]} {field} map @{kind}{int(family)} return"
+            for family in Family
+            for kind in ("identity", "cidr")
+        ]
+        rules += [
+            f"meta nfproto {_NFPROTO[family]} meta mark set {int(_mark(world[family])):#010x}" for family in Family
+        ]
+        chains[name] = Chain(rules=tuple(rules))
+    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
+
+
+def _mark(number: int) -> str:
+    return outcomes.mark(number)
 
 
 def _log_prefix(reason: Reason) -> str:

@@ -127,6 +127,13 @@ def dropped(chain: str) -> int:
     return int(re.findall(r"counter packets (\d+) bytes \d+ drop", text)[-1])
 
 
+def counted(name: str) -> int:
+    """How many packets a counter object has seen; 0 while there is none."""
+    text = nft("list", "counters", "table", "inet", "muslin")
+    found = re.search(rf"counter {re.escape(name)} {{\s*packets (\d+)", text)
+    return int(found[1]) if found else 0
+
+
 async def until(true: Callable[[], bool]) -> None:
     """Wait for what gives no event, within bounds."""
     async with asyncio.timeout(PATIENCE_S):

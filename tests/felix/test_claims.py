@@ -77,7 +77,7 @@ def refused(wanted: Desired, address: str) -> str:
     """Why the only endpoint was, after a look that nothing of it is wanted in the kernel."""
     assert not wanted.endpoints
     assert not any(str(key.destination.network_address) == address for key in wanted.routes)
-    assert not any(WEB in element.key for element in wanted.nft.elements)
+    assert not any(WEB in element.key for part in wanted.nft.values() for element in part.elements)
     (said,) = state(wanted, Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=DONE), 0, "").endpoints.values()
     assert said.state == "error"
     return said.reason

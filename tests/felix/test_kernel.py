@@ -24,7 +24,7 @@ from felix.quarrel import PATIENCE
 from linux.alone import alone as only_one
 from linux.nft import NftDriver
 from tests.felix.cluster import allow_from, deny, felix, node, pod, pool
-from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, dropped, first_datagram, ip, nft, says, until
+from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, counted, dropped, first_datagram, ip, nft, says, until
 from tests.felix.one_node import DB, WEB, Cluster
 
 pytestmark = pytest.mark.kernel
@@ -54,10 +54,11 @@ async def test_a_pod_without_endpoint_is_cut_off_both_ways(cluster: Cluster) -> 
         assert not await ghost.reaches("10.0.0.2", 80)
         assert dropped("check-source") > 0
         assert not await cluster.web.reaches("10.0.0.9", 80)
-        assert dropped("to-workload") > 0
+        seen = counted("deny/unprogrammed-interface")
+        assert seen > 0
         nft("add", "element", "inet", "muslin", "sources4", f'{{ "{interface}" . 10.0.0.9 }}')
         assert not await ghost.reaches(OUTSIDE, 80)
-        assert dropped("from-workload") > 0
+        assert counted("deny/unprogrammed-interface") > seen
         await cluster.write(pod("ghost", "10.0.0.9"))
         assert await ghost.reaches("10.0.0.2", 80)
         assert await cluster.web.reaches("10.0.0.9", 80)
@@ -240,7 +241,7 @@ async def test_before_the_first_snapshot_only_the_frame_is_written_and_no_packet
             await until(lambda: "table inet muslin" in nft("list", "tables"))
             assert [await place.reaches(to, 80) for place, to in ways] == [False] * 4
             assert dropped("check-source") > 0
-            assert dropped("to-workload") > 0
+            assert counted("deny/unprogrammed-interface") > 0
             assert not serving.done()
             assert (ip("route"), ip("link")) == before
             serving.cancel()

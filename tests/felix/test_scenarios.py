@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from ipaddress import ip_address, ip_network
@@ -11,7 +12,7 @@ import pytest
 
 from core.addr import Network
 from core.names import IPIP_DEVICE, Key, workload_interface
-from core.nftables import Element
+from core.nftables import Element, Ruleset, join
 from core.resources import EncapMode, Resource
 from core.snapshot import Snapshot
 from felix.desired import desired
@@ -128,7 +129,7 @@ SCENARIOS = {
             d.tunnels[IPIP_DEVICE].mtu == 8980
             and str(d.tunnels[IPIP_DEVICE].local) == "10.1.0.1"
             and [str(each) for each in d.tunnels[IPIP_DEVICE].addresses] == ["10.0.0.3/32"]
-            and any("snat ip to 10.0.0.3" in rule for rule in d.nft.chains["nat-postrouting"].rules)
+            and any("snat ip to 10.0.0.3" in rule for rule in table(d).chains["nat-postrouting"].rules)
             and not d.awaited
         ),
     ),
@@ -203,7 +204,7 @@ SCENARIOS = {
         {},
         tunnels=frozenset({IPIP_DEVICE}),
         check=lambda d: (
-            d.nft.chains["workload-to-host"].rules[-1] == "counter drop" and d.tunnels[IPIP_DEVICE].mtu == 1300
+            table(d).chains["workload-to-host"].rules[-1] == "counter drop" and d.tunnels[IPIP_DEVICE].mtu == 1300
         ),
     ),
     "two pods that claim one address": Scenario(
@@ -238,9 +239,13 @@ SCENARIOS = {
 }
 
 
+def table(wanted: Desired) -> Ruleset:
+    return join(*wanted.nft.values())
+
+
 def _dispatched(wanted: Desired) -> set[str]:
-    to = {e.key for e in wanted.nft.elements if e.set == "to-workload"}
-    assert to == {e.key for e in wanted.nft.elements if e.set == "from-workload"}
+    to = {e.key for e in table(wanted).elements if e.set == "to-workload"}
+    assert to == {e.key for e in table(wanted).elements if e.set == "from-workload"}
     return to
 
 
@@ -249,18 +254,28 @@ def test_what_is_desired(name: str) -> None:
     scenario = SCENARIOS[name]
     wanted = desired(snapshot(scenario.state), scenario.facts, CONFIG)
     assert dict(wanted.routes) == dict(scenario.routes)
-    assert {e: v for e, v in wanted.nft.elements.items() if e in scenario.elements} == scenario.elements
+    assert {e: v for e, v in table(wanted).elements.items() if e in scenario.elements} == scenario.elements
     assert wanted.tunnels.keys() == scenario.tunnels
     assert scenario.check(wanted), wanted
 
 
 @pytest.mark.parametrize("name", SCENARIOS)
 def test_every_name_in_the_table_is_defined(name: str) -> None:
-    nft = desired(snapshot(SCENARIOS[name].state), SCENARIOS[name].facts, CONFIG).nft
-    for element, verdict in nft.elements.items():
-        assert element.set in nft.sets
-        assert nft.sets[element.set].value == ("verdict" if verdict else "")
-        assert verdict.split()[0] not in ("goto", "jump") or verdict.split()[1] in nft.chains if verdict else True
+    nft = table(desired(snapshot(SCENARIOS[name].state), SCENARIOS[name].facts, CONFIG))
+    for element, value in nft.elements.items():
+        match nft.sets[element.set].value:
+            case "verdict":
+                assert value.split()[0] not in ("goto", "jump") or value.split()[1] in nft.chains
+            case "mark":
+                assert int(value) & 0xFFFF == 0
+            case "counter":
+                assert value in nft.counters
+            case _:
+                assert not value
+    for rule in (rule for chain in nft.chains.values() for rule in chain.rules):
+        assert set(re.findall(r"(?:goto|jump) ([\w-]+)", rule)) <= nft.chains.keys()
+        assert set(re.findall(r"@(?!th)([\w-]+)", rule)) <= nft.sets.keys()
+        assert set(re.findall(r'counter name "([^"]+)"', rule)) <= nft.counters
 
 
 Change = tuple[Key, Resource | str | None]

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import os
 import subprocess
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from ipaddress import ip_address
 
-from core.nftables import Ruleset
+from core.nftables import Ruleset, join
 
 
 def run(*command: str, text: str | None = None) -> str:
@@ -17,9 +17,11 @@ def run(*command: str, text: str | None = None) -> str:
     return done.stdout
 
 
-def text_of(ruleset: Ruleset, base: Iterable[str] = ()) -> str:
-    """The ruleset as one nft script, `base` being more lines of the table."""
+def text_of(parts: Mapping[str, Ruleset], base: Iterable[str] = ()) -> str:
+    """The parts as one nft script, `base` being more lines of the table."""
+    ruleset = join(*parts.values())
     lines = ["table inet muslin {"]
+    lines += [f"counter {name} {{ }}" for name in ruleset.counters]
     lines += [f"chain {name} {{ }}" for name in ruleset.chains]
     for name, each in ruleset.sets.items():
         flags = "flags interval;" if each.interval else ""
@@ -30,8 +32,9 @@ def text_of(ruleset: Ruleset, base: Iterable[str] = ()) -> str:
     lines += [*base, "}"]
     for name, chain in ruleset.chains.items():
         lines += [f"add rule inet muslin {name} {rule}" for rule in chain.rules]
-    for element, verdict in ruleset.elements.items():
-        lines.append(f"add element inet muslin {element.set} {{ {element.key}{f' : {verdict}' if verdict else ''} }}")
+    for element, said in ruleset.elements.items():
+        value = f'"{said}"' if ruleset.sets[element.set].value == "counter" else said
+        lines.append(f"add element inet muslin {element.set} {{ {element.key}{f' : {value}' if value else ''} }}")
     return "\n".join(lines) + "\n"
 
 

@@ -4,7 +4,7 @@
       output hook, priority 0             the rules under test, chosen by the endpoint's number in the mark
       output hook, priority 10            notes the mark of what came through, and drops it
 
-That the number is still there shows that the low half of the mark is left alone.
+That the number is still there shows that the low half of the mark is left alone, and how it is kept.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from core.resources.network import WorkloadEndpoint
 from core.resources.policy import Direction
 from policy.compile import Compiled, compile
 from policy.evaluate import lookup
+from policy.keep import call
 from policy.model import Verdict
-from policy.render import render
+from policy.render import machinery, render
 
 SEND = """
 import json, socket, struct, sys
@@ -79,8 +80,8 @@ def test_nft_accepts_every_ruleset() -> None:
     with namespace() as name:
         for seed in range(100, 130):
             world: World = worlds().draw(Random(seed))
-            ruleset = render(compile(snapshot(world.resources), world.local))
-            run("ip", "netns", "exec", name, "nft", "--check", "-f", "-", text=text_of(ruleset))
+            parts = {"machinery": machinery(["judge"]), **render(compile(snapshot(world.resources), world.local))}
+            run("ip", "netns", "exec", name, "nft", "--check", "-f", "-", text=text_of(parts, ["chain judge { }"]))
 
 
 def packets(world: World, compiled: Compiled, direction: Direction, rng: Random) -> list[Sent]:
@@ -112,16 +113,23 @@ def test_the_kernel_decides_as_the_rules_do(direction: Direction) -> None:
         sent = packets(world, compiled, direction, rng)
         expected = {each.number for each in sent if each.allowed}
         chains = [compiled.chains[key][0 if direction is Direction.INGRESS else 1] for key in world.local]
+        places = range(1, len(chains) + 1)
         dispatch = [
             "chain judged {",
-            *(f"meta mark & 0xf000 == {place + 1 << 12:#x} goto {chain}" for place, chain in enumerate(chains)),
+            *(f"meta mark & 0xf000 == {place << 12:#x} goto judged-{place}" for place in places),
             "drop",
             "}",
+            *(
+                f"chain judged-{place} {{ {'; '.join((*call(f'judge-{place}'), 'goto settled'))}; }}"
+                for place in places
+            ),
+            *(f"chain judge-{place} {{ goto {chain}; }}" for place, chain in zip(places, chains, strict=True)),
             "chain output { type filter hook output priority 0; policy drop; jump judged; accept; }",
         ]
+        parts = {"machinery": machinery([f"judge-{place}" for place in places]), **render(compiled)}
         with namespace([*EVERYWHERE, "10.0.2.2", "10.0.2.3"]) as name:
             inside = ("ip", "netns", "exec", name)
-            run(*inside, "nft", "-f", "-", text=text_of(render(compiled), dispatch) + NOTE)
+            run(*inside, "nft", "-f", "-", text=text_of(parts, dispatch) + NOTE)
             run(*inside, "python3", "-c", SEND, text=json.dumps([each.wire() for each in sent]))
             listed = json.loads(run(*inside, "nft", "-j", "list", "set", "inet", "noted", "seen"))
         seen = next(each["set"] for each in listed["nftables"] if "set" in each).get("elem", [])
