@@ -52,12 +52,13 @@ Decisions: TypeAlias = tuple[Decision | None, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True, order=True)
 class Traffic:
-    """A piece of traffic. `protocol` None is all of it; `REST` all protocols that nothing names.
+    """A piece of traffic. `protocol` None is all of it; `REST` all protocols `besides` those.
 
     `icmp` is a type and a code, -1 for those that nothing names.
     """
 
     protocol: int | None = None
+    besides: tuple[int, ...] = ()
     ports: Range = ALL_PORTS
     sports: Range = ALL_PORTS
     icmp: tuple[int, int] | None = None
@@ -66,8 +67,8 @@ class Traffic:
         if self.protocol is None:
             return "all traffic"
         if self.protocol == REST:
-            return "other protocols"
-        text = NAMES.get(self.protocol, f"protocol {self.protocol}")
+            return f"anything but {', '.join(map(_name, self.besides))}"
+        text = _name(self.protocol)
         if self.ports != ALL_PORTS:
             text += f"/{_span(self.ports)}"
         if self.icmp is not None:
@@ -78,7 +79,9 @@ class Traffic:
     def document(self) -> dict[str, object]:
         """For programs: only what is said of it."""
         said: dict[str, object] = {"text": str(self)}
-        if self.protocol is not None and self.protocol != REST:
+        if self.protocol == REST:
+            said["besides"] = list(self.besides)
+        elif self.protocol is not None:
             said["protocol"] = self.protocol
         for name, span in (("ports", self.ports), ("sourcePorts", self.sports)):
             if span != ALL_PORTS:
@@ -91,17 +94,25 @@ class Traffic:
 ALL_TRAFFIC: Final = Traffic()
 
 
+def _name(protocol: int) -> str:
+    return NAMES.get(protocol, f"protocol {protocol}")
+
+
 def _span(span: Range) -> str:
     return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Row:
-    """What one table says of one class. Kept apart by identity: equal rows of one book are one object."""
+    """What one table says of one class; whether that depends on which own address the endpoint uses.
+
+    Kept apart by identity: equal rows of one book are one object.
+    """
 
     any: Outcome
     proto: Mapping[int, Outcome] = field(default_factory=dict)
     ports: Mapping[int, Sequence[tuple[Range, Outcome]]] = field(default_factory=dict)
+    asks_local: bool = False
 
     @property
     def protocols(self) -> set[int]:
@@ -140,7 +151,7 @@ class Book:
         if found is None:
             found = self._rows[name] = self._read(self._tables[name])
         row = found[0].get(number, found[1])
-        if not asks_local(row):
+        if not row.asks_local:
             return row
         key = (id(row), local)
         if key not in self._seen_from:
@@ -187,19 +198,9 @@ class Book:
         found = self._alike.get(key)
         if found is None:
             in_order = {protocol: sorted(each, key=itemgetter(0)) for protocol, each in ports.items()}
-            found = self._alike[key] = Row(usual, proto, in_order)
+            outcomes = (usual, *proto.values(), *(outcome for each in ports.values() for _, outcome in each))
+            found = self._alike[key] = Row(usual, proto, in_order, any(map(_asks_local, outcomes)))
         return found
-
-
-def asks_local(row: Row) -> bool:
-    """Whether the answer depends on which of its own addresses the endpoint uses."""
-    return any(map(_asks_local, _outcomes(row)))
-
-
-def _outcomes(row: Row) -> Iterator[Outcome]:
-    yield row.any
-    yield from row.proto.values()
-    yield from (outcome for each in row.ports.values() for _, outcome in each)
 
 
 def enforced(outcome: Outcome) -> Settled:
@@ -239,11 +240,13 @@ def regions(rows: Sequence[Row | None]) -> Iterator[tuple[Traffic, Decisions]]:
     Own addresses are taken as settled (`Book.row`).
     """
     given = [row for row in rows if row is not None]
-    for protocol in (*sorted({each for row in given for each in row.protocols}), REST):
+    named = tuple(sorted({each for row in given for each in row.protocols}))
+    for protocol in (*named, REST):
+        besides = named if protocol == REST else ()
         spans = [span for row in given for span, _ in row.ports.get(protocol, ())]
         for ports in _pieces(spans):
             outcomes = [None if row is None else enforced(row.at(protocol, ports[0])) for row in rows]
-            yield from _settled(Traffic(protocol=protocol, ports=ports), outcomes)
+            yield from _settled(Traffic(protocol=protocol, besides=besides, ports=ports), outcomes)
 
 
 def _settled(traffic: Traffic, outcomes: Sequence[Settled | None]) -> Iterator[tuple[Traffic, Decisions]]:
@@ -345,8 +348,12 @@ def joined(pieces: Sequence[Traffic], whole: Sequence[Traffic]) -> tuple[Traffic
         of_protocol[each.protocol].append(each)
     found: list[Traffic] = []
     for protocol, mine in of_protocol.items():
-        found += [Traffic(protocol=protocol)] if len(mine) == total[protocol] else _touching(mine)
+        found += [_of_all_ports(mine[0])] if len(mine) == total[protocol] else _touching(mine)
     return tuple(found)
+
+
+def _of_all_ports(piece: Traffic) -> Traffic:
+    return Traffic(protocol=piece.protocol, besides=piece.besides)
 
 
 def _touching(pieces: Iterable[Traffic]) -> Iterator[Traffic]:

@@ -67,14 +67,14 @@ def test_regions_decide_as_look_ups_do(seed: int) -> None:
 
 def test_pieces_that_touch_are_said_as_one() -> None:
     whole = [Traffic(protocol=6, ports=span) for span in [(0, 79), (80, 80), (81, 90), (91, 65535)]]
-    whole += [Traffic(protocol=17), Traffic(protocol=REST)]
+    whole += [Traffic(protocol=17), Traffic(protocol=REST, besides=(6, 17))]
     assert joined(whole, whole) == (ALL_TRAFFIC,)
     assert [str(each) for each in joined(whole[1:3], whole)] == ["tcp/80-90"]
     assert [str(each) for each in joined(whole[:5], whole)] == ["tcp", "udp"]
     assert [str(each) for each in joined([whole[0], whole[2], whole[5]], whole)] == [
         "tcp/0-79",
         "tcp/81-90",
-        "other protocols",
+        "anything but tcp, udp",
     ]
 
 
