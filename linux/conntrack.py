@@ -16,8 +16,10 @@ from __future__ import annotations
 
 import errno
 import struct
+import sys
 import threading
 from collections.abc import Iterator
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from enum import IntFlag
 from ipaddress import IPv4Address, IPv6Address
@@ -54,6 +56,9 @@ _SOURCE: Final = MappingProxyType({4: 1, 6: 3})
 _DESTINATION: Final = MappingProxyType({4: 2, 6: 4})
 _FILTER_BY_SOURCE: Final = 1  # CTA_FILTER_F_CTA_IP_SRC
 _RECEIVE: Final = 1 << 18
+ASKED_ONE_BY_ONE: Final = 4
+"""Up to so many addresses the kernel goes through its table for each of them; for more, we go through it once."""
+
 _UNFILTERED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 _TCP_STATES: Final = (
@@ -155,33 +160,31 @@ class Conntrack:
             if flow is not None:
                 yield flow
 
-    def flows_of(self, address: Address) -> Iterator[Flow]:
-        """Entries whose first packet came from `address`, and those whose answers do; one that is both comes once."""
-        for flow in self._filtered(_TUPLE_ORIG, address):
-            if flow.original.source == address:
-                yield flow
-        for flow in self._filtered(_TUPLE_REPLY, address):
-            if flow.reply.source == address != flow.original.source:
-                yield flow
+    def flows_of(self, addresses: AbstractSet[Address]) -> Iterator[Flow]:
+        """Entries whose first packet came from one of `addresses`, and those whose answers do; some may come twice."""
+        if len(addresses) <= ASKED_ONE_BY_ONE and not any(each.version == 6 for each in addresses):
+            for address in addresses:
+                for side in (_TUPLE_ORIG, _TUPLE_REPLY):
+                    yield from self._filtered(side, address)
+        else:
+            yield from self._among(frozenset(each.packed for each in addresses))
 
     def _filtered(self, side: int, address: Address) -> Iterator[Flow]:
-        """Entries that may have `address` as the source of that side, and few others."""
-        version = address.version
-        query = _header(_FAMILY[version])
-        if version == 4:
-            query += _by_source(side, address)
+        """By the kernel's own filter: the source of one side."""
+        wanted = frozenset({address.packed})
         try:
-            yield from self._naming(address, query)
+            yield from self._among(wanted, _header(_FAMILY[address.version]) + _by_source(side, address))
         except Refused as refusal:
             if refusal.errno not in _UNFILTERED:
                 raise
-            yield from self._naming(address, _header(_FAMILY[version]))
+            yield from self._among(wanted)
 
-    def _naming(self, address: Address, query: bytes) -> Iterator[Flow]:
+    def _among(self, wanted: AbstractSet[bytes], query: bytes = bytes(4)) -> Iterator[Flow]:
         for body in self._stream(_GET, query):
-            flow = parse(body) if address.packed in body else None
-            if flow is not None:
-                yield flow
+            if not wanted.isdisjoint(_sources(body)):
+                flow = parse(body)
+                if flow is not None:
+                    yield flow
 
     def delete(self, flow: Flow) -> bool:
         """Remove exactly this entry; False when it is gone already, whatever has its tuples by now.
@@ -240,11 +243,21 @@ class Conntrack:
 
 
 def _by_source(side: int, address: Address) -> bytes:
-    """The kernel's own filter, by the source of one side. Of IPv4 only: its IPv6 one takes what it should leave out."""
+    """What asks the kernel for entries with `address` as the source of one side."""
     flags = {side: _FILTER_BY_SOURCE}
     wanted = attribute(_TUPLE_IP | _NESTED, attribute(_SOURCE[address.version], address.packed))
     masks = (attribute(each, struct.pack("=I", flags.get(each, 0))) for each in (_TUPLE_ORIG, _TUPLE_REPLY))
     return attribute(side | _NESTED, wanted) + attribute(_FILTER | _NESTED, b"".join(masks))
+
+
+def _sources(body: bytes) -> tuple[bytes, bytes]:
+    """The sources of both tuples, by their places: a tenth of the work of `parse`.
+
+    The kernel writes the two tuples first, in each the addresses first, and the source before the destination.
+    """
+    width = 4 if body[0] == _FAMILY[4] else 16
+    reply = 4 + (int.from_bytes(body[4:6], sys.byteorder) + 3 & ~3)
+    return body[16 : 16 + width], body[reply + 12 : reply + 12 + width]
 
 
 def parse(body: bytes) -> Flow | None:
