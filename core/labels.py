@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from core.names import Key
 from core.resources import (
@@ -50,6 +50,9 @@ DEFAULT_SERVICE_ACCOUNT: Final = "default"
 
 RESERVED: Final = (NAMESPACE_PREFIX, SERVICE_ACCOUNT_PREFIX)
 
+Labelled: TypeAlias = WorkloadEndpoint | HostEndpoint | NetworkSet | GlobalNetworkSet
+"""What has labels and addresses."""
+
 
 @dataclass(frozen=True, slots=True)
 class Unknown:
@@ -70,44 +73,57 @@ class Unknown:
 
 def workload(snapshot: Snapshot, endpoint: WorkloadEndpoint) -> Mapping[str, str]:
     """The labels of a pod. A pod without a service account has its namespace's `default`, as in Kubernetes."""
-    namespace = endpoint.metadata.namespace
-    account = endpoint.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
-    return {
-        **of_service_account(snapshot.get(ServiceAccount, account, namespace), account),
-        **of_namespace(snapshot.get(Namespace, namespace), namespace),
-        **of_profiles(snapshot, endpoint.spec.profiles),
-        **_own(endpoint.metadata.labels),
-        NAMESPACE: namespace,
-        ORCHESTRATOR: endpoint.spec.orchestrator or "k8s",
-        SERVICE_ACCOUNT: account,
-    }
+    return {**inherited(snapshot, endpoint), **own(endpoint.metadata.labels)}
 
 
 def host(snapshot: Snapshot, endpoint: HostEndpoint) -> Mapping[str, str]:
     """The labels of a host's interface: its own and its profiles'; it has no namespace."""
-    inherited = of_profiles(snapshot, endpoint.spec.profiles)
-    return {**{key: value for key, value in inherited.items() if key not in GIVEN}, **_own(endpoint.metadata.labels)}
+    return {**inherited(snapshot, endpoint), **own(endpoint.metadata.labels)}
 
 
 def network_set(snapshot: Snapshot, given: NetworkSet | GlobalNetworkSet) -> Mapping[str, str]:
     """The labels of a set's addresses: its own, and its namespace's when it has one."""
-    if isinstance(given, GlobalNetworkSet):
-        return _own(given.metadata.labels)
-    namespace = given.metadata.namespace
-    inherited = of_namespace(snapshot.get(Namespace, namespace), namespace)
-    return {**inherited, **_own(given.metadata.labels), NAMESPACE: namespace}
+    return {**inherited(snapshot, given), **own(given.metadata.labels)}
 
 
-def unknown(
-    snapshot: Snapshot, thing: WorkloadEndpoint | HostEndpoint | NetworkSet | GlobalNetworkSet
-) -> Unknown | None:
+def inherited(snapshot: Snapshot, thing: Labelled) -> dict[str, str]:
+    """All labels of a thing but its `own`, which win. Equal for things of equal `source`."""
+    namespace = thing.metadata.namespace
+    if isinstance(thing, WorkloadEndpoint):
+        account = thing.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
+        return {
+            **of_service_account(snapshot.get(ServiceAccount, account, namespace), account),
+            **of_namespace(snapshot.get(Namespace, namespace), namespace),
+            **of_profiles(snapshot, thing.spec.profiles),
+            NAMESPACE: namespace,
+            ORCHESTRATOR: thing.spec.orchestrator or "k8s",
+            SERVICE_ACCOUNT: account,
+        }
+    if isinstance(thing, HostEndpoint):
+        return {key: value for key, value in of_profiles(snapshot, thing.spec.profiles).items() if key not in GIVEN}
+    if isinstance(thing, GlobalNetworkSet):
+        return {}
+    return {**of_namespace(snapshot.get(Namespace, namespace), namespace), NAMESPACE: namespace}
+
+
+def source(thing: Labelled) -> tuple[str, ...]:
+    """Where a thing's inherited labels come from: kind, namespace, service account, orchestrator, profiles."""
+    if isinstance(thing, WorkloadEndpoint):
+        account = thing.spec.service_account_name or DEFAULT_SERVICE_ACCOUNT
+        return (thing.KIND.name, thing.metadata.namespace, account, thing.spec.orchestrator, *thing.spec.profiles)
+    if isinstance(thing, HostEndpoint):
+        return (thing.KIND.name, "", "", "", *thing.spec.profiles)
+    return (thing.KIND.name, thing.metadata.namespace if isinstance(thing, NetworkSet) else "", "", "")
+
+
+def unknown(snapshot: Snapshot, thing: Labelled) -> Unknown | None:
     """The labels of a thing that nobody can tell; None when all are known."""
     problems = snapshot.problems
     namespace = thing.metadata.namespace
     if isinstance(thing, WorkloadEndpoint | HostEndpoint) and any(
         Key(Profile.KIND, "", name) in problems for name in thing.spec.profiles
     ):
-        return Unknown(RESERVED, rest=True, known=GIVEN | _own(thing.metadata.labels).keys())
+        return Unknown(RESERVED, rest=True, known=GIVEN | own(thing.metadata.labels).keys())
     prefixes = []
     if namespace and Key(Namespace.KIND, "", namespace) in problems:
         prefixes.append(NAMESPACE_PREFIX)
@@ -191,6 +207,8 @@ def _under(prefix: str, node: Node) -> Node:
     return node
 
 
-def _own(labels: Mapping[str, str]) -> dict[str, str]:
+def own(labels: Mapping[str, str]) -> Mapping[str, str]:
     """What a thing may say of itself: neither what it is nor where it belongs."""
+    if not any(key in GIVEN or key.startswith(RESERVED) for key in labels):
+        return labels
     return {key: value for key, value in labels.items() if key not in GIVEN and not key.startswith(RESERVED)}
