@@ -21,6 +21,7 @@ import errno
 import os
 import socket
 import struct
+import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from types import TracebackType
@@ -53,6 +54,7 @@ _SO_RCVBUFFORCE = 33
 _NLM_F_CAPPED = 0x100
 _NLM_F_ACK_TLVS = 0x200
 _NLMSGERR_ATTR_MSG = 1
+_NLMSGERR_ATTR_OFFS = 2
 
 _RECEIVE = 1 << 18  # bytes a read; a dump fills at most 32 KiB of it
 _BUFFER = 32 << 20  # bytes; the default 208 KiB holds 256 route events
@@ -89,24 +91,30 @@ def message(kind: int, flags: int, body: bytes) -> bytes:
 
 
 class Refused(OSError):
-    """The kernel said no; in its own words when it gave any."""
+    """The kernel said no; in its own words when it gave any. `offset` is where in the message, if it said that too."""
+
+    offset: int | None = None
 
     def __str__(self) -> str:
         return str(self.strerror)
 
 
-def _refusal(data: bytes, at: int, length: int, flags: int) -> Refused | None:
+def refusal_in(data: bytes, at: int, length: int, flags: int) -> Refused | None:
     """The error in an NLMSG_ERROR or NLMSG_DONE message at `at`; None when it is an acknowledgement."""
     (code,) = struct.unpack_from("=i", data, at + 16)
     if code >= 0:
         return None
-    said = ""
+    said, where = "", None
     if flags & _NLM_F_ACK_TLVS:
         quoted = struct.unpack_from("=I", data, at + 20)[0] if not flags & _NLM_F_CAPPED else 16
         start = at + 20 + ((quoted + 3) & ~3)
-        said = attributes(data[start : at + length]).get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode()
+        found = attributes(data[start : at + length])
+        said = found.get(_NLMSGERR_ATTR_MSG, b"").rstrip(b"\0").decode()
+        where = found.get(_NLMSGERR_ATTR_OFFS)
     reason = os.strerror(-code)
-    return Refused(-code, f"{reason} ({said})" if said else reason)
+    refusal = Refused(-code, f"{reason} ({said})" if said else reason)
+    refusal.offset = int.from_bytes(where, sys.byteorder) if where else None
+    return refusal
 
 
 class Netlink:
@@ -198,7 +206,7 @@ class Netlink:
             while at < len(data):
                 length, kind, flags, sequence, _ = HEADER.unpack_from(data, at)
                 if kind == NLMSG_ERROR and base <= sequence <= last:
-                    refusal = _refusal(data, at, length, flags)
+                    refusal = refusal_in(data, at, length, flags)
                     if refusal is not None:
                         failed[offset + sequence - base] = refusal
                     if sequence == last:
@@ -230,7 +238,7 @@ class Netlink:
                 if heard == sequence:
                     interrupted = interrupted or bool(flags & NLM_F_DUMP_INTR)
                     if answer in (NLMSG_DONE, NLMSG_ERROR):
-                        refusal = _refusal(data, at, length, flags)
+                        refusal = refusal_in(data, at, length, flags)
                         if refusal is not None and refusal.errno != errno.EINTR:
                             raise refusal
                         return None if interrupted or refusal is not None else found

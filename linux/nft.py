@@ -1,8 +1,10 @@
 """Our nftables table, and no other: read as a flat mapping, changed by one transaction a batch.
 
-A batch is all or nothing. What nft complains of is told by object where its message points at one; everything else
-in the batch was held back with it and says so. An object that somebody else removed or added meanwhile makes the
-first try fail; the driver then reads again and tries once more with what is still different.
+A batch is all or nothing. One of elements and counters goes to the kernel as it is, one with anything else by way of
+libnftables: `linux.nft_batch`, `linux.nft_script`. The driver remembers the chains, sets and counters that are there,
+and for elements believes the plan. What is complained of is told by object where the complaint points at one;
+everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
+makes the first try fail; the driver then reads again and tries once more with what is still different.
 """
 
 from __future__ import annotations
@@ -14,12 +16,17 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from typing import Any
 
 from core.names import NFT_TABLE
+from core.nftables import Element
 from core.reconcile import Plan
 from linux.libnftables import Nft, NftRefused
+from linux.nfnetlink import Nfnetlink
+from linux.nft_batch import blame as blame_requests
+from linux.nft_batch import requests
 from linux.nft_json import read_table
 from linux.nft_monitor import Monitor
-from linux.nft_objects import Object, Value
+from linux.nft_objects import Object, SetName, Value
 from linux.nft_script import blame, script
+from linux.nft_wire import SUBSYSTEM
 
 
 class NftDriver:
@@ -31,17 +38,19 @@ class NftDriver:
         self._table = table
         self._nft = Nft()
         self._lock = asyncio.Lock()
-        self._known: dict[Object, Value] | None = None
+        self._netlink = Nfnetlink()
+        self._shape: dict[Object, Value] | None = None  # the table's chains, sets and counters
         self._monitor: Monitor | None = None
 
     def close(self) -> None:
-        """Let go of the library; the table stays."""
+        """Let go of the kernel; the table stays."""
         self._nft.close()
+        self._netlink.close()
 
     async def read(self) -> Mapping[Object, Value]:
         """Everything in the table; empty when there is no such table. Raises NftRefused if nft cannot tell."""
         async with self._lock:
-            return dict(await asyncio.to_thread(self._read))
+            return await asyncio.to_thread(self._read)
 
     async def apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
         """Make one batch so, or none of it."""
@@ -60,7 +69,7 @@ class NftDriver:
     async def remove(self) -> None:
         """Remove the table and everything in it, whoever put it there; no such table is a success. For clean-up."""
         async with self._lock:
-            self._known = None
+            self._shape = None
             await asyncio.to_thread(self._nft.run, f"add table inet {self._table}\ndelete table inet {self._table}\n")
 
     async def foreign_changes(self) -> AsyncIterator[str]:
@@ -81,36 +90,52 @@ class NftDriver:
         return listed
 
     def _read(self) -> dict[Object, Value]:
-        self._known = None
-        self._known = dict(read_table(self._list()))
-        return self._known
+        self._shape = None
+        found = dict(read_table(self._list()))
+        self._shape = {key: value for key, value in found.items() if not isinstance(key, Element)}
+        return found
 
     def _apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
-        known = self._known if self._known is not None else self._read()
+        shape, fresh = self._shape, None
+        if shape is None or any(isinstance(key, SetName) and key in shape for key in plan.upsert):
+            fresh = self._read()  # a set is made anew with all its elements, which nobody keeps but the kernel
+            plan, shape = _remaining(plan, fresh), self._shape
         try:
-            return self._commit(plan, known)
+            return self._commit(plan, fresh)
         except _Failed as first:
             fresh = self._read()
             again = _remaining(plan, fresh)
-            if again == plan and fresh == known:
+            if again == plan and self._shape == shape:
                 return first.errors
         try:
-            return self._commit(again, fresh) if again else {}
+            return self._commit(again, fresh)
         except _Failed as second:
             return second.errors
 
-    def _commit(self, plan: Plan[Object, Value], known: dict[Object, Value]) -> Mapping[Object, Exception]:
+    def _commit(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
+        """One transaction. `table` is all that is there, where that is known; else what the plan says is believed."""
+        if not plan:
+            return {}
+        shape, self._shape = self._shape or {}, None
+        sent = requests(self._table, plan, shape)
+        if sent is None:
+            self._run(plan, {**shape, **plan.delete, **plan.replace} if table is None else table)
+        else:
+            refused = self._netlink.transaction(SUBSYSTEM, [each.message for each in sent])
+            if refused:
+                raise _Failed(blame_requests(plan, sent, refused))
+        shape.update((key, value) for key, value in plan.upsert.items() if not isinstance(key, Element))
+        for key in plan.delete:
+            shape.pop(key, None)
+        self._shape = shape
+        return {}
+
+    def _run(self, plan: Plan[Object, Value], known: Mapping[Object, Value]) -> None:
         lines = list(script(f"inet {self._table}", plan, known))
-        self._known = None
         try:
             self._nft.run("\n".join(line.text for line in lines) + "\n")
         except NftRefused as refusal:
             raise _Failed(blame(plan, lines, str(refusal))) from refusal
-        known.update(plan.upsert)
-        for key in plan.delete:
-            known.pop(key, None)
-        self._known = known
-        return {}
 
 
 class _Failed(Exception):
@@ -121,7 +146,9 @@ class _Failed(Exception):
 
 def _remaining(plan: Plan[Object, Value], actual: Mapping[Object, Value]) -> Plan[Object, Value]:
     """What of a plan is still to be done."""
+    upsert = {key: value for key, value in plan.upsert.items() if key not in actual or actual[key] != value}
     return Plan(
-        {key: value for key, value in plan.upsert.items() if key not in actual or actual[key] != value},
-        {key: value for key, value in plan.delete.items() if key in actual},
+        upsert=upsert,
+        delete={key: value for key, value in plan.delete.items() if key in actual},
+        replace={key: actual[key] for key in upsert if key in actual},
     )
