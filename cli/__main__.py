@@ -2,7 +2,7 @@
 
 0    done
 1    refused, failed, or (under --check) not right: each problem is a line on stderr, and nothing was changed
-2    the command line itself was wrong
+2    the command line itself was wrong; of `plan`, also: something flips
 130  interrupted
 """
 
@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from cli import agents, explain, labs, objects, status
+from cli import agents, explain, labs, objects, plan, status
 from core.errors import on_purpose
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for family in (agents, objects, status, explain, labs):
+for family in (agents, objects, status, explain, plan, labs):
     family.register(app)
 
 

@@ -86,7 +86,7 @@ def delete(
         if name is None:
             raise Invalid([Problem(why="the name of the object to delete is missing", what=kind.name)])
         keys = [Key(kind, (namespace or manifest.DEFAULT_NAMESPACE) if kind.namespaced else "", name)]
-    with _told_where(found):
+    with told_where(found):
         revision, gone = asyncio.run(_delete(datastore, keys, ignore_not_found))
     _report([(key, Outcome.DELETED) for key in gone], revision, output)
 
@@ -128,7 +128,7 @@ def _print(kind: Kind, found: list[Stored], *, one: bool, everywhere: bool, outp
 
 def _write(verb: Verb, files: Sequence[str], output: options.ResultFormat, target: str) -> None:
     found = load(files)
-    with _told_where(found):
+    with told_where(found):
         revision, changes = asyncio.run(_transact(verb, [each.resource for each in found], target))
     _report([(change.key, change.outcome) for change in changes], revision, output)
 
@@ -158,7 +158,7 @@ def load(files: Sequence[str]) -> list[Located]:
 
 
 @contextmanager
-def _told_where(found: Sequence[Located]) -> Iterator[None]:
+def told_where(found: Sequence[Located]) -> Iterator[None]:
     """What is refused in here for an object that was read from a file is refused with the file and the line."""
     places: dict[str, str] = {}
     for each in found:

@@ -127,7 +127,7 @@ def _path(tier: str, policy: Key) -> str:
 
 
 def plan(before: Snapshot, after: Snapshot, flows: Iterable[Connection] = (), tell: Tell = lambda _: None) -> Plan:
-    """What `after` would change. `flows` are live connections; `tell` hears what takes long."""
+    """What `after` would change. `flows` are live connections, read if any could be cut; `tell` hears of long work."""
     views = []
     for snapshot, when in ((before, "as it is"), (after, "as it would be")):
         endpoints = snapshot.of(WorkloadEndpoint)
@@ -138,11 +138,12 @@ def plan(before: Snapshot, after: Snapshot, flows: Iterable[Connection] = (), te
     was, becomes = views
     comparison = _Comparison(was, becomes, tell)
     flips = comparison.flips()
+    closing = comparison.left_out or any(flip.after.verdict is Verdict.DENY for flip in flips)
     old, new = before.of(WorkloadEndpoint).keys(), after.of(WorkloadEndpoint).keys()
     then, now = was.compiled.problems, becomes.compiled.problems
     return Plan(
         flips=tuple(flips),
-        cuts=tuple(_cuts(was, becomes, flows)),
+        cuts=tuple(_cuts(was, becomes, flows)) if closing else (),
         added=tuple(sorted(new - old)),
         removed=tuple(sorted(old - new)),
         problems=MappingProxyType({key: why for key, why in now.items() if then.get(key) != why}),
