@@ -12,6 +12,8 @@
         nft       an endpoint is judged before it can be reached
         routes    last: they are what lets packets in
 
+    nft is done ──> felix.cutting: what lives and is denied by now ends
+
 Nothing that depends on state is written before the first complete snapshot. What depends on none comes first of all:
 on a host without our table (it was rebooted) the frame is programmed with empty maps, which cuts every workload off;
 until then one with an interface and a route would go unjudged, as the kernel forwards whatever no table forbids. A
@@ -35,6 +37,7 @@ from core.errors import Conflict, MuslinError
 from core.health import Health
 from core.latest import Latest
 from core.names import NFT_TABLE
+from core.nftables import Element
 from core.reconcile import Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.report import keep_reported
@@ -71,7 +74,9 @@ from datastore.client import GrpcStore
 from datastore.follow import follow
 from felix import filter as frame
 from felix import status, tunnel_address
+from felix.cutting import Cutter
 from felix.desired import desired, judge
+from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
 from linux import rights
@@ -126,18 +131,18 @@ RETRY_S: Final = 1.0
 log = structlog.get_logger()
 
 
-async def run(config: Config, health: Health | None = None) -> None:
+async def run(config: Config, health: Health | None = None, metrics: Metrics | None = None) -> None:
     """Make this host what the datastore says, until cancelled. Raises `Unsupported` when the host cannot be ours, and
     `Unavailable` while another felix has this network namespace.
 
-    `health` (of COMPONENTS) hears how each part is.
+    `health` (of COMPONENTS) hears how each part is, `metrics` what it comes to.
     """
     rights.require_net_admin()
     rights.require_nftables()
     with alone("felix"):
         store = GrpcStore(config.datastore)
         try:
-            with contextlib.closing(Agent(config, store, health)) as agent:
+            with contextlib.closing(Agent(config, store, health, metrics)) as agent:
                 await agent.serve()
         finally:
             await store.close()
@@ -165,9 +170,12 @@ async def cleanup() -> None:
 class Agent:
     """One felix. Everything here runs in one event loop; what is shared between its tasks is assigned whole."""
 
-    def __init__(self, config: Config, store: Store, health: Health | None = None) -> None:
+    def __init__(
+        self, config: Config, store: Store, health: Health | None = None, metrics: Metrics | None = None
+    ) -> None:
         self._config, self._store = config, store
         self._health = health or Health(COMPONENTS)
+        self._metrics = metrics
         self._snapshot: Snapshot | None = None
         self._facts: Facts | None = None
         self._judged: tuple[Snapshot, Judged] | None = None
@@ -176,6 +184,7 @@ class Agent:
         self._routes_driver = RouteDriver(RouteProtocol.FELIX)
         self._nft_driver = NftDriver()
         self._flattener = Flattener()
+        self._cutter = Cutter(self._fence_changed)
         self._sysctl_driver = SysctlDriver()
         self._sysctls = Reconciler(self._sysctl_driver)
         self._tunnel_driver = TunnelDriver()
@@ -196,6 +205,7 @@ class Agent:
         """Let go of the kernel; everything in it stays."""
         for driver in (self._routes_driver, self._nft_driver, self._tunnel_driver):
             driver.close()
+        self._cutter.close()
 
     async def serve(self) -> None:
         """Run every part until cancelled, or until one fails."""
@@ -208,6 +218,7 @@ class Agent:
             group.create_task(self._decide(), name="decide")
             group.create_task(self._keep_tunnel_address(), name="tunnel address")
             group.create_task(self._write_status(), name="status")
+            group.create_task(self._cutter.run(), name="connections")
             group.create_task(reconcile(reconcilers, self._wake, self._on_progress), name="reconcile")
 
     async def _close_what_is_open(self) -> None:
@@ -215,7 +226,9 @@ class Agent:
 
         Raises `MuslinError` if that cannot be done: there is nothing safe to do after.
         """
-        if await self._nft_driver.read():
+        standing = await self._nft_driver.read()
+        if standing:
+            self._cutter.adopt(each for each in standing if isinstance(each, Element))
             return
         refused = await self._nft_driver.apply(Plan(upsert=CLOSED, delete={}))
         if refused:
@@ -299,11 +312,19 @@ class Agent:
         self._sysctl_driver.watch(wanted.sysctls)
         self._sysctls.set_desired(wanted.sysctls, self._generation, prune=False)  # none is ever set back
         self._tunnels.set_desired(wanted.tunnels, self._generation)
-        self._nft.set_desired(self._flattener.flatten(wanted.nft), self._generation)
+        self._nft.set_desired(self._flattener.flatten({**wanted.nft, "cut": self._cutter.fence}), self._generation)
         self._routes.set_desired(wanted.routes, self._generation)
+
+    def _fence_changed(self) -> int:
+        if self._generation:
+            self._set(self._wanted[self._generation])
+            self._wake.set()
+        return self._generation
 
     async def _on_progress(self, progress: Sequence[Progress]) -> None:
         sysctls, tunnels, nft, routes = progress
+        programmed = self._wanted.get(nft.revision)
+        await self._cutter.programmed(nft.revision, programmed.ruling if programmed else None)
         outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, nft=nft, routes=routes)
         wanted = self._wanted.get(outcome.tried)
         if wanted is None:
@@ -319,6 +340,8 @@ class Agent:
             self._ready, self._since = said.ready, clock.now()
             said = status.state(wanted, outcome, self._programmed, self._since)
         self._said.put(said)
+        if self._metrics:
+            self._metrics.tell(said, {name: each.writes for name, each in outcome})
 
     async def _write_status(self) -> None:
         async def write(said: FelixState) -> None:

@@ -21,10 +21,11 @@ import msgspec
 
 from core.names import IPIP_DEVICE
 from core.nftables import Element, Ruleset
-from core.resources import FelixConfiguration, IPPool, Node
+from core.resources import FelixConfiguration, IPAMBlock, IPPool, Node, WorkloadEndpoint
 from core.resources.network import FelixConfigurationSpec
 from core.snapshot import Snapshot
 from felix import filter as frame
+from felix.cut import Ruling
 from felix.endpoints import Endpoints, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
 from felix.model import Config, Desired, Judged
@@ -40,7 +41,13 @@ from policy.render import render
 def judge(snapshot: Snapshot, node: str) -> Judged:
     """The policy part: the same for the same snapshot, whatever the facts."""
     compiled = compile_policy(snapshot, [each.key for each in endpoints(snapshot, Facts(), node).local])
-    return Judged(rules=render(compiled), chains=compiled.chains, problems=compiled.problems, lost=compiled.lost)
+    return Judged(
+        rules=render(compiled),
+        chains=compiled.chains,
+        problems=compiled.problems,
+        compiled=compiled,
+        lost=compiled.lost,
+    )
 
 
 def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | None = None) -> Desired:
@@ -64,6 +71,26 @@ def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | N
         problems=(*_problems(snapshot, judged, config.node), *cluster.problems),
         tunnelled=tuple(sorted(pool.metadata.name for pool in snapshot.of(IPPool).values() if may_tunnel(pool))),
         awaited=any(name not in facts.links or not facts.links[name].up for name in devices),
+        ruling=_ruling(snapshot, facts, config.node, ours, judged, settings),
+    )
+
+
+def _ruling(
+    snapshot: Snapshot, facts: Facts, node: str, ours: Endpoints, judged: Judged, settings: FelixConfigurationSpec
+) -> Ruling:
+    specs = {key: each.spec for key, each in snapshot.of(WorkloadEndpoint).items() if each.spec.node == node}
+    return Ruling(
+        compiled=judged.compiled,
+        owners=MappingProxyType(
+            {
+                address: (each.key, each.interface, specs[each.key].container_id)
+                for each in ours.local
+                for address in each.addresses
+            }
+        ),
+        host=frozenset(interface.ip for each in facts.links.values() for interface in each.addresses),
+        blocks=tuple(each.spec.network for each in snapshot.of(IPAMBlock).values() if each.spec.node == node),
+        enabled=settings.policy_cut_connections != "Disabled",
     )
 
 

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from core.names import Key
 from core.nftables import Ruleset
+from felix.cut import Ruling
 from felix.endpoints import Endpoint
 from linux.model import Route, RouteKey
 from linux.tunnels import Tunnel
+from policy.compile import Compiled
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,12 +29,13 @@ class Judged:
     """Policy for this node's endpoints: the stacks' tables in parts, and each endpoint's chains, ingress and egress.
 
     `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
-    address that found no class number and are denied.
+    address that found no class number and are denied. `compiled` is what all of it was made from.
     """
 
     rules: Mapping[str, Ruleset]
     chains: Mapping[Key, tuple[str, str]]
     problems: Mapping[Key, str]
+    compiled: Compiled
     lost: int = 0
 
 
@@ -43,7 +46,7 @@ class Desired:
     `rejected` endpoints stay cut off, for the reason given. `problems` are sentences about what else could not be
     carried out. `stale` says that the snapshot came from disk because the datastore is away. `tunnelled` names the
     pools that need the tunnel; with `awaited` its device is wanted and not there yet, so neither are its routes. `held`
-    says what the breaker keeps from being followed.
+    says what the breaker keeps from being followed. `ruling` is what live connections are judged by (`felix.cut`).
     """
 
     revision: int
@@ -58,3 +61,4 @@ class Desired:
     tunnelled: tuple[str, ...] = ()
     awaited: bool = False
     held: tuple[str, ...] = ()
+    ruling: Ruling | None = field(default=None, compare=False, repr=False)

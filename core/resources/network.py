@@ -237,12 +237,17 @@ class HostEndpoint(Resource, frozen=True, kw_only=True):
 
 
 class FelixConfigurationSpec(Base, frozen=True, kw_only=True):
-    """The settings of felix that muslin knows; an unknown one is refused rather than ignored."""
+    """The settings of felix that muslin knows; an unknown one is refused rather than ignored.
+
+    `policyCutConnections` is muslin's own: `Enabled` (the default) ends a connection that policy comes to deny,
+    `Disabled` lets it live, as Calico does.
+    """
 
     default_endpoint_to_host_action: str | None = None
     ipip_mtu: int | None = field(default=None, name="ipipMTU")
     route_refresh_interval: str | None = None
     nat_outgoing_exclusions: str | None = field(default=None, name="natOutgoingExclusions")
+    policy_cut_connections: str | None = None
 
 
 class FelixConfiguration(Resource, frozen=True, kw_only=True):

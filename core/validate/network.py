@@ -232,3 +232,5 @@ def felix_configuration(given: FelixConfiguration) -> Iterator[Problem]:
     yield from when_set("spec.routeRefreshInterval", spec.route_refresh_interval, values.duration)
     exclusions = ("IPPoolsOnly", "IPPoolsAndHostIPs")
     yield from one_of("spec.natOutgoingExclusions", spec.nat_outgoing_exclusions, exclusions)
+    cutting = ("Enabled", "Disabled")
+    yield from one_of("spec.policyCutConnections", spec.policy_cut_connections, cutting)

@@ -1,0 +1,240 @@
+"""Which live connections end when policy or endpoints change. Pure.
+
+    ruling before ─┐
+                   ├─ look ──> addresses whose flows may be judged otherwise now ──> their flows, from conntrack
+    ruling after ──┘                                                                            │
+                                                            judge each as its first packet ─────┴──> Cut: why
+
+What conntrack knows is accepted without asking policy again, so a new Deny reaches only new connections; to make it
+reach one that lives, its entry is deleted, and its next packet is judged as a new flow's. That alone is not the end:
+the other end's next packet is a new flow too, in the other direction, which policy may allow, and the answers to that
+one would be accepted as such. So the reverse tuple of a connection that is cut is *fenced*: TCP that does not begin
+with SYN, and UDP, may not begin a flow with it. A fence lasts as long as conntrack would have kept the connection while
+it is idle, and stands in our table, where a restarted felix finds it. ICMP answers never begin a flow.
+
+A flow is judged by what policy sees in forward: the source before, the destination after translation.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Set as AbstractSet
+from dataclasses import dataclass, field
+from ipaddress import IPv4Address, IPv6Address, ip_address
+from types import MappingProxyType
+from typing import Final, TypeAlias
+
+from core.addr import Address, Network
+from core.names import Key
+from core.nftables import Chain, Element, Hook, Ruleset, Set
+from core.resources.policy import Direction
+from linux.conntrack import Flow, Status, Tuple
+from policy.compile import Compiled
+from policy.evaluate import Packet, lookup
+from policy.identity import Identity
+from policy.model import Decision, Verdict
+
+Owner: TypeAlias = tuple[Key, str, str]
+"""Who has an address: the endpoint, its interface and its container; another of these is another pod."""
+
+TCP: Final = 6
+UDP: Final = 17
+PORTED: Final = frozenset({TCP, UDP, 33, 132, 136})
+"""Protocols whose conntrack entries have ports (DCCP, SCTP and UDP-Lite besides)."""
+
+FENCED_S: Final[Mapping[int, float]] = MappingProxyType({TCP: 432_000.0, UDP: 180.0})
+"""How long a fence stands, by protocol: what nf_conntrack gives an idle connection. Others cannot begin in mid-flow."""
+
+MOST_FENCED: Final = 65_536
+"""Of more, the oldest give way: their connections are cut all the same."""
+
+_SETS: Final = MappingProxyType({4: "cut4", 6: "cut6"})
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Ruling:
+    """What is in force on this host: the tables, who has which local address, the host's own, and its blocks.
+
+    `enabled` false: connections that policy would deny by now live on.
+    """
+
+    compiled: Compiled
+    owners: Mapping[Address, Owner]
+    host: frozenset[Address] = frozenset()
+    blocks: tuple[Network, ...] = ()
+    enabled: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """Whose flows to look at: those of `judged` addresses are judged anew, those of `gone` ones end."""
+
+    judged: frozenset[Address] = frozenset()
+    gone: frozenset[Address] = frozenset()
+
+    def __or__(self, other: Look) -> Look:
+        return Look(self.judged | other.judged, self.gone | other.gone)
+
+    def __bool__(self) -> bool:
+        return bool(self.judged or self.gone)
+
+    @property
+    def addresses(self) -> AbstractSet[Address]:
+        """All of them."""
+        return self.judged | self.gone
+
+
+@dataclass(frozen=True, slots=True)
+class Cut:
+    """A connection to end, and why. `decision` is None where an end is no longer who it was."""
+
+    flow: Flow
+    why: str
+    decision: Decision | None = None
+
+
+def look(before: Ruling | None, after: Ruling) -> Look:
+    """Whose flows may be denied now and were not; empty when nothing that matters changed.
+
+    `before` None: nobody knows what was in force, so every local flow is looked at, and every flow of an address in
+    one of the host's blocks that nobody has.
+    """
+    if before is None:
+        nobodys = frozenset(each for block in after.blocks for each in block if each not in after.owners)
+        return Look(frozenset(after.owners) if after.enabled else frozenset(), nobodys - after.host)
+    gone = frozenset(each for each, owner in before.owners.items() if after.owners.get(each) != owner)
+    if not after.enabled:
+        return Look(gone=gone)
+    if not before.enabled or _reaches_all(before.compiled.identity, after.compiled.identity):
+        return Look(frozenset(after.owners), gone)
+    judged = {each for each, owner in after.owners.items() if _stacks(before, owner[0]) != _stacks(after, owner[0])}
+    return Look(frozenset(judged | _moved(before.compiled.identity, after.compiled.identity)), gone)
+
+
+def _stacks(ruling: Ruling, endpoint: Key) -> tuple[object, ...]:
+    """The tables that judge an endpoint. Equal when they are the same objects, without looking into them."""
+    names = ruling.compiled.chains.get(endpoint, ())
+    return tuple(ruling.compiled.tables[name] for name in names)
+
+
+def _reaches_all(before: Identity, after: Identity) -> bool:
+    """Whether classes changed otherwise than address by address."""
+    return before is not after and (before.world != after.world or before.ranges != after.ranges)
+
+
+def _moved(before: Identity, after: Identity) -> set[Address]:
+    """The addresses of another class than before, as long as prefixes have the same."""
+    found: set[Address] = set()
+    for bucket in () if before is after else before.exact.keys() | after.exact.keys():
+        old, new = before.exact.get(bucket, {}), after.exact.get(bucket, {})
+        if old is not new:
+            make = IPv4Address if bucket[0] == 4 else IPv6Address
+            found.update(make(each) for each in old.keys() | new.keys() if old.get(each) != new.get(each))
+    return found
+
+
+def cuts(asked: Look, ruling: Ruling, flows: Iterable[Flow]) -> Iterator[Cut]:
+    """Those of `flows` that end, each with the reason."""
+    for flow in flows:
+        found = _cut(asked, ruling, flow)
+        if found is not None:
+            yield found
+
+
+def _cut(asked: Look, ruling: Ruling, flow: Flow) -> Cut | None:
+    source, destination = flow.original.source, flow.reply.source
+    for end in (source, destination):
+        if end in asked.gone:
+            now = ruling.owners.get(end)
+            return Cut(flow, f"{end} is {f'now that of {now[0]}' if now else 'no longer the address of an endpoint'}")
+    # What a helper announced is part of a connection that was allowed, and is accepted as such.
+    if not ruling.enabled or flow.status & Status.EXPECTED:
+        return None
+    denied = _denied(ruling, flow, source, destination, Direction.EGRESS)
+    if denied is None and source not in ruling.host:  # the host to its own workloads is not policed
+        denied = _denied(ruling, flow, destination, source, Direction.INGRESS)
+    return denied
+
+
+def _denied(ruling: Ruling, flow: Flow, local: Address, peer: Address, direction: Direction) -> Cut | None:
+    owner = ruling.owners.get(local)
+    if owner is None:
+        return None
+    endpoint = owner[0]
+    if endpoint not in ruling.compiled.chains:
+        return Cut(flow, f"{endpoint} is cut off")
+    ported = flow.original.protocol in PORTED
+    packet = Packet(
+        peer=peer,
+        local=local,
+        protocol=flow.original.protocol,
+        sport=flow.original.sport if ported else None,
+        dport=flow.reply.sport if ported else None,
+        icmp=flow.original.icmp[1:] if flow.original.icmp else None,
+    )
+    decision = lookup(ruling.compiled, endpoint, direction, packet)
+    if decision.verdict is not Verdict.DENY:
+        return None
+    return Cut(flow, f"{direction.lower()} of {endpoint}: {decision.reason}", decision)
+
+
+@dataclass(frozen=True, slots=True)
+class Fence:
+    """The reverse tuples that may not begin a flow, oldest first, and when each may again (seconds, monotonic)."""
+
+    until: Mapping[Tuple, float] = field(default_factory=lambda: MappingProxyType({}))
+
+    def after(self, cut: Iterable[Cut], now: float) -> Fence:
+        """Without those whose time is over, and with those of the connections that policy cuts."""
+        until = {each: end for each, end in self.until.items() if end > now}
+        for each in cut:
+            reverse = each.flow.reply
+            if each.decision is not None and reverse.protocol in FENCED_S:
+                until.pop(reverse, None)
+                until[reverse] = now + FENCED_S[reverse.protocol]
+        newest = list(until.items())[-MOST_FENCED:]
+        return Fence(MappingProxyType(dict(newest)))
+
+    @classmethod
+    def found(cls, elements: Iterable[Element], now: float) -> Fence:
+        """The fence that an earlier felix left standing; its age is not known, so its time begins anew."""
+        tuples = (_read(each.key) for each in elements if each.set in _SETS.values())
+        return cls(MappingProxyType({each: now + FENCED_S.get(each.protocol, 0) for each in tuples}))
+
+    @property
+    def ends(self) -> float | None:
+        """When the first is over."""
+        return min(self.until.values(), default=None)
+
+    @property
+    def rules(self) -> Ruleset:
+        """Its part of our table; nothing at all while nothing is fenced."""
+        if not self.until:
+            return Ruleset()
+        asked = tuple(
+            f"ct state new {word} saddr . meta l4proto . th sport . {word} daddr . th dport @{_SETS[version]} goto cut"
+            for version, word in ((4, "ip"), (6, "ip6"))
+        )
+        chains = {
+            # A base chain of its own: it is in nobody's way while there is none, and nobody's accept ends it.
+            "cut-forward": Chain(hook=Hook(type="filter", hook="forward", priority=-10), rules=asked),
+            "cut-output": Chain(hook=Hook(type="filter", hook="output", priority=-10), rules=asked),
+            "cut": Chain(rules=("meta l4proto 6 tcp flags & (syn | ack) == syn return", "counter drop")),
+        }
+        sets = {
+            _SETS[version]: Set(key=(kind, "inet_proto", "inet_service", kind, "inet_service"))
+            for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
+        }
+        elements = {Element(_SETS[each.source.version], _spell(each)): "" for each in self.until}
+        return Ruleset(
+            chains=MappingProxyType(chains), sets=MappingProxyType(sets), elements=MappingProxyType(elements)
+        )
+
+
+def _spell(each: Tuple) -> str:
+    return f"{each.source} . {each.protocol} . {each.sport} . {each.destination} . {each.dport}"
+
+
+def _read(key: str) -> Tuple:
+    source, protocol, sport, destination, dport = key.split(" . ")
+    return Tuple(ip_address(source), ip_address(destination), int(protocol), int(sport), int(dport))

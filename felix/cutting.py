@@ -1,0 +1,155 @@
+"""Ending live connections that policy has come to deny: the task around `felix.cut`.
+
+    programmed ruling ──> look ──> dump ──> cuts ──> fence programmed ──> entries deleted
+         after the rules are in the kernel, never before: what is deleted is judged by them at its next packet
+
+Each ruling that was in the kernel for a moment counts: what it let in, the next may deny. A pass is followed by a pause
+of several times its length, so that looking at connections never takes more than a small part of one core, however
+fast policy changes and however many connections there are. What fails is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import time
+from collections.abc import Callable, Iterable
+from itertools import pairwise
+from typing import Final
+
+import structlog
+
+from core.nftables import Element, Ruleset
+from felix.cut import Cut, Fence, Look, Ruling, cuts, look
+from linux.conntrack import Conntrack
+
+MOST_RULINGS: Final = 64
+"""Of more that wait, all that is local is looked at instead of each step's changes."""
+
+REST: Final = 9.0
+"""A pause after a pass, in lengths of the pass."""
+
+FENCED_WITHIN_S: Final = 5.0
+"""How long connections are spared until their fence stands; then they are cut without one."""
+
+RETRY_S: Final = 1.0
+MOST_RETRY_S: Final = 60.0
+
+TOLD: Final = 20
+"""Connections that are named in the log, of each pass; the others are counted."""
+
+log = structlog.get_logger()
+
+
+class Cutter:
+    """Ends connections of the network namespace in which it is made. All but `run` is called in its event loop.
+
+    `fence_changed` is called when `fence` is to be programmed; it returns the generation that has it.
+    """
+
+    def __init__(self, fence_changed: Callable[[], int]) -> None:
+        self._fence_changed = fence_changed
+        self._conntrack = Conntrack()
+        self._fence = Fence()
+        self.fence = Ruleset()
+        self._before: Ruling | None = None
+        self._rulings: list[Ruling] = []
+        self._pending = Look()
+        self._generation = 0
+        self._ruled = asyncio.Event()
+        self._progress = asyncio.Condition()
+
+    def close(self) -> None:
+        """Let go of the kernel."""
+        self._conntrack.close()
+
+    def adopt(self, elements: Iterable[Element]) -> None:
+        """Take over the fence that an earlier felix left in the kernel."""
+        self._fence = Fence.found(elements, time.monotonic())
+        self.fence = self._fence.rules
+
+    async def programmed(self, generation: int, ruling: Ruling | None) -> None:
+        """`generation` is in the kernel, and `ruling` with it."""
+        async with self._progress:
+            self._generation = generation
+            self._progress.notify_all()
+        latest = self._rulings[-1] if self._rulings else self._before
+        if ruling is not None and ruling is not latest:
+            self._rulings.append(ruling)
+            self._ruled.set()
+
+    async def run(self) -> None:
+        """End what is to end, until cancelled."""
+        failures = 0
+        while True:
+            await self._something_to_do()
+            began = time.monotonic()
+            try:
+                await self._pass()
+            except OSError as error:
+                pause_s = min(MOST_RETRY_S, RETRY_S * 2.0 ** min(failures, 10))
+                failures += 1
+                log.warning("connections.unread", why=str(error), retry_s=pause_s)
+            else:
+                failures = 0
+                pause_s = REST * (time.monotonic() - began)
+            await asyncio.sleep(pause_s)
+
+    async def _something_to_do(self) -> None:
+        """Wait for a ruling, or until a fence's time is over; not at all while a pass is due again."""
+        if self._pending:
+            return
+        ends = self._fence.ends
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(None if ends is None else max(0.0, ends - time.monotonic())):
+                await self._ruled.wait()
+
+    async def _pass(self) -> None:
+        self._ruled.clear()
+        rulings, self._rulings = self._rulings, []
+        if rulings:
+            self._pending |= await asyncio.to_thread(_looked, self._before, rulings)
+            self._before = rulings[-1]
+        found: list[Cut] = []
+        if self._pending and self._before is not None:
+            found = await asyncio.to_thread(self._find, self._pending, self._before)
+        await self._raise_fence(found)
+        cut = await asyncio.to_thread(self._delete, found)
+        self._pending = Look()
+        _tell(cut)
+
+    def _find(self, asked: Look, ruling: Ruling) -> list[Cut]:
+        return list(cuts(asked, ruling, self._conntrack.flows_of(asked.addresses)))
+
+    def _delete(self, found: Iterable[Cut]) -> list[Cut]:
+        return [each for each in found if self._conntrack.delete(each.flow)]
+
+    async def _raise_fence(self, found: Iterable[Cut]) -> None:
+        after = self._fence.after(found, time.monotonic())
+        if after.until.keys() == self._fence.until.keys():
+            self._fence = after
+            return
+        self._fence, self.fence = after, after.rules
+        generation = self._fence_changed()
+        try:
+            async with asyncio.timeout(FENCED_WITHIN_S), self._progress:
+                await self._progress.wait_for(lambda: self._generation >= generation)
+        except TimeoutError:
+            log.warning("connections.unfenced", why=f"the table was not programmed within {FENCED_WITHIN_S:g} s")
+
+
+def _looked(before: Ruling | None, rulings: list[Ruling]) -> Look:
+    """What to look at after `rulings` were in force one after the other."""
+    if len(rulings) > MOST_RULINGS:
+        return look(before, rulings[-1]) | Look(frozenset(rulings[-1].owners))
+    asked = look(before, rulings[0])
+    for earlier, later in pairwise(rulings):
+        asked |= look(earlier, later)
+    return asked
+
+
+def _tell(cut: list[Cut]) -> None:
+    for each in cut[:TOLD]:
+        log.info("connection.cut", flow=str(each.flow.original), why=each.why)
+    if len(cut) > TOLD:
+        log.info("connections.cut", more=len(cut) - TOLD)
