@@ -1,5 +1,9 @@
 """Manifests to policy values: every kind of policy becomes one, every profile too, tiers in their order.
 
+    convert_policy(manifest, known) ──> policy, what was closed        known: the services and nodes that it names
+    convert_profile, tier_order                                        one manifest each
+    convert(snapshot, doubt)                                           all of a snapshot, with what they depend on
+
 What cannot be enforced as written is closed, and said in `problems`: an Allow or Log rule that asks for it matches
 nothing; a Deny rule matches all else that it says; a Pass rule becomes such a Deny, since what it hands on to
 might allow. A policy whose own selector cannot be read selects all that it could and denies it. So does one that
@@ -11,37 +15,25 @@ from __future__ import annotations
 import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Final
 
 from core.errors import MuslinError
 from core.names import Key
+from core.resources import Node
 from core.resources.network import Namespace, ServiceAccount
-from core.resources.policy import (
-    BUILT_IN_TIERS,
-    Action,
-    Direction,
-    GlobalNetworkPolicy,
-    KubernetesNetworkPolicy,
-    LabelSelector,
-    NetworkPolicy,
-    NetworkPolicySpec,
-    Profile,
-    Tier,
-)
-from core.resources.policy import Rule as RuleManifest
-from core.selector import Selector
+from core.resources.policy import BUILT_IN_TIERS, Action, Direction, Profile, Tier
 from core.snapshot import Snapshot
-from policy import kubernetes
+from policy import drafts
+from policy.admin import NO_NODES, Nodes
 from policy.doubt import Doubt
-from policy.model import Match, Policy, ProfileRules, Rule, TierOrder
+from policy.drafts import PolicyManifest, Said
+from policy.model import Match, Plane, Policy, ProfileRules, Rule, TierOrder
 from policy.rules import convert_rules
 from policy.scope import endpoint_selector
+from policy.services import NO_SERVICES, ServiceName, Services, services
 
-DEFAULT_TIER: Final = "default"
-KUBERNETES_ORDER: Final = 1000.0
 BEFORE_ALL: Final = TierOrder("", -math.inf, Action.DENY, unreadable=True)
 """Where policies that cannot be read stand."""
 
@@ -50,8 +42,17 @@ ALLOW_ALL: Final = (Rule(0, Action.ALLOW, Match()),)
 
 
 @dataclass(frozen=True, slots=True)
+class Known:
+    """What converting a policy reads besides its manifest: `policy.drafts.needs` says which of it."""
+
+    services: Services = NO_SERVICES
+    nodes: Nodes = NO_NODES
+
+
+@dataclass(frozen=True, slots=True)
 class Converted:
-    """All policy of a snapshot. `tiers` in the order asked, each with its policies in the order asked."""
+    """All policy of a snapshot. `tiers` in the order asked, each with its policies in the order asked: of all planes,
+    and the staged ones too."""
 
     tiers: tuple[tuple[TierOrder, tuple[Policy, ...]], ...]
     profiles: Mapping[str, ProfileRules]
@@ -59,19 +60,24 @@ class Converted:
 
 
 def convert(snapshot: Snapshot, doubt: Doubt) -> Converted:
-    """Everything that could apply to a workload endpoint, closed where it is in doubt."""
+    """Everything that could apply to an endpoint of a workload or a host, closed where it is in doubt."""
     problems: dict[Key, str] = {}
     policies: dict[str, list[Policy]] = defaultdict(list)
-    for policy, closed in _policies(snapshot):
+    manifests = list(drafts.policies(snapshot))
+    known = known_to(snapshot, manifests)
+    leaving = drafts.outgoing(snapshot)
+    for manifest in manifests:
+        policy, closed = convert_policy(manifest, known)
+        policy = replace(policy, outgoing=True) if policy.key in leaving else policy
         policies[policy.tier].append(doubt.close(policy))
         if closed:
             problems[policy.key] = "; ".join(closed)
-    tiers = sorted((_tier(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
+    tiers = sorted((tier_order(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
     for policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
         said = f"there is no tier {policy.tier}: it is asked after all tiers that are there, and its end denies"
         problems[policy.key] = "; ".join(filter(None, (problems.get(policy.key), said)))
     profiles = {name: doubt.close(rules) for name, rules in _profiles(snapshot, problems).items()}
-    unreadable = _unreadable(snapshot)
+    unreadable = unreadable_policies(snapshot)
     return Converted(
         (
             *([(BEFORE_ALL, unreadable)] if unreadable else ()),
@@ -82,9 +88,23 @@ def convert(snapshot: Snapshot, doubt: Doubt) -> Converted:
     )
 
 
-def _unreadable(snapshot: Snapshot) -> tuple[Policy, ...]:
-    """What stands for the policies that cannot be read: each denies all that it could apply to, both ways."""
-    kinds = {NetworkPolicy.KIND, GlobalNetworkPolicy.KIND, KubernetesNetworkPolicy.KIND}
+def known_to(snapshot: Snapshot, manifests: Iterable[PolicyManifest]) -> Known:
+    """What converting all of `manifests` reads."""
+    named: set[ServiceName] = set()
+    nodes = False
+    for manifest in manifests:
+        needed = drafts.needs(manifest)
+        named |= needed.services
+        nodes |= needed.nodes
+    unread = any(key.kind == Node.KIND for key in snapshot.problems)
+    return Known(services(snapshot, named), Nodes(snapshot.of(Node), unread) if nodes else NO_NODES)
+
+
+def unreadable_policies(snapshot: Snapshot) -> tuple[Policy, ...]:
+    """What stands for the policies that cannot be read: each denies all that it could apply to, both ways.
+
+    A staged one that cannot be read denies nothing, as it would not if it could.
+    """
     return tuple(
         Policy(
             key=key,
@@ -93,14 +113,16 @@ def _unreadable(snapshot: Snapshot) -> tuple[Policy, ...]:
             order=-math.inf,
             selector=endpoint_selector("", key.namespace),
             types=frozenset(Direction),
+            planes=frozenset(Plane) if key.kind in drafts.OF_HOSTS else drafts.WORKLOADS,
             fault=fault,
         )
         for key, fault in sorted(snapshot.problems.items())
-        if key.kind in kinds
+        if key.kind in drafts.ENFORCED
     )
 
 
-def _tier(snapshot: Snapshot, name: str) -> TierOrder:
+def tier_order(snapshot: Snapshot, name: str) -> TierOrder:
+    """A tier that policies name, there or not."""
     if Key(Tier.KIND, "", name) in snapshot.problems:
         return TierOrder(name, -math.inf, Action.DENY, unreadable=True)
     manifest = snapshot.get(Tier, name)
@@ -111,99 +133,52 @@ def _tier(snapshot: Snapshot, name: str) -> TierOrder:
     return TierOrder(name, order if given.order is None else given.order, given.default_action or default)
 
 
-def _policies(snapshot: Snapshot) -> Iterable[tuple[Policy, list[str]]]:
-    for key, namespaced in snapshot.of(NetworkPolicy).items():
-        yield _calico(key, namespaced.spec, "NetworkPolicy", "")
-    for key, cluster in snapshot.of(GlobalNetworkPolicy).items():
-        # These two are about hosts: they are asked before connections are tracked, or before addresses are translated.
-        if not (cluster.spec.do_not_track or cluster.spec.pre_dnat):
-            yield _calico(key, cluster.spec, "GlobalNetworkPolicy", cluster.spec.namespace_selector)
-    for key, foreign in snapshot.of(KubernetesNetworkPolicy).items():
-        spec = foreign.spec
-        yield _policy(
-            key,
-            kind="KubernetesNetworkPolicy",
-            tier=DEFAULT_TIER,
-            order=KUBERNETES_ORDER,
-            types=kubernetes.directions(spec),
-            selects=partial(_kubernetes_selector, spec.pod_selector, key.namespace),
-            ingress=partial(kubernetes.ingress_rules, spec),
-            egress=partial(kubernetes.egress_rules, spec),
-        )
+def convert_policy(manifest: PolicyManifest, known: Known) -> tuple[Policy, list[str]]:
+    """One policy, and what of it was closed, in words. Reads nothing but what `policy.drafts.needs(manifest)` names.
 
-
-def _kubernetes_selector(pods: LabelSelector, namespace: str) -> Selector:
-    return endpoint_selector(kubernetes.pods(pods), namespace)
-
-
-def _calico(key: Key, spec: NetworkPolicySpec, kind: str, namespace_selector: str) -> tuple[Policy, list[str]]:
-    return _policy(
-        key,
-        kind=kind,
-        tier=spec.tier or DEFAULT_TIER,
-        order=math.inf if spec.order is None else spec.order,
-        types=_types(spec),
-        selects=lambda: endpoint_selector(
-            spec.selector,
-            key.namespace,
-            namespace_selector=namespace_selector,
-            service_account_selector=spec.service_account_selector,
-        ),
-        ingress=lambda: enumerate(spec.ingress or ()),
-        egress=lambda: enumerate(spec.egress or ()),
-    )
-
-
-def _types(spec: NetworkPolicySpec) -> frozenset[Direction]:
-    """As given; else egress alone when only egress has rules, both when both have, ingress otherwise."""
-    if spec.types is not None and spec.types:
-        return frozenset(spec.types)
-    found = {Direction.EGRESS} if spec.egress else set()
-    if spec.ingress or not spec.egress:
-        found.add(Direction.INGRESS)
-    return frozenset(found)
-
-
-def _policy(
-    key: Key,
-    *,
-    kind: str,
-    tier: str,
-    order: float,
-    types: frozenset[Direction],
-    selects: Callable[[], Selector],
-    ingress: Callable[[], Iterable[tuple[int, RuleManifest]]],
-    egress: Callable[[], Iterable[tuple[int, RuleManifest]]],
-) -> tuple[Policy, list[str]]:
+    Whether it is outgoing, which its staged counterpart says, and what `policy.doubt` closes is added by others.
+    """
+    draft = drafts.draft(manifest, known.nodes)
+    namespace = manifest.key.namespace
     closed: list[str] = []
-    rules: dict[Direction, tuple[Rule, ...]] = {}
     try:
-        selector = selects()
+        selector, types, of = draft.selects(), draft.types, draft.rules
     except (MuslinError, ValueError) as error:
         # Nobody can tell whom it protects: everything within its reach is closed.
-        selector = endpoint_selector("", key.namespace)
+        selector, types, of = endpoint_selector("", namespace), frozenset(Direction), _nothing
         closed.append(f"selector: {error}; all endpoints in its reach are denied")
-        types = frozenset(Direction)
-        ingress = egress = tuple
-    for direction, manifests in ((Direction.INGRESS, ingress), (Direction.EGRESS, egress)):
-        try:
-            rules[direction], unsaid = convert_rules(manifests(), key.namespace)
-        except ValueError as error:
-            rules[direction], unsaid = (), [f"{error}; no {direction.lower()} rule of it holds"]
-        closed.extend(f"{direction.lower()} {each}" for each in unsaid)
-    return (
-        Policy(
-            key=key,
-            kind=kind,
-            tier=tier,
-            order=order,
-            selector=selector,
-            types=types,
-            ingress=rules[Direction.INGRESS],
-            egress=rules[Direction.EGRESS],
-        ),
-        closed,
+    rules: dict[Direction, tuple[Rule, ...]] = {}
+    for direction in Direction:
+        rules[direction], unsaid = _rules(of, direction, namespace, known.services)
+        closed += unsaid
+    policy = Policy(
+        key=manifest.key,
+        kind=draft.kind,
+        tier=draft.tier,
+        order=draft.order,
+        selector=selector,
+        types=types,
+        planes=draft.planes,
+        staged=draft.staged,
+        ingress=rules[Direction.INGRESS],
+        egress=rules[Direction.EGRESS],
     )
+    return policy, closed
+
+
+def _rules(
+    of: Callable[[Direction], Said], direction: Direction, namespace: str, known: Services
+) -> tuple[tuple[Rule, ...], list[str]]:
+    try:
+        manifests, closed = of(direction)
+        rules, unsaid = convert_rules(manifests, namespace, known)
+    except ValueError as error:
+        return (), [f"{direction.lower()} {error}; no {direction.lower()} rule of it holds"]
+    return rules, [*closed, *(f"{direction.lower()} {each}" for each in unsaid)]
+
+
+def _nothing(_: Direction) -> Said:
+    return (), []
 
 
 def _profiles(snapshot: Snapshot, problems: dict[Key, str]) -> dict[str, ProfileRules]:

@@ -95,19 +95,22 @@ def _entities(peers: Sequence[KubernetesPeer]) -> list[EntityRule]:
 def _entity(peer: KubernetesPeer) -> EntityRule:
     if peer.ip_block is not None:
         return EntityRule(nets=[peer.ip_block.cidr], not_nets=list(peer.ip_block.except_))
-    return EntityRule(selector=pods(peer.pod_selector), namespace_selector=_namespaces(peer.namespace_selector))
+    return EntityRule(selector=pods(peer.pod_selector), namespace_selector=namespaces(peer.namespace_selector))
 
 
-def _namespaces(selector: LabelSelector | None) -> str:
+def namespaces(selector: LabelSelector | None) -> str:
     """The namespaces that `selector` means. Of a namespaceSelector, `all()` is what lies in a namespace at all: without
     it `team not in {'a'}` would be true of hosts and global sets too."""
     return "" if selector is None else f"all() && {selector_text(selector)}"
 
 
 def _ports(ports: Sequence[KubernetesPort]) -> list[tuple[str, list[int | str]]]:
-    """Per protocol, the ports; a protocol with no ports is wholly open. No entries: any protocol."""
-    if not ports:
-        return [(ANY_PROTOCOL, [])]
+    """As `grouped`. No entries: any protocol."""
+    return grouped(ports) if ports else [(ANY_PROTOCOL, [])]
+
+
+def grouped(ports: Sequence[KubernetesPort]) -> list[tuple[str, list[int | str]]]:
+    """Per protocol, the ports; a protocol with no ports is wholly open."""
     ranges: dict[str, list[tuple[int, int]]] = defaultdict(list)
     names: dict[str, list[str]] = defaultdict(list)
     whole: set[str] = set()

@@ -8,6 +8,7 @@ from types import MappingProxyType
 from typing import Final
 
 from core.names import Key, Kind
+from core.resources.admin import AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy
 from core.resources.network import HostEndpoint, Namespace, ServiceAccount, WorkloadEndpoint
 from core.resources.policy import (
     GlobalNetworkPolicy,
@@ -18,17 +19,28 @@ from core.resources.policy import (
     Profile,
     Tier,
 )
+from core.resources.service import EndpointSlice
+from core.resources.staged import StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy
 from core.snapshot import Snapshot
 
 _SELECTED: Final = "rules whose selector could mean what it says deny, and allow nothing by it"
 _INHERITED: Final = f"{_SELECTED}; so does each policy that could apply by it"
+_EVERY_POD: Final = "every workload is denied"
+_UNTOLD: Final = "what it would do is not told; nothing else comes of it"
 _NAMESPACED: Final = "everything in its namespace is denied"
 
 CLOSED: Final[Mapping[Kind, str]] = MappingProxyType(
     {
         NetworkPolicy.KIND: _NAMESPACED,
         KubernetesNetworkPolicy.KIND: _NAMESPACED,
-        GlobalNetworkPolicy.KIND: "every workload is denied",
+        GlobalNetworkPolicy.KIND: "every workload and every host endpoint is denied",
+        AdminNetworkPolicy.KIND: _EVERY_POD,
+        BaselineAdminNetworkPolicy.KIND: _EVERY_POD,
+        ClusterNetworkPolicy.KIND: _EVERY_POD,
+        StagedNetworkPolicy.KIND: _UNTOLD,
+        StagedGlobalNetworkPolicy.KIND: _UNTOLD,
+        StagedKubernetesNetworkPolicy.KIND: _UNTOLD,
+        EndpointSlice.KIND: "rules that name a service of its namespace deny what they could, and allow what is known",
         Tier.KIND: "its policies come before all others and can only deny, and its end denies",
         Profile.KIND: f"it denies; {_INHERITED}",
         Namespace.KIND: f"its profile denies; {_INHERITED}",
@@ -40,8 +52,6 @@ CLOSED: Final[Mapping[Kind, str]] = MappingProxyType(
     }
 )
 """What comes of an object that cannot be read, by kind."""
-
-FOR_HOSTS: Final = "is for host endpoints, which muslin does not program yet: it has no effect"
 
 
 def problems(
@@ -63,17 +73,6 @@ def problems(
 
 def _without_effect(snapshot: Snapshot) -> Iterator[tuple[Key, str]]:
     """What manifests ask for, and muslin accepts, but does not do yet: said, so that nobody relies on it."""
-    for key, policy in snapshot.of(GlobalNetworkPolicy).items():
-        asked = {
-            "doNotTrack": policy.spec.do_not_track,
-            "preDNAT": policy.spec.pre_dnat,
-            "applyOnForward": policy.spec.apply_on_forward,
-        }
-        yield from ((key, f"{name} {FOR_HOSTS}") for name, given in asked.items() if given)
-    for key in snapshot.of(HostEndpoint):
-        yield key, "rules of pods can mean it, but muslin does not police a host's own interfaces yet"
     for key, endpoint in snapshot.of(WorkloadEndpoint).items():
         if endpoint.spec.ip_nats:
             yield key, "ipNATs is not programmed yet: it has no effect"
-        if endpoint.spec.allow_spoofed_source_prefixes:
-            yield key, "allowSpoofedSourcePrefixes is not programmed yet: it has no effect"

@@ -20,7 +20,7 @@ from core.resources.policy import Action, Direction
 from policy.convert import Converted
 from policy.doubt import perhaps
 from policy.index import ALL_KNOWN, LabelIndex
-from policy.model import Cause, Policy, ProfileRules, Reason, Step, TierOrder
+from policy.model import Cause, Plane, Policy, ProfileRules, Reason, Step, TierOrder
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,6 +47,8 @@ class Resolver:
         self._applying: list[list[tuple[TierOrder, Policy]]] = [[] for _ in endpoints]
         for tier, policies in converted.tiers:
             for policy in policies:
+                if policy.staged or Plane.WORKLOAD not in policy.planes:
+                    continue
                 surely = index.matching(policy.selector)
                 for position in surely:
                     self._applying[position].append((tier, policy))

@@ -1,30 +1,54 @@
-"""One manifest rule to one policy rule, closed where it cannot be said."""
+"""Manifest rules to policy rules, closed where they cannot be said.
+
+Most become one rule. One that names a service becomes one for each set of ports its endpoints have, and one of named
+ports without a protocol becomes one for each protocol that has ports: all under the index of the one they come from.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from core import values
 from core.addr import Network, order
 from core.errors import MuslinError
-from core.resources.policy import ICMP, Action, EntityRule
+from core.resources.policy import ICMP, Action, EntityRule, ServiceMatch
 from core.resources.policy import Rule as RuleManifest
 from core.selector import Selector, parse
 from policy.model import ICMPMatch, Match, Peer, Ports, Range, Rule, Side
 from policy.scope import rule_selector
+from policy.services import NO_SERVICES, Answering, Services
 
 ICMP_PROTOCOLS = (1, 58)
 
 
 @dataclass(slots=True)
 class _Reading:
-    """A rule being read. `missing` are the conditions that nothing here can enforce, in words."""
+    """A rule being read. `missing` are the conditions that nothing here can enforce, in words; `unsure` says that it
+    names a service of which nobody can tell all that answers."""
 
     namespace: str
+    services: Services
     missing: list[str] = field(default_factory=list)
+    unsure: bool = False
 
-    def match(self, rule: RuleManifest) -> Match:
+    def matches(self, rule: RuleManifest) -> tuple[list[Match], list[Match]]:
+        """What the rule surely matches, and what it possibly does."""
+        wide = _by_protocol(self._match(rule))
+        source, destination = self._answering(rule.source), self._answering(rule.destination)
+        matches = [_from(match, source) for match in wide] if source is not None else wide
+        if destination is not None:
+            matches = [each for match in matches for each in _to(match, destination)]
+        return matches, wide if self.unsure else matches
+
+    def _answering(self, entity: EntityRule) -> Answering | None:
+        if entity.services is None:
+            return None
+        found = self.services.of(*service_of(entity.services, self.namespace))
+        self.unsure |= not found.sure
+        return found
+
+    def _match(self, rule: RuleManifest) -> Match:
         protocol = self._protocol(rule.protocol)
         if rule.http is not None:
             self.missing.append("http needs a proxy")
@@ -56,9 +80,6 @@ class _Reading:
         return ICMPMatch(icmp.type, icmp.code)
 
     def _side(self, entity: EntityRule, protocol: int | None) -> Side:
-        if entity.services is not None:
-            where = entity.services.namespace or self.namespace or "(no namespace)"
-            self.missing.append(f"service {where}/{entity.services.name} is not resolved")
         return Side(
             peer=self._peer(entity),
             ports=self._ports(entity.ports, protocol),
@@ -67,9 +88,6 @@ class _Reading:
 
     def _ports(self, ports: Sequence[int | str], protocol: int | None) -> Ports | None:
         if not ports:
-            return None
-        if protocol not in values.WITH_PORTS:
-            self.missing.append("ports need protocol TCP, UDP or SCTP")
             return None
         ranges: list[Range] = []
         names: list[str] = []
@@ -83,6 +101,9 @@ class _Reading:
                 names.append(port)
             else:
                 ranges.append((port.first, port.last))
+        if protocol not in values.WITH_PORTS and (ranges or protocol is not None):
+            self.missing.append("ports need protocol TCP, UDP or SCTP")
+            return None
         return Ports(tuple(sorted(ranges)), tuple(sorted(names)))
 
     def _peer(self, entity: EntityRule) -> Peer | None:
@@ -95,6 +116,37 @@ class _Reading:
             self.missing.append(str(error))
             return None
         return peer(selector, not_selector, nets, not_nets)
+
+
+def service_of(match: ServiceMatch, namespace: str) -> tuple[str, str]:
+    """Namespace and name of the service that a rule of `namespace` means."""
+    return match.namespace or namespace, match.name
+
+
+def _by_protocol(match: Match) -> list[Match]:
+    """Named ports of no protocol are ports of every protocol that has some."""
+    asked = any(side.ports or side.not_ports for side in (match.source, match.destination))
+    if match.protocol is not None or not asked:
+        return [match]
+    return [replace(match, protocol=number) for number in sorted(values.WITH_PORTS) if number != match.not_protocol]
+
+
+def _from(match: Match, source: Answering) -> Match:
+    return replace(match, source=replace(match.source, peer=peer(None, None, source.addresses, ())))
+
+
+def _to(match: Match, destination: Answering) -> list[Match]:
+    return [
+        replace(
+            match,
+            protocol=protocol,
+            destination=Side(
+                peer=peer(None, None, nets, ()), ports=Ports(tuple((number, number) for number in numbers))
+            ),
+        )
+        for protocol, numbers, nets in destination.ports
+        if protocol != match.not_protocol and match.protocol in (None, protocol)
+    ]
 
 
 def peer(
@@ -123,21 +175,24 @@ def _nets(texts: Sequence[str]) -> tuple[Network, ...]:
     return tuple(sorted(nets, key=order))
 
 
-def convert_rules(manifests: Iterable[tuple[int, RuleManifest]], namespace: str) -> tuple[tuple[Rule, ...], list[str]]:
+def convert_rules(
+    manifests: Iterable[tuple[int, RuleManifest]], namespace: str, services: Services = NO_SERVICES
+) -> tuple[tuple[Rule, ...], list[str]]:
     """The rules as far as they can be enforced, each under the index it comes with, and what was closed, in words.
 
-    `namespace` is the policy's own, "" for cluster-wide ones.
+    `namespace` is the policy's own, "" for cluster-wide ones; `services` has those that the rules name.
     """
     rules: list[Rule] = []
     closed: list[str] = []
     for index, manifest in manifests:
-        reading = _Reading(namespace)
-        match = reading.match(manifest)
+        reading = _Reading(namespace, services)
+        surely, possibly = reading.matches(manifest)
         action = manifest.action
         if reading.missing:
             closed.append(f"rule {index} ({action}): {'; '.join(reading.missing)}")
-            if action in (Action.ALLOW, Action.LOG):
-                continue
-            action = Action.DENY
-        rules.append(Rule(index, action, match))
+            surely = []
+        if action is not Action.DENY:
+            rules += [Rule(index, action, match) for match in surely]
+        if action is Action.DENY or (action is Action.PASS and (reading.missing or reading.unsure)):
+            rules += [Rule(index, Action.DENY, match) for match in possibly]
     return tuple(rules), closed

@@ -357,11 +357,6 @@ def test_a_deny_means_each_who_may_hold_a_contested_address() -> None:
 @pytest.mark.parametrize(
     ("thing", "says"),
     [
-        (calico("GlobalNetworkPolicy", "x", doNotTrack=True, applyOnForward=True), "doNotTrack is for host endpoints"),
-        (calico("GlobalNetworkPolicy", "x", preDNAT=True, applyOnForward=True), "preDNAT is for host endpoints"),
-        (calico("GlobalNetworkPolicy", "x", applyOnForward=True), "applyOnForward is for host endpoints"),
-        (calico("HostEndpoint", "x", node="n1", interfaceName="eth0"), "does not police a host's own interfaces yet"),
-        (pod("shop", "x", ["10.0.0.9"], allow_spoofed_source_prefixes=["10.9.0.0/24"]), "allowSpoofedSourcePrefixes"),
         (
             calico(
                 "WorkloadEndpoint",
@@ -373,10 +368,20 @@ def test_a_deny_means_each_who_may_hold_a_contested_address() -> None:
             "ipNATs is not programmed yet",
         ),
         (
-            calico(
-                "NetworkPolicy", "x", "shop", egress=[{"action": "Deny", "destination": {"services": {"name": "s"}}}]
+            resource(
+                {
+                    "apiVersion": "policy.networking.k8s.io/v1alpha2",
+                    "kind": "ClusterNetworkPolicy",
+                    "metadata": {"name": "x"},
+                    "spec": {
+                        "tier": "Admin",
+                        "priority": 1,
+                        "subject": {"namespaces": {}},
+                        "egress": [{"action": "Accept", "to": [{"domainNames": ["example.com"]}]}],
+                    },
+                }
             ),
-            "service shop/s is not resolved",
+            "egress rule 0 (Accept): domain names are not resolved",
         ),
     ],
 )

@@ -98,19 +98,6 @@ def test_an_endpoint_that_is_not_there_gets_no_chain() -> None:
     assert not compile(snapshot(BASE), [Key(WorkloadEndpoint.KIND, "shop", "gone")]).chains
 
 
-@pytest.mark.parametrize(
-    ("action", "verdict"), [("Allow", Verdict.DENY), ("Pass", Verdict.DENY), ("Deny", Verdict.DENY)]
-)
-def test_a_rule_about_services_is_closed(action: str, verdict: Verdict) -> None:
-    given = policy(
-        "p",
-        ingress=[{"action": action, "source": {"services": {"name": "s", "namespace": "shop"}}}, {"action": "Deny"}],
-    )
-    compiled = built(given)
-    assert into_db(compiled, WEB) == (verdict, Cause.RULE)
-    assert "service shop/s is not resolved" in compiled.problems[given.key]
-
-
 def test_icmp_types_and_logs_wait_for_the_packet() -> None:
     compiled = built(
         policy(
