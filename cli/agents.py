@@ -19,7 +19,7 @@ from core.resources import Node
 from datastore.api import Put
 
 if TYPE_CHECKING:
-    from core.health import Health
+    from core.health import Exposition, Health
     from core.supervise import Service
 
 node = typer.Typer(help="Both agents of a node, kept alive; and what to do about a node.", invoke_without_command=True)
@@ -76,12 +76,19 @@ def felix(
     """Run felix, the agent that programs this host's routes, tunnel and policy."""
     from core import log
     from core.health import Health
+    from core.metrics import exposed
     from felix import agent
+    from felix.metrics import Metrics
     from felix.model import Config
 
     log.configure(log_level)
     config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(agent.COMPONENTS)
-    _run({"felix": lambda: agent.run(config, state)}, state, health, run_dir=run_dir)
+    measured = Metrics()
+
+    async def exposition() -> bytes:
+        return await asyncio.to_thread(lambda: exposed(measured.families()))
+
+    _run({"felix": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
 
 
 def bgp(
@@ -109,6 +116,7 @@ def _run(
     *,
     run_dir: Path | None = None,
     grace_s: float = 5.0,
+    metrics: Exposition | None = None,
 ) -> NoReturn:
     """Be a process of these services until a signal, and answer for their health when there is an address for it."""
     from core import health, supervise
@@ -120,7 +128,7 @@ def _run(
         terminal.tell(f"cannot make {run_dir} ({error.strerror}); run as root, or give another --run-dir")
         raise typer.Exit(supervise.CANNOT_RUN) from error
     if address:  # it starts first and ends last
-        services = {"health": lambda: health.serve(state, address), **services}
+        services = {"health": lambda: health.serve(state, address, metrics or health.nothing), **services}
     raise typer.Exit(supervise.main(services, grace_s=grace_s))
 
 
@@ -154,7 +162,7 @@ def both(
         services[agent] = kept(agent, muslin(*words))
     if health:
         services["health questions"] = lambda: asking.agents(state, sockets)
-    _run(services, state, health, run_dir=run_dir, grace_s=15.0)
+    _run(services, state, health, run_dir=run_dir, grace_s=15.0, metrics=lambda: asking.metrics(sockets))
 
 
 @node.command()

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Final
 
 from core.errors import MuslinError
-from core.health import Health, ask
+from core.health import Health, ask, fetch
 from core.names import Key
 from core.resources import Node
 from datastore.client import GrpcStore
@@ -48,3 +49,12 @@ async def agents(health: Health, sockets: Mapping[str, Path]) -> None:
                 health.ok(name)
                 health.adopt(name, components)
         await asyncio.sleep(EVERY_S)
+
+
+async def metrics(sockets: Mapping[str, Path]) -> bytes:
+    """What all agents of a node measure, one after the other; one that does not answer is left out."""
+    found = []
+    for socket in sockets.values():
+        with contextlib.suppress(OSError, TimeoutError):
+            found.append(await fetch(socket, "/metrics"))
+    return b"".join(found)

@@ -2,10 +2,11 @@
 
     GET /liveness     200 while the process answers at all
     GET /readiness    200 when every component is ok, 503 otherwise
+    GET /metrics      what the process measures, for Prometheus
 
-Both answer with the same JSON, so that a person sees why. Served on a UNIX socket or on loopback only: there is
-no authentication, and nothing here is for strangers. A thread of its own answers, so that work in the process's loop,
-however long, never looks like death: who restarts an agent that is busy makes it begin again.
+The first two answer with the same JSON, so that a person sees why. Served on a UNIX socket or on loopback only: there
+is no authentication, and nothing here is for strangers. A thread of its own answers, so that work in the process's
+loop, however long, never looks like death: who restarts an agent that is busy makes it begin again.
 """
 
 from __future__ import annotations
@@ -13,17 +14,18 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-from collections.abc import Callable, Coroutine, Iterable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping
 from dataclasses import asdict, dataclass
 from enum import StrEnum
 from ipaddress import ip_address
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeAlias
 
 import msgspec
 
 from core import clock
 from core.errors import Invalid, Problem, Unsupported
+from core.metrics import CONTENT_TYPE
 from core.reconcile import Progress
 
 REQUEST_BOUND: Final = 4096
@@ -111,7 +113,16 @@ def trouble(progress: Progress) -> str:
     return "; ".join([*errors[:REASON_ERRORS], *more])
 
 
-async def serve(health: Health, address: str) -> None:
+Exposition: TypeAlias = Callable[[], Awaitable[bytes]]
+"""Gives what `/metrics` answers. Awaited in the loop of the thread that answers."""
+
+
+async def nothing() -> bytes:
+    """The exposition of a process that measures nothing."""
+    return b""
+
+
+async def serve(health: Health, address: str, metrics: Exposition = nothing) -> None:
     """Answer on `unix:PATH` or `127.0.0.1:PORT` (`[::1]:PORT`) until cancelled.
 
     Raises `Invalid` for another address, `Unsupported` for one that cannot be listened on.
@@ -119,7 +130,7 @@ async def serve(health: Health, address: str) -> None:
     path = Path(address.removeprefix("unix:")) if address.startswith("unix:") else None
     place = path or _loopback(address)
     own, stop = asyncio.new_event_loop(), asyncio.Event()
-    answering = asyncio.get_running_loop().run_in_executor(None, _in(own, _answer(health, place, stop)))
+    answering = asyncio.get_running_loop().run_in_executor(None, _in(own, _answer(health, metrics, place, stop)))
     try:
         await asyncio.shield(answering)
     except OSError as error:
@@ -132,17 +143,22 @@ async def serve(health: Health, address: str) -> None:
 
 async def ask(path: Path) -> Mapping[str, Component]:
     """What the process that serves health on a UNIX socket says of itself. Raises OSError when none does."""
-    async with asyncio.timeout(REQUEST_S):
-        reader, writer = await asyncio.open_unix_connection(path)
-        try:
-            writer.write(b"GET /readiness HTTP/1.1\r\nHost: local\r\n\r\n")
-            body = (await reader.read()).partition(b"\r\n\r\n")[2]
-        finally:
-            writer.close()
+    body = await fetch(path, "/readiness")
     try:
         return msgspec.json.decode(body, type=_Report).components
     except msgspec.DecodeError as error:
         raise ConnectionError(f"{path} does not answer as health does: {error}") from error
+
+
+async def fetch(path: Path, target: str) -> bytes:
+    """The body that the process on a UNIX socket answers `target` with. Raises OSError when none does."""
+    async with asyncio.timeout(REQUEST_S):
+        reader, writer = await asyncio.open_unix_connection(path)
+        try:
+            writer.write(f"GET {target} HTTP/1.1\r\nHost: local\r\n\r\n".encode())
+            return (await reader.read()).partition(b"\r\n\r\n")[2]
+        finally:
+            writer.close()
 
 
 class _Report(msgspec.Struct):
@@ -159,12 +175,12 @@ def _in(loop: asyncio.AbstractEventLoop, work: Coroutine[Any, Any, None]) -> Cal
     return run
 
 
-async def _answer(health: Health, place: Path | tuple[str, int], stop: asyncio.Event) -> None:
+async def _answer(health: Health, metrics: Exposition, place: Path | tuple[str, int], stop: asyncio.Event) -> None:
     async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         with contextlib.suppress(OSError, TimeoutError, asyncio.IncompleteReadError, asyncio.LimitOverrunError):
             async with asyncio.timeout(REQUEST_S):
                 head = await reader.readuntil(b"\r\n\r\n")
-                writer.write(_response(health, head))
+                writer.write(await _response(health, metrics, head))
                 await writer.drain()
         writer.close()
 
@@ -186,16 +202,18 @@ def _remove(path: Path) -> None:
     path.unlink(missing_ok=True)
 
 
-def _response(health: Health, head: bytes) -> bytes:
+async def _response(health: Health, metrics: Exposition, head: bytes) -> bytes:
     target = head.split(b" ")[1] if head.startswith(b"GET ") and head.count(b" ") >= 2 else b""
-    if target == b"/liveness":
-        status = "200 OK"
-    elif target == b"/readiness":
-        status = "200 OK" if health.ready else "503 Service Unavailable"
+    status, kind, body = "200 OK", "application/json", b""
+    if target == b"/metrics":
+        kind, body = CONTENT_TYPE, await metrics()
+    elif target in (b"/liveness", b"/readiness"):
+        body = health.report()
+        if target == b"/readiness" and not health.ready:
+            status = "503 Service Unavailable"
     else:
         status = "404 Not Found"
-    body = b"" if status.startswith("404") else health.report()
-    lines = [f"HTTP/1.1 {status}", "Content-Type: application/json", f"Content-Length: {len(body)}"]
+    lines = [f"HTTP/1.1 {status}", f"Content-Type: {kind}", f"Content-Length: {len(body)}"]
     return "\r\n".join([*lines, "Connection: close", "", ""]).encode() + body
 
 

@@ -1,6 +1,6 @@
 """From the number that a judgement leaves in the mark to what is done, and to what is counted.
 
-    judgement ──> mark: NUMBER ──> settled    @counters   NUMBER : counter object, named after the reason
+    judgement ──> mark: NUMBER ──> settled    @reasons    NUMBER : counter object, named after the reason
                                               @verdicts   NUMBER : accept | return | goto accepted, untracked
                                               @branches   NUMBER : goto residual-HASH | goto staged-HASH
                                               goto denied
@@ -43,7 +43,7 @@ ACCEPTED: Final = 0xFFFF
 """Outcomes' numbers are 1 to the first; then come: an interface that nobody has programmed, a header that is cut off,
 and a packet that an earlier plane of a host endpoint has let in."""
 
-COUNTERS: Final = "counters"
+REASONS: Final = "reasons"
 VERDICTS: Final = "verdicts"
 BRANCHES: Final = "branches"
 READABLE: Final = "readable"
@@ -201,7 +201,7 @@ def mark(number: int) -> str:
 def sets() -> dict[str, Set]:
     """The maps that settle a judgement."""
     return {
-        COUNTERS: Set(key=("mark",), value="counter"),
+        REASONS: Set(key=("mark",), value="counter"),
         VERDICTS: Set(key=("mark",), value="verdict"),
         BRANCHES: Set(key=("mark",), value="verdict"),
     }
@@ -209,7 +209,7 @@ def sets() -> dict[str, Set]:
 
 def chains() -> dict[str, Chain]:
     """The chains that settle a judgement."""
-    counted = f"counter name meta mark & {OURS} map @{COUNTERS}"
+    counted = f"counter name meta mark & {OURS} map @{REASONS}"
     decided = f"meta mark & {OURS} vmap @{VERDICTS}"
     limit = f"limit rate {DENIED_A_SECOND}/second burst {DENIED_A_SECOND} packets"
     return {
@@ -226,5 +226,5 @@ def chains() -> dict[str, Chain]:
 def reserved() -> tuple[dict[Element, str], frozenset[str]]:
     """What is counted of numbers that stand for no rule: elements, and the counters they name."""
     names = {UNPROGRAMMED: "deny/unprogrammed-interface", UNREADABLE: "deny/unreadable-header"}
-    elements = {Element(COUNTERS, mark(number)): name for number, name in names.items()}
+    elements = {Element(REASONS, mark(number)): name for number, name in names.items()}
     return elements, frozenset(names.values())

@@ -252,7 +252,7 @@ class _Page:
         """What settles one answer."""
         found = answer.outcome
         if isinstance(found, Decision):
-            self._counted(outcomes.COUNTERS, number, outcomes.counter(answer.plane, found))
+            self._counted(outcomes.REASONS, number, outcomes.counter(answer.plane, found))
             if word := outcomes.word(answer.plane, answer.direction, found.verdict):
                 self._elements[Element(outcomes.VERDICTS, _mark(number))] = word
         elif isinstance(found, Residual):
@@ -315,7 +315,7 @@ def _payload(residual: Residual, otherwise: str) -> Iterator[str]:
     if any(line.tests is not None and line.tests.reads_payload for line in residual.lines):
         yield f"jump {outcomes.READABLE}"
         unreadable = int(_mark(outcomes.UNREADABLE))
-        counted = f"counter name meta mark & {OURS} map @{outcomes.COUNTERS} " if otherwise != "return" else ""
+        counted = f"counter name meta mark & {OURS} map @{outcomes.REASONS} " if otherwise != "return" else ""
         yield f"meta mark & {OURS} == {unreadable:#010x} {counted}{otherwise}"
 
 
