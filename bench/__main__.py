@@ -46,7 +46,7 @@ def _run(found: harness.Found, *, as_json: bool) -> Result:
         ):
             others = "".join(f", {name} {value:,g}" for name, value in series.items())
             print(f"  {who} {figure:,.10g} {result.unit}{others}")
-        print(f"  ratio {result.ratio:.2f}, target {result.target}: {'met' if result.met else 'MISSED'}", flush=True)
+        print(f"  ratio {result.ratio:.3g}, target {result.target}: {'met' if result.met else 'MISSED'}", flush=True)
     return result
 
 
