@@ -155,6 +155,9 @@ class Store(Protocol):
     async def list(self, kinds: AbstractSet[Kind]) -> Listing:
         """Every entry of `kinds`, ordered by path."""
 
+    def pages(self, kinds: AbstractSet[Kind]) -> AsyncGenerator[Listing, None]:
+        """What `list` gives, a part at a time, all of one revision; at least one part. Close it when done early."""
+
     async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision. Raises `Conflict`, naming the first that failed."""
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
-from contextlib import contextmanager
+from contextlib import aclosing, contextmanager
 
 import grpc
 
@@ -50,12 +50,30 @@ class GrpcStore:
     async def list(self, kinds: AbstractSet[Kind]) -> Listing:
         """Every entry of `kinds`, ordered by path."""
         revision, entries = 0, list[Entry]()
-        with self._errors():
-            request = pb.ListRequest(prefixes=codec.prefixes_to(kinds))
-            async for response in self._stub.List(request, timeout=self._timeout):
-                revision = response.revision
-                entries += [codec.entry_from(entry) for entry in response.entries]
+        async with aclosing(self.pages(kinds)) as pages:
+            async for page in pages:
+                revision = page.revision
+                entries += page.entries
         return Listing(revision, tuple(entries))
+
+    async def pages(self, kinds: AbstractSet[Kind]) -> AsyncGenerator[Listing, None]:
+        """Every entry of `kinds`, ordered by path, as they arrive; the time limit is for each part."""
+        with self._errors():
+            call = self._stub.List(pb.ListRequest(prefixes=codec.prefixes_to(kinds)))
+            responses = aiter(call)
+            try:
+                while True:
+                    async with asyncio.timeout(self._timeout):
+                        response = await anext(responses, None)
+                    if response is None:
+                        return
+                    yield Listing(response.revision, tuple(map(codec.entry_from, response.entries)))
+            except TimeoutError:
+                raise Unavailable(
+                    f"the datastore at {self._target} is away: it did not go on with a list for {self._timeout:g} s"
+                ) from None
+            finally:
+                call.cancel()
 
     async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""

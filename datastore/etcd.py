@@ -93,6 +93,10 @@ class EtcdStore:
         ]
         return Listing(response.header.revision, tuple(sorted(found, key=lambda entry: entry.key.path)))
 
+    async def pages(self, kinds: AbstractSet[Kind]) -> AsyncGenerator[Listing, None]:
+        """`list`, in one part."""
+        yield await self.list(kinds)
+
     async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""
         check(operations, guards)

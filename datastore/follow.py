@@ -28,13 +28,13 @@ from __future__ import annotations
 
 import asyncio
 import random
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import aclosing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import MappingProxyType
-from typing import Final, TypeAlias
+from typing import Final
 
 import structlog
 
@@ -46,12 +46,11 @@ from core.names import Key, Kind
 from core.reconcile import Timing
 from core.resources import Resource
 from core.snapshot import Snapshot
+from core.thrift import Decode, Sharing
 from datastore import cache as cache_file
 from datastore.api import Changes, Compacted, Event, Listing, Store, Synced
 
 log = structlog.get_logger()
-
-Decode: TypeAlias = Callable[[Key, bytes], Resource]
 
 SAVE_EVERY_S: Final = 5.0
 """Seconds between two writes of the cache."""
@@ -80,7 +79,8 @@ async def follow(
     is away: the one from disk at the start, and the last one again when the connection is lost. With `node`, what
     vanishes in masses is held until an operator has looked at that Node.
     """
-    follower = _Follower(store, frozenset(cls.KIND for cls in kinds), latest, cache, node, decode, timing)
+    kept = frozenset(cls.KIND for cls in kinds)
+    follower = _Follower(store, kept, latest, cache, node, Sharing(decode), timing)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")
@@ -119,7 +119,7 @@ class _Follower:
         ours: Snapshot | None = None
         while True:
             try:
-                listed = await asyncio.to_thread(self._whole, await self._store.list(self._kinds))
+                listed = await self._list(ours)
                 if ours is None:
                     ours = listed
                     self._show(ours)
@@ -214,10 +214,42 @@ class _Follower:
             log.error("datastore.held", what=list(admitted.held.values()), node=self._node)
         return admitted
 
-    def _whole(self, listing: Listing) -> Snapshot:
-        """A listing as a snapshot of its own, with a table for every kind."""
-        empty = Snapshot(tables=MappingProxyType({kind: MappingProxyType({}) for kind in self._kinds}))
-        return empty.apply(listing.revision, ((each.key, self._read(each.key, each.value)) for each in listing.entries))
+    async def _list(self, ours: Snapshot | None) -> Snapshot:
+        """A listing as a snapshot of its own, with a table for every kind.
+
+        Decoded as it arrives. An object that is the same as in `ours` is that very object, so that a comparison does
+        not take the memory of a second cluster.
+        """
+        revision, problems = 0, dict[Key, str]()
+        tables: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in self._kinds}
+        async with aclosing(self._store.pages(self._kinds)) as pages:
+            async for page in pages:
+                revision = page.revision
+                await asyncio.to_thread(self._take, page, tables, problems, ours.tables if ours else {})
+        return Snapshot(
+            revision=revision,
+            tables=MappingProxyType({kind: MappingProxyType(table) for kind, table in tables.items()}),
+            problems=MappingProxyType(problems),
+        )
+
+    def _take(
+        self,
+        page: Listing,
+        tables: Mapping[Kind, dict[Key, Resource]],
+        problems: dict[Key, str],
+        ours: Mapping[Kind, Mapping[Key, Resource]],
+    ) -> None:
+        """Put what a part of a listing holds where it belongs."""
+        for entry in page.entries:
+            found = self._read(entry.key, entry.value)
+            if isinstance(found, str):
+                problems[entry.key] = found
+            elif found is not None:
+                same = ours.get(entry.key.kind, {}).get(entry.key)
+                if same is not None and same == found:
+                    tables[entry.key.kind][same.key] = same  # whose key's texts are its own
+                else:
+                    tables[entry.key.kind][entry.key] = found
 
     def _read(self, key: Key, value: bytes | None) -> Resource | str | None:
         if value is None:

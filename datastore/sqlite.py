@@ -67,6 +67,10 @@ class SqliteStore:
         """Every entry of `kinds`, ordered by path."""
         return await self._read(lambda connection: file.list_entries(connection, kinds))
 
+    async def pages(self, kinds: AbstractSet[Kind]) -> AsyncGenerator[Listing, None]:
+        """`list`, in one part."""
+        yield await self.list(kinds)
+
     async def txn(self, operations: Sequence[Operation], guards: Sequence[Guard] = ()) -> int:
         """Apply all operations or none; the new revision."""
         check(operations, guards)

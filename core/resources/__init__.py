@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
@@ -118,4 +119,4 @@ def parse_path(path: str) -> Key:
     kind = _BY_PATH.get((parts[0], parts[1])) if len(parts) >= 3 and path.startswith(ROOT) else None
     if kind is None or len(parts) != (4 if kind.namespaced else 3):
         raise ValueError(f"{path!r} is not the path of a muslin object")
-    return Key(kind, parts[2] if kind.namespaced else "", parts[-1])
+    return Key(kind, sys.intern(parts[2]) if kind.namespaced else "", parts[-1])

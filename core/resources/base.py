@@ -15,7 +15,9 @@ import msgspec
 from core.names import Key, Kind
 
 
-class Base(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel"):
+class Base(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, omit_defaults=True, rename="camel", gc=False
+):
     """A part of a resource."""
 
 
@@ -39,7 +41,7 @@ class Metadata(Base, frozen=True, kw_only=True):
     managed_fields: list[dict[str, Any]] = []
 
 
-class Resource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel"):
+class Resource(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="camel", gc=False):
     """Base of every kind. `KIND` says which; subclasses add `spec` (and `status`)."""
 
     KIND: ClassVar[Kind]

@@ -246,7 +246,7 @@ async def test_comparing_disturbs_nobody(store: Store) -> None:
     class Counted:
         def __getattr__(self, name: str) -> object:
             nonlocal lists
-            lists += name == "list"
+            lists += name == "pages"
             return getattr(store, name)
 
     await store.txn([put(pool("first")), Put(pool("bad").key, b"{}")])
