@@ -348,7 +348,7 @@ def joined(pieces: Sequence[Traffic], whole: Sequence[Traffic]) -> tuple[Traffic
         of_protocol[each.protocol].append(each)
     found: list[Traffic] = []
     for protocol, mine in of_protocol.items():
-        found += [_of_all_ports(mine[0])] if len(mine) == total[protocol] else _touching(mine)
+        found += [_of_all_ports(mine[0])] if len(mine) == total[protocol] else touching(mine)
     return tuple(found)
 
 
@@ -356,7 +356,7 @@ def _of_all_ports(piece: Traffic) -> Traffic:
     return Traffic(protocol=piece.protocol, besides=piece.besides)
 
 
-def _touching(pieces: Iterable[Traffic]) -> Iterator[Traffic]:
+def touching(pieces: Iterable[Traffic]) -> Iterator[Traffic]:
     """Neighbouring port ranges made one."""
     last: Traffic | None = None
     for each in pieces:
