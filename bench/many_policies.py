@@ -5,11 +5,12 @@ receives, in policies of 3 to 40 rules:
 
     every fifth policy is in tier platform (defaultAction Pass), the others in tier default
     half of the rules: one app, one port          the rest: port ranges, lists of ports, several apps, a team of
-    four in five ask for UDP, the others for TCP  25 apps, one net, three nets, a net denied
+    four in five ask for the protocol that is     25 apps, one net, three nets, a net denied
+    measured, the others for the other one
 
 The packets that are measured, web to db on `DECIDED_LAST`, are allowed by the last rule of the last policy and match
-none before it. They are UDP, as those can be sent without Python in the way; so UDP is to these rules what TCP is to
-most users'. The first two rules are there to be tried: they deny `DENIED_FIRST` and allow `ALLOWED_EARLY`.
+none before it. Datagrams can be sent without Python in the way; where they are measured, UDP is to the rules what TCP
+is to most users'. The first two rules are there to be tried: they deny `DENIED_FIRST` and allow `ALLOWED_EARLY`.
 """
 
 from __future__ import annotations
@@ -36,10 +37,11 @@ DENIED_BY_NONE: Final = 9001
 _PEERS: Final = 499
 _TEAMS: Final = 20
 _SIZES: Final = (3, 8, 20, 40, 9)
+_OTHER: Final = {"UDP": "TCP", "TCP": "UDP"}
 
 
-def cluster(rules: int) -> Snapshot:
-    """The state of the datastore with `rules` rules each way: 0, or at least 3."""
+def cluster(rules: int, protocol: str = "UDP") -> Snapshot:
+    """The state of the datastore with `rules` rules each way: 0, or at least 3. `protocol`, measured: UDP or TCP."""
     resources: list[Resource] = [
         Node(metadata=Metadata(name=NODE), spec=NodeSpec(bgp=NodeBGPSpec())),
         Namespace(metadata=Metadata(name=NAMESPACE)),
@@ -47,8 +49,8 @@ def cluster(rules: int) -> Snapshot:
         Tier(metadata=Metadata(name="platform"), spec=TierSpec(order=100.0, default_action=Action.PASS)),
         *(_endpoint(name, address, "shop", NODE) for name, address in PODS.items()),
         *(_endpoint(f"peer{n}", f"10.1.{n // 250}.{n % 250}", f"team{n % _TEAMS}", "other") for n in range(_PEERS)),
-        *_policies(rules, Direction.INGRESS, "db", "web"),
-        *_policies(rules, Direction.EGRESS, "web", "db"),
+        *_policies(rules, Direction.INGRESS, "db", "web", protocol),
+        *_policies(rules, Direction.EGRESS, "web", "db", protocol),
     ]
     return Snapshot().apply(1, [(each.key, each) for each in resources])
 
@@ -67,7 +69,7 @@ def _endpoint(name: str, address: str, team: str, node: str) -> WorkloadEndpoint
     return WorkloadEndpoint(metadata=Metadata(name=name, namespace=NAMESPACE, labels=labels), spec=spec)
 
 
-def _policies(rules: int, direction: Direction, pod: str, other: str) -> Iterator[GlobalNetworkPolicy]:
+def _policies(rules: int, direction: Direction, pod: str, other: str, protocol: str) -> Iterator[GlobalNetworkPolicy]:
     spellings = (f"app == '{pod}'", f"app == '{pod}' && team == 'shop'", f"app in {{'{pod}', 'cache'}}")
     whom = EntityRule(selector=f"app == '{other}'")
     start = number = 0
@@ -75,12 +77,12 @@ def _policies(rules: int, direction: Direction, pod: str, other: str) -> Iterato
         if start >= rules:
             return
         end = rules if rules - start <= size else start + size
-        written = [_rule(n, direction) for n in range(start, end)]
+        written = [_rule(n, direction, protocol) for n in range(start, end)]
         if start == 0:
-            written[0] = _one(direction, Action.DENY, whom, [DENIED_FIRST])
-            written[1] = _one(direction, Action.ALLOW, whom, [f"{ALLOWED_EARLY - 5}:{ALLOWED_EARLY + 5}"])
+            written[0] = _one(direction, Action.DENY, whom, [DENIED_FIRST], protocol)
+            written[1] = _one(direction, Action.ALLOW, whom, [f"{ALLOWED_EARLY - 5}:{ALLOWED_EARLY + 5}"], protocol)
         if end == rules:
-            written[-1] = _one(direction, Action.ALLOW, whom, [DECIDED_LAST])
+            written[-1] = _one(direction, Action.ALLOW, whom, [DECIDED_LAST], protocol)
         platform = number % 5 == 0 and end != rules
         yield GlobalNetworkPolicy(
             metadata=Metadata(name=f"{'platform.' if platform else ''}{direction.lower()}-{number}"),
@@ -96,13 +98,13 @@ def _policies(rules: int, direction: Direction, pod: str, other: str) -> Iterato
         start, number = end, number + 1
 
 
-def _rule(number: int, direction: Direction) -> Rule:
+def _rule(number: int, direction: Direction, measured: str) -> Rule:
     """The rule of that number: its kind goes round in twenties."""
     kind = number % 20
     peer, next_peer = number % _PEERS, (number + 1) % _PEERS
     port = 1000 + number * 7 % 6000
     nets = [f"10.{200 + more}.{number // 20 % 256}.0/24" for more in range(3)]
-    protocol = "TCP" if kind % 5 == 4 else "UDP"
+    protocol = _OTHER[measured] if kind % 5 == 4 else measured
     if kind < 10:
         return _one(direction, Action.ALLOW, EntityRule(selector=f"app == 'peer{peer}'"), [port], protocol)
     if kind < 12:
@@ -120,7 +122,7 @@ def _rule(number: int, direction: Direction) -> Rule:
     return _one(direction, Action.DENY, EntityRule(nets=[f"10.210.{number // 20 % 256}.0/24"]), [], protocol)
 
 
-def _one(direction: Direction, action: Action, whom: EntityRule, ports: list[int | str], protocol: str = "UDP") -> Rule:
+def _one(direction: Direction, action: Action, whom: EntityRule, ports: list[int | str], protocol: str) -> Rule:
     if direction is Direction.INGRESS:
         return Rule(action=action, protocol=protocol, source=whom, destination=EntityRule(ports=ports))
     there = EntityRule(selector=whom.selector, nets=whom.nets, ports=ports)

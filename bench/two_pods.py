@@ -51,11 +51,15 @@ class TwoPods:
 
     def arrived(self, pod: str) -> int:
         """UDP datagrams that have reached a pod, whether a socket took them or not."""
+        return self.counted(pod, "Udp", "InDatagrams", "InErrors", "NoPorts")
+
+    def counted(self, pod: str, protocol: str, *names: str) -> int:
+        """The sum of a pod's counters of those names, of /proc/net/snmp."""
         with netns.inside(self.pod(pod)):
             lines = Path("/proc/thread-self/net/snmp").read_text().splitlines()
-        names, counts = (line.split() for line in lines if line.startswith("Udp:"))
-        found = dict(zip(names, counts, strict=True))
-        return sum(int(found[each]) for each in ("InDatagrams", "InErrors", "NoPorts"))
+        heads, counts = (line.split() for line in lines if line.startswith(f"{protocol}:"))
+        found = dict(zip(heads, counts, strict=True))
+        return sum(int(found[each]) for each in names)
 
     def load(self, rules: str) -> None:
         """Give the node's kernel a file of nft's."""

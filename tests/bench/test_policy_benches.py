@@ -9,6 +9,7 @@ import pytest
 
 from bench.datagrams import Path, arrives, looked_up, walked, wired
 from bench.many_policies import NODE, cluster
+from bench.policy_connect import serving
 from bench.rule_walking import render
 from bench.two_pods import TwoPods
 from core.names import Key
@@ -130,3 +131,11 @@ def test_the_walked_rendering_has_both_families_and_two_lines_a_rule() -> None:
 def test_what_the_walked_rendering_has_no_words_for_is_refused(rule: Rule) -> None:
     with pytest.raises(ValueError, match="walked rendering"):
         render(cluster(0).apply(2, [policy("odd", 1.0, rule)]), NODE)
+
+
+def test_every_connection_that_is_measured_is_made() -> None:
+    with serving(100) as served:
+        before = served.node.counted("db", "Tcp", "PassiveOpens")
+        figures = served.connect(50)
+        assert served.node.counted("db", "Tcp", "PassiveOpens") - before == 50
+    assert figures.figure > figures.others["p99 us"] / 50 > 0
