@@ -25,9 +25,13 @@ from core.resources import FelixConfiguration, IPAMBlock, IPPool, Node, Workload
 from core.resources.network import FelixConfigurationSpec
 from core.snapshot import Snapshot
 from felix import filter as frame
+from felix import host_frame
 from felix.cut import Ruling
 from felix.endpoints import Endpoints, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
+from felix.failsafe import Failsafes
+from felix.failsafe import failsafes as failsafes_of
+from felix.hosts import Hosts, hosts
 from felix.model import Config, Desired, Judged
 from felix.nat import nat
 from felix.overlay import may_tunnel, overlay, tunnels
@@ -59,16 +63,23 @@ def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | N
     cluster = overlay(snapshot, facts, local, config.node)
     devices = tunnels(snapshot, facts, local, settings.ipip_mtu)
     unjudged = {each.key: "policy made no chains for it" for each in ours.local if each.key not in judged.chains}
+    guarded = hosts(snapshot, facts, config.node)
+    failsafes = failsafes_of(settings, config.datastore)
     return Desired(
         revision=snapshot.revision,
         stale=snapshot.stale,
         sysctls=MappingProxyType(_sysctls(snapshot, facts, ours)),
         tunnels=devices,
-        nft=_nft(snapshot, ours, judged, settings, devices.get(IPIP_DEVICE)),
+        nft=_nft(snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes),
         routes=MappingProxyType({**cluster.routes, **dict(pair for each in ours.local for pair in host_routes(each))}),
         endpoints=ours.local,
-        rejected=MappingProxyType({**ours.rejected, **unjudged}),
-        problems=(*_problems(snapshot, judged, config.node), *cluster.problems),
+        rejected=MappingProxyType({**ours.rejected, **unjudged, **guarded.rejected}),
+        problems=(
+            *_problems(snapshot, judged, config.node),
+            *cluster.problems,
+            *host_frame.ignored(guarded.local, judged.hosts),
+        ),
+        hosts=guarded.local,
         tunnelled=tuple(sorted(pool.metadata.name for pool in snapshot.of(IPPool).values() if may_tunnel(pool))),
         awaited=any(name not in facts.links or not facts.links[name].up for name in devices),
         ruling=_ruling(snapshot, facts, config.node, ours, judged, settings),
@@ -118,7 +129,13 @@ def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> dict[str, str
 
 
 def _nft(
-    snapshot: Snapshot, ours: Endpoints, judged: Judged, settings: FelixConfigurationSpec, tunnel: Tunnel | None
+    snapshot: Snapshot,
+    ours: Endpoints,
+    judged: Judged,
+    settings: FelixConfigurationSpec,
+    tunnel: Tunnel | None,
+    guarded: Hosts,
+    failsafes: Failsafes,
 ) -> Mapping[str, Ruleset]:
     """The table in parts, of which only those are new that changed."""
     nodes = [address for node in snapshot.of(Node).values() for v in (4, 6) if (address := node.address(v))]
@@ -131,9 +148,13 @@ def _nft(
     inner = next((interface.ip for interface in tunnel.addresses), None) if tunnel else None
     exempt = nodes if settings.nat_outgoing_exclusions == "IPPoolsAndHostIPs" else ()
     to_host = frame.verdict_to_host(settings.default_endpoint_to_host_action)
+    shape, ipip = host_frame.shape(guarded.local, judged.hosts), tunnel is not None
+    spoofing = any(endpoint.spoofs for endpoint in ours.local)
+    hosted = host_frame.part(shape, guarded.local, judged.hosts, failsafes, ipip=ipip) if shape else None
     return MappingProxyType(
         {
-            "frame": frame.base(to_host, ipip=tunnel is not None),
+            "frame": frame.base(to_host, ipip=ipip, spoofing=spoofing, hosts=host_frame.rules(shape)),
+            **({"hosts": hosted} if hosted else {}),
             "dispatch": Ruleset(elements=MappingProxyType(ends)),
             "nat": nat(snapshot.of(IPPool).values(), exempt, inner),
             **judged.rules,

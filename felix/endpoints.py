@@ -11,11 +11,12 @@ Anti-spoofing is exact and ours (`felix.filter`), so a workload interface's `rp_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from typing import Final
 
-from core.addr import Address, host_prefix
+from core.addr import Address, Network, host_prefix
 from core.names import WORKLOAD_PREFIX, Key
 from core.resources import WorkloadEndpoint
 from core.routing import Metric
@@ -29,12 +30,16 @@ INTERFACE: Final = re.compile(rf"(?!muslin){WORKLOAD_PREFIX}[0-9A-Za-z_-]{{1,12}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Endpoint:
-    """One local endpoint; `link` is None while its interface does not exist."""
+    """One local endpoint; `link` is None while its interface does not exist.
+
+    `spoofs` are the prefixes from which it may send besides its own addresses: disjoint, as few as will do.
+    """
 
     key: Key
     interface: str
     addresses: tuple[Address, ...]
     link: Link | None
+    spoofs: tuple[Network, ...] = ()
 
     @property
     def name(self) -> str:
@@ -72,8 +77,23 @@ def endpoints(snapshot: Snapshot, facts: Facts, node: str) -> Endpoints:
             continue
         interface, addresses = endpoint.spec.interface_name, tuple(sorted(set(endpoint.spec.addresses), key=_order))
         holders.update(dict.fromkeys([interface, *map(str, addresses)], key))
-        local.append(Endpoint(key=key, interface=interface, addresses=addresses, link=facts.links.get(interface)))
+        local.append(
+            Endpoint(
+                key=key,
+                interface=interface,
+                addresses=addresses,
+                link=facts.links.get(interface),
+                spoofs=_spoofs(endpoint.spec.allow_spoofed_source_prefixes),
+            )
+        )
     return Endpoints(local=tuple(local), rejected=rejected)
+
+
+def _spoofs(texts: Iterable[str]) -> tuple[Network, ...]:
+    nets = [ip_network(text, strict=False) for text in texts]
+    four = [net for net in nets if isinstance(net, IPv4Network)]
+    six = [net for net in nets if isinstance(net, IPv6Network)]
+    return (*collapse_addresses(four), *collapse_addresses(six))
 
 
 def _order(address: Address) -> tuple[int, int]:
@@ -88,6 +108,10 @@ def _objection(endpoint: WorkloadEndpoint, holders: Mapping[str, Key], books: Bo
         addresses = endpoint.spec.addresses
     except ValueError as error:
         return f"spec.ipNetworks: {error}"
+    try:
+        _spoofs(endpoint.spec.allow_spoofed_source_prefixes)
+    except ValueError as error:
+        return f"spec.allowSpoofedSourcePrefixes: {error}"
     if reason := next(filter(None, (books.objection(endpoint, each) for each in addresses)), ""):
         return f"spec.ipNetworks: {reason}"
     taken = next((claim for claim in (interface, *map(str, addresses)) if claim in holders), None)

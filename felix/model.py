@@ -5,14 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from core.names import Key
 from core.nftables import Ruleset
+from core.resources.policy import Direction
 from felix.cut import Ruling
 from felix.endpoints import Endpoint
+from felix.hosts import Host
 from linux.model import Route, RouteKey
 from linux.tunnels import Tunnel
 from policy.compile import Compiled
+from policy.model import Plane
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +33,8 @@ class Judged:
     """Policy for this node's endpoints: the stacks' tables in parts, and each endpoint's chains, ingress and egress.
 
     `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
-    address that found no class number and are denied. `compiled` is what all of it was made from.
+    address that found no class number and are denied. `compiled` is what all of it was made from. `hosts` are the names
+    of host endpoints' stacks.
     """
 
     rules: Mapping[str, Ruleset]
@@ -37,6 +42,7 @@ class Judged:
     problems: Mapping[Key, str]
     compiled: Compiled
     lost: int = 0
+    hosts: Mapping[tuple[Key, Plane, Direction], str] = field(default_factory=lambda: MappingProxyType({}))
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -61,4 +67,5 @@ class Desired:
     tunnelled: tuple[str, ...] = ()
     awaited: bool = False
     held: tuple[str, ...] = ()
+    hosts: tuple[Host, ...] = ()
     ruling: Ruling | None = field(default=None, compare=False, repr=False)

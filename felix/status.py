@@ -16,11 +16,14 @@ from typing import Final
 
 from core import breaker
 from core.health import Health, trouble
+from core.nftables import Element
 from core.reconcile import Progress
 from core.resources import FelixStatus, Metadata
 from core.resources.status import EndpointState, FelixState
 from felix.endpoints import Endpoint, host_routes, sysctls
 from felix.filter import dispatch
+from felix.host_frame import INTERFACES, NAMES
+from felix.hosts import Host, status_name
 from felix.model import Desired
 
 MOST_ERRORS: Final = 10
@@ -55,8 +58,10 @@ class Outcome:
 def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> FelixState:
     """The status. `desired` is what the round was about, `programmed` the revision that is wholly in the kernel."""
     endpoints = {each.name: _endpoint(each, outcome) for each in desired.endpoints}
+    endpoints.update((each.name, _host(each, outcome)) for each in desired.hosts)
     for key, reason in desired.rejected.items():
-        endpoints[f"{key.namespace}/{key.name}"] = EndpointState(state="error", reason=reason)
+        name = f"{key.namespace}/{key.name}" if key.kind.namespaced else status_name(key)
+        endpoints[name] = EndpointState(state="error", reason=reason)
     settled = not desired.held and all(not p.failure and not p.errors for name, p in outcome if name != "tunnels")
     return FelixState(
         programmed=programmed,
@@ -97,6 +102,18 @@ def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
         *(outcome.sysctls.errors[key] for key, _ in sysctls(endpoint) if key in outcome.sysctls.errors),
         *(outcome.nft.errors[key] for key in dispatch(endpoint, "", "") if key in outcome.nft.errors),
         *filter(None, (outcome.nft.failure, outcome.routes.failure, outcome.sysctls.failure)),
+    ]
+    return EndpointState(state="error", reason=str(errors[0])) if errors else EndpointState(state="up")
+
+
+def _host(host: Host, outcome: Outcome) -> EndpointState:
+    """A host endpoint's state. Its rules stand before its interface does, but there is nobody to be judged by them."""
+    if host.pending:
+        return EndpointState(state="pending", reason=host.pending)
+    elements = [Element(name, f'"{each}"') for name in (INTERFACES, *NAMES.values()) for each in host.interfaces]
+    errors = [
+        *(outcome.nft.errors[element] for element in elements if element in outcome.nft.errors),
+        *filter(None, [outcome.nft.failure]),
     ]
     return EndpointState(state="error", reason=str(errors[0])) if errors else EndpointState(state="up")
 

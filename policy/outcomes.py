@@ -36,12 +36,14 @@ from policy.model import (
     Watched,
 )
 
-MOST_OUTCOMES: Final = 0xFFFC
+MOST_OUTCOMES: Final = 0xFFFB
+UNASKED: Final = 0xFFFC
 UNPROGRAMMED: Final = 0xFFFD
 UNREADABLE: Final = 0xFFFE
 ACCEPTED: Final = 0xFFFF
-"""Outcomes' numbers are 1 to the first; then come: an interface that nobody has programmed, a header that is cut off,
-and a packet that an earlier plane of a host endpoint has let in."""
+"""Outcomes' numbers are 1 to the first; then come: a packet of a host's interface that this plane has nothing to ask
+about, an interface that nobody has programmed, a header that is cut off, and a packet that an earlier plane of a host
+endpoint has let in. The first is denied like the others wherever it is settled."""
 
 REASONS: Final = "reasons"
 VERDICTS: Final = "verdicts"

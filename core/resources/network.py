@@ -236,17 +236,27 @@ class HostEndpoint(Resource, frozen=True, kw_only=True):
     spec: HostEndpointSpec = HostEndpointSpec()
 
 
+class ProtoPort(Base, frozen=True, kw_only=True):
+    """A port that host endpoints never close; `net` is where the other end must be, "" anywhere."""
+
+    protocol: str = "TCP"
+    port: int
+    net: str = ""
+
+
 class FelixConfigurationSpec(Base, frozen=True, kw_only=True):
     """The settings of felix that muslin knows; an unknown one is refused rather than ignored.
 
     `policyCutConnections` is muslin's own: `Enabled` (the default) ends a connection that policy comes to deny,
-    `Disabled` lets it live, as Calico does.
+    `Disabled` lets it live, as Calico does. Failsafe ports: None is felix's own list, an empty list is none.
     """
 
     default_endpoint_to_host_action: str | None = None
     ipip_mtu: int | None = field(default=None, name="ipipMTU")
     route_refresh_interval: str | None = None
     nat_outgoing_exclusions: str | None = field(default=None, name="natOutgoingExclusions")
+    failsafe_inbound_host_ports: list[ProtoPort] | None = None
+    failsafe_outbound_host_ports: list[ProtoPort] | None = None
     policy_cut_connections: str | None = None
 
 

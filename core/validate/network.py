@@ -22,6 +22,7 @@ from core.resources import (
 )
 from core.resources.network import EndpointPort, IPPoolSpec, NodeBGPSpec, WorkloadEndpointSpec
 from core.validate.checks import (
+    at_most,
     conflict,
     each,
     interface_name,
@@ -39,6 +40,9 @@ BLOCK_SIZES: Final = {4: (20, 32), 6: (116, 128)}
 LINK_LOCAL: Final = (ip_network("169.254.0.0/16"), ip_network("fe80::/10"))
 
 USES: Final = ("Workload", "Tunnel", "LoadBalancer")
+
+MOST_FAILSAFES: Final = 256
+"""Failsafe ports of one direction."""
 
 _CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?")
 
@@ -234,3 +238,13 @@ def felix_configuration(given: FelixConfiguration) -> Iterator[Problem]:
     yield from one_of("spec.natOutgoingExclusions", spec.nat_outgoing_exclusions, exclusions)
     cutting = ("Enabled", "Disabled")
     yield from one_of("spec.policyCutConnections", spec.policy_cut_connections, cutting)
+    for field, ports in (
+        ("failsafeInboundHostPorts", spec.failsafe_inbound_host_ports),
+        ("failsafeOutboundHostPorts", spec.failsafe_outbound_host_ports),
+    ):
+        yield from at_most(f"spec.{field}", ports, MOST_FAILSAFES)
+        for index, port in enumerate(ports or ()):
+            path = f"spec.{field}[{index}]"
+            yield from reads(f"{path}.protocol", port.protocol.upper(), with_ports)
+            yield from within(f"{path}.port", port.port, 0, 65535)
+            yield from when_set(f"{path}.net", port.net, values.network_or_address)
