@@ -164,7 +164,7 @@ def lines(plan: Plan, crowds: Crowds) -> Iterator[str]:
 
 def said(flip: Flip, crowds: Crowds) -> str:
     """Who, to whom, by what: `8 pods of shop app=web -> shop/db tcp/5432`."""
-    from policy.plan import summary
+    from policy.traffic import summary
 
     return f"{crowds.name(flip.sources)} -> {crowds.name(flip.destinations)} {summary(flip.traffic)}"
 

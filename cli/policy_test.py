@@ -173,7 +173,8 @@ def _lines(results: Sequence[Result]) -> Iterator[str]:
 
 def sentence(failure: Failure, checked: Checked) -> str:
     """What fails, and what decided it."""
-    from policy.plan import cause, summary
+    from policy.plan import cause
+    from policy.traffic import summary
 
     said = f"{failure.source} -> {failure.destination} {summary(failure.traffic)}"
     decided = f"{failure.decision.verdict} by {cause(failure.decision.reason)}"

@@ -19,8 +19,9 @@ from core.resources import WorkloadEndpoint
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile
 from policy.model import Cause, Decision, Reason, Verdict
-from policy.rows import REST, Book, Decisions, Traffic, joined, regions, touching
+from policy.rows import Book, Decisions, regions
 from policy.suite import EVERYTHING, Asked, Assertion, PolicyTest, Wanted, asked, in_family
+from policy.traffic import REST, Traffic, joined, touching
 
 End: TypeAlias = Key | Address
 

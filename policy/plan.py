@@ -14,7 +14,7 @@ there before, or only after, has no verdict to flip: it is named, no more.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 from typing import Final, TypeAlias
@@ -28,7 +28,8 @@ from policy.compile import compile
 from policy.ends import Kind, Member, View, kinds
 from policy.evaluate import Packet, lookup
 from policy.model import Cause, Decision, Reason, Verdict
-from policy.rows import ALL_TRAFFIC, Book, Decisions, Row, Traffic, joined, regions
+from policy.rows import Book, Decisions, Row, regions
+from policy.traffic import Traffic, joined
 
 MOST_PAIRS: Final = 4_000_000
 """Pairs of kinds that are looked at; what is beyond is counted and said. A plan of that size takes about a minute."""
@@ -364,8 +365,3 @@ def _judged(view: View, owners: Mapping[Address, Key], flow: Connection) -> tupl
         )
         ends.append(None if key is None else lookup(view.compiled, key, direction, packet))
     return ends[0], ends[1]
-
-
-def summary(traffic: Sequence[Traffic]) -> str:
-    """Pieces of traffic in words."""
-    return "all traffic" if ALL_TRAFFIC in traffic else ", ".join(map(str, traffic))

@@ -20,11 +20,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise, product
 from operator import itemgetter
-from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from core.addr import Address
-from core.values import PROTOCOLS
 from policy.model import (
     ALL_PORTS,
     Decision,
@@ -33,73 +31,18 @@ from policy.model import (
     Logged,
     Outcome,
     Range,
+    Reason,
     Residual,
     Settled,
     Table,
     Tests,
     Watched,
 )
-
-NAMES: Final = MappingProxyType({number: name.lower() for name, number in PROTOCOLS.items()})
-ICMPS: Final = frozenset({1, 58})
-REST: Final = -1
-"""Stands for every protocol that no row names."""
+from policy.traffic import REST, Traffic
 
 LARGEST_BYTE: Final = 255
 
 Decisions: TypeAlias = tuple[Decision | None, ...]
-
-
-@dataclass(frozen=True, slots=True, kw_only=True, order=True)
-class Traffic:
-    """A piece of traffic. `protocol` None is all of it; `REST` all protocols `besides` those.
-
-    `icmp` is a type and a code, -1 for those that nothing names.
-    """
-
-    protocol: int | None = None
-    besides: tuple[int, ...] = ()
-    ports: Range = ALL_PORTS
-    sports: Range = ALL_PORTS
-    icmp: tuple[int, int] | None = None
-
-    def __str__(self) -> str:
-        if self.protocol is None:
-            return "all traffic"
-        if self.protocol == REST:
-            return f"anything but {', '.join(map(_name, self.besides))}"
-        text = _name(self.protocol)
-        if self.ports != ALL_PORTS:
-            text += f"/{_span(self.ports)}"
-        if self.icmp is not None:
-            kind, code = self.icmp
-            text += " other types" if kind < 0 else f" type {kind}" + (f" code {code}" if code >= 0 else "")
-        return text if self.sports == ALL_PORTS else f"{text} from port {_span(self.sports)}"
-
-    def document(self) -> dict[str, object]:
-        """For programs: only what is said of it."""
-        said: dict[str, object] = {"text": str(self)}
-        if self.protocol == REST:
-            said["besides"] = list(self.besides)
-        elif self.protocol is not None:
-            said["protocol"] = self.protocol
-        for name, span in (("ports", self.ports), ("sourcePorts", self.sports)):
-            if span != ALL_PORTS:
-                said[name] = list(span)
-        if self.icmp is not None and self.icmp[0] >= 0:
-            said["icmpType"] = self.icmp[0]
-        return said
-
-
-ALL_TRAFFIC: Final = Traffic()
-
-
-def _name(protocol: int) -> str:
-    return NAMES.get(protocol, f"protocol {protocol}")
-
-
-def _span(span: Range) -> str:
-    return str(span[0]) if span[0] == span[1] else f"{span[0]}-{span[1]}"
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,10 +103,9 @@ class Book:
 
     def asks_local(self, name: str) -> bool:
         """Whether a table tells an endpoint's own addresses apart."""
-        table = self._tables[name]
-        constant = () if table.constant is None else (table.constant,)
-        answers = (*constant, *table.any.values(), *table.proto.values(), *table.port.values(), *table.ranges.values())
-        return any(_asks_local(outcome) for outcome in {id(each): each for each in answers}.values())
+        return any(
+            _asks_local(outcome) for outcome in {id(each): each for each in _answers(self._tables[name])}.values()
+        )
 
     def _read(self, table: Table) -> tuple[dict[int, Row], Row]:
         otherwise = self._one(table.otherwise if table.constant is None else table.constant, {}, {})
@@ -201,6 +143,37 @@ class Book:
             outcomes = (usual, *proto.values(), *(outcome for each in ports.values() for _, outcome in each))
             found = self._alike[key] = Row(usual, proto, in_order, any(map(_asks_local, outcomes)))
         return found
+
+
+def reasons(tables: Iterable[Table]) -> set[Reason]:
+    """Everything that decides anything that is enforced, for any class and any traffic."""
+    found: set[Reason] = set()
+    seen: set[int] = set()
+    for table in tables:
+        for outcome in _answers(table):
+            if id(outcome) not in seen:
+                seen.add(id(outcome))
+                found.update(_deciding(enforced(outcome)))
+    return found
+
+
+def _answers(table: Table) -> Iterator[Outcome]:
+    if table.constant is not None:
+        yield table.constant
+        return
+    yield table.otherwise
+    for answers in (table.any, table.proto, table.port, table.ranges):
+        yield from answers.values()
+
+
+def _deciding(outcome: Settled) -> Iterator[Reason]:
+    if not isinstance(outcome, Residual):
+        yield outcome.reason
+        return
+    for line in outcome.lines:
+        if not isinstance(line.then, Logged):
+            yield from _deciding(line.then)
+    yield outcome.final.reason
 
 
 def enforced(outcome: Outcome) -> Settled:
@@ -331,44 +304,3 @@ def _holds(tests: Tests, sport: int, icmp: _ICMP | None) -> bool:
 
 def _is(match: ICMPMatch, icmp: _ICMP) -> bool:
     return match.type == icmp.type and match.code in (None, icmp.code)
-
-
-def joined(pieces: Sequence[Traffic], whole: Sequence[Traffic]) -> tuple[Traffic, ...]:
-    """The same traffic in as few pieces as can be said; `whole` is all of it, cut in the same way.
-
-    Both in the order that `regions` gives.
-    """
-    if len(pieces) == len(whole):
-        return (ALL_TRAFFIC,)
-    total: dict[int | None, int] = defaultdict(int)
-    for each in whole:
-        total[each.protocol] += 1
-    of_protocol: dict[int | None, list[Traffic]] = defaultdict(list)
-    for each in pieces:
-        of_protocol[each.protocol].append(each)
-    found: list[Traffic] = []
-    for protocol, mine in of_protocol.items():
-        found += [_of_all_ports(mine[0])] if len(mine) == total[protocol] else touching(mine)
-    return tuple(found)
-
-
-def _of_all_ports(piece: Traffic) -> Traffic:
-    return Traffic(protocol=piece.protocol, besides=piece.besides)
-
-
-def touching(pieces: Iterable[Traffic]) -> Iterator[Traffic]:
-    """Neighbouring port ranges made one."""
-    last: Traffic | None = None
-    for each in pieces:
-        if (
-            last is not None
-            and (last.protocol, last.sports, last.icmp) == (each.protocol, each.sports, each.icmp)
-            and last.ports[1] + 1 == each.ports[0]
-        ):
-            last = replace(last, ports=(last.ports[0], each.ports[1]))
-            continue
-        if last is not None:
-            yield last
-        last = each
-    if last is not None:
-        yield last

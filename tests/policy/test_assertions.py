@@ -18,8 +18,9 @@ from policy.assertions import check
 from policy.compile import compile
 from policy.evaluate import lookup
 from policy.model import Verdict
-from policy.plan import cause, summary
+from policy.plan import cause
 from policy.suite import API_VERSION, KIND, asked, cluster, read
+from policy.traffic import summary
 
 POLICIES = """
 apiVersion: networking.k8s.io/v1

@@ -20,8 +20,8 @@ from policy.compile import Compiled, compile
 from policy.ends import Crowds, Member, Outside
 from policy.evaluate import Packet, lookup
 from policy.model import Verdict
-from policy.plan import Connection, Flip, cause, plan, summary
-from policy.rows import REST, Traffic
+from policy.plan import Connection, Flip, cause, plan
+from policy.traffic import REST, Traffic, summary
 
 OWNERS = {ip_address(each): key(*name) for name, addresses in PODS.items() for each in addresses}
 
