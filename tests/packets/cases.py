@@ -7,6 +7,8 @@ files are ours (`format: muslin-conformance/v1`):
       tcp 80: [all, no * > x/a, yes x/b y/* > x/a]      all or none, then exceptions; of several the last counts
       icmp 8/0, udp4 81: [none]                         several probes with one answer
 
+A case with `rows` is a table: each row is a case of its own, the words of its row put where the case says $word.
+
 A probe is `tcp`, `udp` or `sctp` and a port, `icmp` or `icmpv6` and type/code, or `ip` and a protocol's
 number; a 4 or 6 at the word's end asks one family alone. Every probe is a flow never seen before.
 """
@@ -18,7 +20,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from functools import cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -46,6 +48,9 @@ KINDS = {
     "namespace": ("v1", "Namespace"),
     "serviceaccount": ("v1", "ServiceAccount"),
 }
+
+NOTHING = "nothing"
+"""In a table, for a row without probes of some kind."""
 
 NodeOf = Callable[[str], str]
 State = Mapping[Key, Resource]
@@ -188,11 +193,32 @@ def _kubernetes_step(step: Mapping[str, Any], families: tuple[int, ...]) -> Step
 
 
 def _ours(suite: Mapping[str, Any]) -> Iterator[Case]:
-    document = yaml.safe_load((FOLDER / "nine_pods.yaml").read_text())
-    topology = _topology(document["topology"])
-    for case in suite["cases"]:
+    topology = _topology(yaml.safe_load((FOLDER / "nine_pods.yaml").read_text())["topology"])
+    for case in chain.from_iterable(map(_rows, suite["cases"])):
         steps = case.get("steps") or [{each: case[each] for each in ("apply", "expect") if each in case}]
         yield Case(case["id"], case["title"], topology, tuple(_our_step(step) for step in steps))
+
+
+def _rows(case: Mapping[str, Any]) -> Iterator[Mapping[str, Any]]:
+    if "rows" not in case:
+        yield case
+        return
+    pattern = {key: value for key, value in case.items() if key != "rows"}
+    for number, row in enumerate(case["rows"], 1):
+        yield {**_filled(pattern, row), "id": f"{case['id']}-{number:02}"}
+
+
+def _filled(part: Any, row: Mapping[str, Any]) -> Any:
+    """A part of a table's pattern with the words of one row."""
+    if isinstance(part, dict):
+        return {_filled(key, row): _filled(value, row) for key, value in part.items()}
+    if isinstance(part, list):
+        return [_filled(each, row) for each in part]
+    if not isinstance(part, str):
+        return part
+    if part.startswith("$") and part[1:] in row:
+        return row[part[1:]]
+    return re.sub(r"\$(\w+)", lambda found: str(row[found[1]]), part)
 
 
 def _our_step(step: Mapping[str, Any]) -> Step:
@@ -204,6 +230,7 @@ def _our_step(step: Mapping[str, Any]) -> Step:
         _probe(text.strip()): _expectation(words)
         for texts, words in step.get("expect", {}).items()
         for text in texts.split(",")
+        if text != NOTHING
     }
     return Step(_changes(applied, gone, step.get("label", {})), expect)
 

@@ -168,29 +168,30 @@ class Prober:
 
     # --- a round
 
-    def ask(
-        self, probes: Collection[Probe], pairs: Collection[tuple[str, str]], wanted: Collection[Asked]
-    ) -> set[Asked]:
-        """Ask every pair every probe; those that were answered, out of (probe, pair) with the probe's families dropped.
+    def ask(self, questions: Collection[Asked], wanted: Collection[Asked]) -> set[Asked]:
+        """Ask all `questions` and return those that were answered.
 
         `wanted` is only how long to wait: until these are answered, LIMIT_S at most.
         """
+        return {
+            each for part in _apart(questions) for each in self._ask_at_once(part, frozenset(wanted).intersection(part))
+        }
+
+    def _ask_at_once(self, questions: Collection[Asked], wanted: frozenset[Asked]) -> set[Asked]:
         for each in self._conntrack:
             _flush(each)
         this = self._round = Round(self._round.number + 1)
         assert this.number < 60_000, "the rounds have used up all source ports"
-        asked = {bare(probe) for probe in probes}
-        sources: dict[str, list[str]] = {}
-        for source, destination in pairs:
-            sources.setdefault(source, []).append(destination)
+        grouped: dict[str, dict[tuple[Probe, int], list[str]]] = {}
+        for probe, (source, destination, family) in questions:
+            grouped.setdefault(source, {}).setdefault((probe, family), []).append(destination)
         try:
-            for source, destinations in sources.items():
+            for source, probes in grouped.items():
                 with netns.inside(self._ground.space(source)):
-                    for probe in probes:
-                        for family in probe.families:
-                            self._send(bare(probe), family, source, destinations)
+                    for (probe, family), destinations in probes.items():
+                        self._send(probe, family, source, destinations)
             controls = self._send_controls()
-            self._receive(lambda: this.controls >= controls and this.answered >= set(wanted), LIMIT_S)
+            self._receive(lambda: this.controls >= controls and this.answered >= wanted, LIMIT_S)
             self._receive(lambda: False, GRACE_S)
         finally:
             for opened in this.open:
@@ -199,7 +200,7 @@ class Prober:
                 opened.close()
         missing = controls - this.controls
         assert not missing, f"the wires lose packets that nobody may deny: {sorted(missing)}"
-        return {each for each in this.answered if each[0] in asked}
+        return this.answered.intersection(questions)
 
     def _send(self, probe: Probe, family: int, source: str, destinations: Iterable[str]) -> None:
         there = [(name, self._ground.addresses[name][family == 6]) for name in destinations]
@@ -286,6 +287,18 @@ class Prober:
         while not done() and (left := deadline - time.monotonic()) > 0:
             for key, _ in self._selector.select(left):
                 key.data()
+
+
+def _apart(questions: Collection[Asked]) -> Iterator[list[Asked]]:
+    """The questions in parts that do not answer each other.
+
+    To conntrack, a protocol without ports is one flow between two addresses: what one end asks opens the way for the
+    other, so there the two ends ask one after the other, and conntrack forgets in between.
+    """
+    whole = [(probe, pair) for probe, pair in questions if probe.port is not None or probe.icmp or pair[0] < pair[1]]
+    yield whole
+    if rest := list(set(questions).difference(whole)):
+        yield rest
 
 
 def bare(probe: Probe) -> Probe:
