@@ -13,20 +13,23 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Final
 
 from core.names import NFT_TABLE
-from core.nftables import Element
+from core.nftables import Element, Set
 from core.reconcile import Plan
 from linux.libnftables import Nft, NftRefused
 from linux.nfnetlink import Nfnetlink
 from linux.nft_batch import blame as blame_requests
 from linux.nft_batch import requests
+from linux.nft_dump import elements, generation
 from linux.nft_json import read_table
 from linux.nft_monitor import Monitor
 from linux.nft_objects import Object, SetName, Value
 from linux.nft_script import blame, script
-from linux.nft_wire import SUBSYSTEM
+from linux.nft_wire import SUBSYSTEM, speaks
+
+_READS: Final = 20
 
 
 class NftDriver:
@@ -82,18 +85,36 @@ class NftDriver:
             finally:
                 self._monitor = None
 
-    def _list(self) -> Sequence[Mapping[str, Any]]:
-        tables = json.loads(self._nft.ask("list tables inet"))["nftables"]
-        if not any(entry.get("table", {}).get("name") == self._table for entry in tables):
-            return ()
-        listed: Sequence[Mapping[str, Any]] = json.loads(self._nft.ask(f"list table inet {self._table}"))["nftables"]
-        return listed
-
     def _read(self) -> dict[Object, Value]:
         self._shape = None
-        found = dict(read_table(self._list()))
-        self._shape = {key: value for key, value in found.items() if not isinstance(key, Element)}
-        return found
+        for _ in range(_READS):
+            before = generation(self._netlink, self._table)
+            if before is None:
+                self._shape = {}
+                return {}
+            shape, found = self._look()
+            if generation(self._netlink, self._table) == before:
+                self._shape = shape
+                return found
+        raise NftRefused(f"table inet {self._table} changes too fast to read: tried {_READS} times; see who changes it")
+
+    def _look(self) -> tuple[dict[Object, Value], dict[Object, Value]]:
+        """The table without and with its elements. It may change meanwhile."""
+        shape = dict(read_table(self._list(f"table inet {self._table}", terse=True)))
+        found = dict(shape)
+        for key, made in shape.items():
+            if isinstance(key, SetName) and isinstance(made, Set):
+                if speaks(made):
+                    listed = elements(self._netlink, self._table, key.name, made)
+                    found.update((Element(key.name, spelt), value) for spelt, value in listed)
+                else:
+                    kind = "map" if made.value else "set"
+                    found.update(read_table(self._list(f"{kind} inet {self._table} {key.name}")))
+        return shape, found
+
+    def _list(self, what: str, *, terse: bool = False) -> Sequence[Mapping[str, Any]]:
+        listed: Sequence[Mapping[str, Any]] = json.loads(self._nft.ask(f"list {what}", terse=terse))["nftables"]
+        return listed
 
     def _apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
         shape, fresh = self._shape, None

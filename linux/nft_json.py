@@ -15,7 +15,7 @@ _FLAGS: Final = frozenset({"interval"})
 
 
 def read_table(listed: Sequence[Mapping[str, Any]]) -> Mapping[Object, Value]:
-    """The table's chains, sets, counters and elements, from the list under `nftables`."""
+    """The table's chains, sets and counters, and the elements that are listed, from the list under `nftables`."""
     found: dict[Object, Value] = {}
     comments: dict[str, list[str]] = {}
     for entry in listed:

@@ -25,24 +25,24 @@ from linux.nfnetlink import generic
 SUBSYSTEM: Final = 10  # NFNL_SUBSYS_NFTABLES
 INET: Final = 1  # NFPROTO_INET
 
-_NEW_ELEMENT, _GET_ELEMENT, _DELETE_ELEMENT = 12, 13, 14
+_NEW_ELEMENT, GET_ELEMENT, _DELETE_ELEMENT = 12, 13, 14
 _NEW_OBJECT, _GET_OBJECT, _DELETE_OBJECT = 18, 19, 20
 _NESTED: Final = 0x8000
 
-_LIST_TABLE, _LIST_SET, _LIST_ELEMENTS = 1, 2, 3
+_LIST_TABLE, _LIST_SET, LIST_ELEMENTS = 1, 2, 3
 _LIST_ELEMENT: Final = 1
-_KEY, _DATA, _FLAGS, _USERDATA, _OBJECT, _KEY_END = 1, 2, 3, 6, 9, 10
-_DATA_VALUE, _DATA_VERDICT = 1, 2
-_VERDICT_CODE, _VERDICT_CHAIN = 1, 2
-_INTERVAL_END: Final = attribute(_FLAGS, b"\0\0\0\1")
+KEY, DATA, FLAGS, _USERDATA, OBJECT, KEY_END = 1, 2, 3, 6, 9, 10
+DATA_VALUE, DATA_VERDICT = 1, 2
+VERDICT_CODE, VERDICT_CHAIN = 1, 2
+_INTERVAL_END: Final = attribute(FLAGS, b"\0\0\0\1")
 _OPEN: Final = attribute(_USERDATA, b"\1\4" + struct.pack("=I", 1))  # type, length, and NFTNL_SET_ELEM_F_INTERVAL_OPEN
 
 _OBJECT_TABLE, _OBJECT_NAME, _OBJECT_TYPE, _OBJECT_DATA = 1, 2, 3, 4
 _COUNTER_TYPE: Final = struct.pack("!I", 1)  # NFT_OBJECT_COUNTER
 _COUNTER_BYTES, _COUNTER_PACKETS = 1, 2
 
-_VERDICTS: Final = MappingProxyType({"drop": 0, "accept": 1, "jump": -3, "goto": -4, "return": -5})
-_BYTES: Final = MappingProxyType(
+VERDICTS: Final = MappingProxyType({"drop": 0, "accept": 1, "jump": -3, "goto": -4, "return": -5})
+BYTES: Final = MappingProxyType(
     {"mark": 4, "inet_proto": 1, "inet_service": 2, "ipv4_addr": 4, "ipv6_addr": 16, "ifname": 16}
 )
 _VALUES: Final = frozenset({"", "verdict", "mark", "counter"})
@@ -52,7 +52,7 @@ _LIST_BYTES: Final = 48_000
 
 def speaks(made: Set) -> bool:
     """Whether elements of such a set can be written here; else they are libnftables' to write."""
-    known = bool(made.key) and all(part in _BYTES for part in made.key) and made.value in _VALUES
+    known = bool(made.key) and all(part in BYTES for part in made.key) and made.value in _VALUES
     return known and not (made.interval and "ifname" in made.key)
 
 
@@ -71,7 +71,7 @@ def elements(made: Set) -> Callable[[str, str | None], bytes]:
 
     def concatenated(key: str, value: str | None) -> bytes:
         low, high = ends(key)
-        return _entry(_key(low) + _key(high, _KEY_END) + _value(made.value, value))
+        return _entry(_key(low) + _key(high, KEY_END) + _value(made.value, value))
 
     def interval(key: str, value: str | None) -> bytes:
         low, high = ends(key)
@@ -98,7 +98,7 @@ def delete_elements(table: str, name: str, entries: Sequence[bytes]) -> Iterator
 
 def list_start(table: str, name: str) -> int:
     """At which byte of such a request the first entry begins; for the place that an error points at."""
-    return len(_list_head(table, name)) + 16 + 4
+    return len(list_head(table, name)) + 16 + 4
 
 
 def add_counter(table: str, name: str) -> bytes:
@@ -126,19 +126,20 @@ def counted(body: bytes) -> tuple[str, int, int]:
 
 
 def _lists(kind: int, flags: int, table: str, name: str, entries: Sequence[bytes]) -> Iterator[tuple[int, bytes]]:
-    head = _list_head(table, name)
+    head = list_head(table, name)
     start = 0
     while start < len(entries):
         size, end = 0, start
         while end < len(entries) and size < _LIST_BYTES:
             size += len(entries[end])
             end += 1
-        listed = attribute(_LIST_ELEMENTS | _NESTED, b"".join(entries[start:end]))
+        listed = attribute(LIST_ELEMENTS | _NESTED, b"".join(entries[start:end]))
         yield end - start, message(SUBSYSTEM << 8 | kind, flags, head + listed)
         start = end
 
 
-def _list_head(table: str, name: str) -> bytes:
+def list_head(table: str, name: str) -> bytes:
+    """How a request about elements of a set begins."""
     return generic(INET) + attribute(_LIST_TABLE, _text(table)) + attribute(_LIST_SET, _text(name))
 
 
@@ -155,8 +156,8 @@ def _entry(payload: bytes) -> bytes:
     return attribute(_LIST_ELEMENT | _NESTED, payload)
 
 
-def _key(key: bytes, kind: int = _KEY) -> bytes:
-    return attribute(kind | _NESTED, attribute(_DATA_VALUE, key))
+def _key(key: bytes, kind: int = KEY) -> bytes:
+    return attribute(kind | _NESTED, attribute(DATA_VALUE, key))
 
 
 @lru_cache(maxsize=4096)
@@ -164,14 +165,14 @@ def _value(kind: str, value: str | None) -> bytes:
     if value is None or not kind:
         return b""
     if kind == "counter":
-        return attribute(_OBJECT, _text(value))
+        return attribute(OBJECT, _text(value))
     if kind == "mark":
-        return attribute(_DATA | _NESTED, attribute(_DATA_VALUE, struct.pack("=I", int(value))))
+        return attribute(DATA | _NESTED, attribute(DATA_VALUE, struct.pack("=I", int(value))))
     verb, _, chain = value.partition(" ")
-    verdict = attribute(_VERDICT_CODE, struct.pack("!i", _VERDICTS[verb]))
+    verdict = attribute(VERDICT_CODE, struct.pack("!i", VERDICTS[verb]))
     if chain:
-        verdict += attribute(_VERDICT_CHAIN, _text(chain))
-    return attribute(_DATA | _NESTED, attribute(_DATA_VERDICT | _NESTED, verdict))
+        verdict += attribute(VERDICT_CHAIN, _text(chain))
+    return attribute(DATA | _NESTED, attribute(DATA_VERDICT | _NESTED, verdict))
 
 
 def _filled(part: bytes) -> bytes:
@@ -186,7 +187,7 @@ def _encoder(kind: str, interval: bool) -> Callable[[str], tuple[bytes, bytes]]:
         return lambda text: _addresses(socket.AF_INET, text)
     if kind == "ipv6_addr":
         return lambda text: _addresses(socket.AF_INET6, text)
-    size = _BYTES[kind]
+    size = BYTES[kind]
     order = "@" if kind == "mark" and not interval else "!"
     packer = struct.Struct(order + {1: "B", 2: "H", 4: "I"}[size])
 
@@ -199,7 +200,7 @@ def _encoder(kind: str, interval: bool) -> Callable[[str], tuple[bytes, bytes]]:
 
 
 def _interface(text: str) -> tuple[bytes, bytes]:
-    name = text.strip('"').encode().ljust(_BYTES["ifname"], b"\0")
+    name = text.strip('"').encode().ljust(BYTES["ifname"], b"\0")
     return name, name
 
 

@@ -293,7 +293,7 @@ async def test_a_failed_list_is_not_an_empty_one(driver: NftDriver, monkeypatch:
     await make_so(driver, flatten(EVERY_KIND))
     ask = driver._nft.ask
     monkeypatch.setattr(
-        driver._nft, "ask", lambda command: ask(command.replace("table inet muslin", "table inet gone"))
+        driver._nft, "ask", lambda command, **how: ask(command.replace("table inet muslin", "table inet gone"), **how)
     )
     with pytest.raises(NftRefused):
         await driver.read()
