@@ -21,12 +21,13 @@ def endpoint_selector(
 
 
 def rule_selector(entity: EntityRule, namespace: str) -> Selector | None:
-    """What one side of a rule says about labels; None when it says nothing. Raises SelectorError.
+    """What one side of a rule says about labels, less its notSelector; None when it says nothing. Raises SelectorError.
 
-    Without a namespaceSelector, a rule of a namespaced policy means its own namespace.
+    Without a namespaceSelector, a rule of a namespaced policy means its own namespace, with a notSelector too.
     """
     accounts = entity.service_accounts
-    if not (entity.selector or entity.namespace_selector or accounts is not None):
+    of_labels = entity.selector or entity.namespace_selector or accounts is not None
+    if not of_labels and not (namespace and entity.not_selector):
         return None
     terms: list[Selector] = []
     if entity.namespace_selector:
