@@ -27,7 +27,7 @@ def main(argv: Sequence[str]) -> int:
     wanted = list(known) if given.all else given.name
     if not wanted:
         for name, found in known.items():
-            print(f"{name:<16} {found.bench.what} ({found.bench.target}; beside {found.bench.peer})")
+            print(f"{name:<18} {found.bench.what} ({found.bench.target}; beside {found.bench.peer})")
         return 0
     results = [_run(known[name], as_json=given.json) for name in wanted]
     return 0 if all(result.met for result in results) else 1
