@@ -24,6 +24,7 @@ import hashlib
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from ipaddress import ip_network
 from itertools import groupby
 from typing import Final
 
@@ -173,14 +174,20 @@ class _Page:
     def _rule(self, rule: Rule) -> Iterator[str]:
         _refuse_others(rule)
         match = [f"meta l4proto {str(rule.protocol).lower()}"] if rule.protocol else []
-        for side, entity in (("saddr", rule.source), ("daddr", rule.destination)):
-            if entity.selector:
-                match.append(f"{self.address} {side} @{self._set(entity.selector)}")
-            if len(entity.nets) == 1:
-                match.append(f"{self.address} {side} {entity.nets[0]}")
-            elif entity.nets:
+        sides = [
+            (side, entity.selector, _nets(entity, self.family), bool(entity.nets))
+            for side, entity in (("saddr", rule.source), ("daddr", rule.destination))
+        ]
+        if any(asked and not nets for _, _, nets, asked in sides):
+            return
+        for side, selector, nets, _ in sides:
+            if selector:
+                match.append(f"{self.address} {side} @{self._set(selector)}")
+            if len(nets) == 1:
+                match.append(f"{self.address} {side} {nets[0]}")
+            elif nets:
                 yield f"counter meta mark set mark & {_without(SCRATCH)}"
-                for net in entity.nets:
+                for net in nets:
                     yield f"{self.address} {side} {net} counter meta mark set mark or {SCRATCH:#x}"
                 match.append(_has(SCRATCH))
         for port, entity in (("sport", rule.source), ("dport", rule.destination)):
@@ -222,6 +229,10 @@ def _refuse_others(rule: Rule) -> None:
 
 def _plain(entity: EntityRule) -> EntityRule:
     return EntityRule(selector=entity.selector, nets=entity.nets, ports=entity.ports)
+
+
+def _nets(entity: EntityRule, family: int) -> list[str]:
+    return [net for net in entity.nets if ip_network(net).version == family]
 
 
 def _ports(ports: Sequence[int | str]) -> str:

@@ -119,6 +119,13 @@ def test_the_walked_rendering_has_both_families_and_two_lines_a_rule() -> None:
     assert "ip6 saddr @cali60s-" in lines(6)[0]
 
 
+def test_the_kernel_takes_the_walked_rendering_of_ipv6_where_nets_of_ipv4_match_nothing() -> None:
+    rendered = render(tiers(), NODE, 6)
+    assert "10.9.0.0" not in rendered
+    with wired("ipv6") as path:
+        path.node.load(rendered)
+
+
 @pytest.mark.parametrize(
     "rule",
     [
