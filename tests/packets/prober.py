@@ -71,6 +71,7 @@ class Prober:
         self._name_of = {address: name for name, own in ground.addresses.items() for address in own}
         self._name_of |= {address: node for node, own in NODE_ADDRESSES.items() for address in own}
         self._round = Round(10_000)
+        self.refused: dict[Asked, str] = {}
         self._conntrack = [_conntrack(ground.space(node)) for node in NODES]
         for host in ground.addresses:
             self._serve(host)
@@ -180,6 +181,7 @@ class Prober:
     def _ask_at_once(self, questions: Collection[Asked], wanted: frozenset[Asked]) -> set[Asked]:
         for each in self._conntrack:
             _flush(each)
+        self.refused = {}
         this = self._round = Round(self._round.number + 1)
         assert this.number < 60_000, "the rounds have used up all source ports"
         grouped: dict[str, dict[tuple[Probe, int], list[str]]] = {}
@@ -226,9 +228,11 @@ class Prober:
         assert code in (0, errno.EINPROGRESS), f"{source} to {name}: {errno.errorcode[code]}"
 
         def read() -> None:
-            with contextlib.suppress(OSError):
+            try:
                 if opened.recv(1) == b"!":
                     self._note(probe, (source, name, family))
+            except OSError as error:
+                self.refused[probe, (source, name, family)] = error.strerror
             self._selector.unregister(opened)
 
         self._selector.register(opened, selectors.EVENT_READ, read)

@@ -27,4 +27,4 @@ def test_case_on_packets(case: Case, two_nodes: Ground, prober: Prober) -> None:
         }
         wanted = {question for question, allowed in expected.items() if allowed}
         found = prober.ask(expected.keys(), wanted)
-        assert not (wrong := differences(found, wanted)), wrong
+        assert not (wrong := differences(found, wanted)), f"{wrong}; the kernel said {prober.refused}"
