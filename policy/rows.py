@@ -166,14 +166,15 @@ def _answers(table: Table) -> Iterator[Outcome]:
         yield from answers.values()
 
 
-def _deciding(outcome: Settled) -> Iterator[Reason]:
+def _deciding(outcome: Settled) -> set[Reason]:
+    """The reasons that some packet meets; of a residual that asks own addresses, all there are."""
     if not isinstance(outcome, Residual):
-        yield outcome.reason
-        return
-    for line in outcome.lines:
-        if not isinstance(line.then, Logged):
-            yield from _deciding(line.then)
-    yield outcome.final.reason
+        return {outcome.reason}
+    if not _asks_local(outcome):
+        met = (decisions[0] for _, decisions in _settled(Traffic(), [outcome]))
+        return {each.reason for each in met if each is not None}
+    nested = [_deciding(line.then) for line in outcome.lines if not isinstance(line.then, Logged)]
+    return {outcome.final.reason}.union(*nested)
 
 
 def enforced(outcome: Outcome) -> Settled:

@@ -58,7 +58,7 @@ class Shadows:
         for policy in self._policies:
             if direction not in policy.types or policy.fault:
                 continue
-            before = [each for each in _applying(by_term, policy.selector) if policy.planes <= each.planes]
+            before = [each for each in _applying(by_term, policy.selector) if _asked_with(each, policy)]
             earlier = [(each, rule) for each in before for rule in _terminal(each, direction)]
             mine = _terminal(policy, direction)
             compared += len(policy.rules(direction)) * (len(earlier) + len(mine))
@@ -68,6 +68,11 @@ class Shadows:
             yield from _shadowed(policy, direction, [*earlier, *((policy, rule) for rule in mine)])
             if not policy.staged:
                 by_term[_first_term(policy.selector)].append(policy)
+
+
+def _asked_with(earlier: Policy, policy: Policy) -> bool:
+    """Whether wherever `policy` is asked, or would be if it is staged, `earlier` is asked before."""
+    return policy.planes <= earlier.planes and not (policy.staged and earlier.outgoing)
 
 
 def _terminal(policy: Policy, direction: Direction) -> list[Rule]:
