@@ -1,6 +1,7 @@
 """Our nftables table, and no other: read as a flat mapping, changed by one transaction a batch.
 
-A batch is all or nothing. One of elements and counters goes to the kernel as it is, one with anything else by way of
+A batch is all or nothing, except that large sets which no rule asks yet are filled before (`linux.nft_ahead`). One of
+elements and counters goes to the kernel as it is, one with anything else by way of
 libnftables: `linux.nft_batch`, `linux.nft_script`. The driver remembers the chains, sets and counters that are there,
 and for elements believes the plan. What is complained of is told by object where the complaint points at one;
 everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
@@ -20,6 +21,7 @@ from core.nftables import Element, Set
 from core.reconcile import Plan
 from linux.libnftables import Nft, NftRefused
 from linux.nfnetlink import Nfnetlink
+from linux.nft_ahead import ahead, without
 from linux.nft_batch import blame as blame_requests
 from linux.nft_batch import requests
 from linux.nft_dump import elements, generation
@@ -42,6 +44,7 @@ class NftDriver:
         self._nft = Nft()
         self._lock = asyncio.Lock()
         self._netlink = Nfnetlink()
+        self._commits = 0
         self._shape: dict[Object, Value] | None = None  # the table's chains, sets and counters
         self._monitor: Monitor | None = None
 
@@ -60,14 +63,12 @@ class NftDriver:
         async with self._lock:
             if self._monitor is not None:
                 self._monitor.begin()
-            commits = 0
+            self._commits = 0
             try:
-                failed = await asyncio.to_thread(self._apply, plan)
-                commits = 0 if failed else 1
+                return await asyncio.to_thread(self._apply, plan)
             finally:
                 if self._monitor is not None:
-                    self._monitor.end(commits)
-        return failed
+                    self._monitor.end(self._commits)
 
     async def remove(self) -> None:
         """Remove the table and everything in it, whoever put it there; no such table is a success. For clean-up."""
@@ -122,16 +123,27 @@ class NftDriver:
             fresh = self._read()  # a set is made anew with all its elements, which nobody keeps but the kernel
             plan, shape = _remaining(plan, fresh), self._shape
         try:
-            return self._commit(plan, fresh)
+            return self._carry_out(plan, fresh)
         except _Failed as first:
             fresh = self._read()
             again = _remaining(plan, fresh)
             if again == plan and self._shape == shape:
                 return first.errors
         try:
-            return self._commit(again, fresh)
+            return self._carry_out(again, fresh)
         except _Failed as second:
             return second.errors
+
+    def _carry_out(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
+        """Raises `_Failed` with what became of every object of the plan."""
+        try:
+            for step in ahead(plan, self._shape or {}):
+                self._commit(step, table)
+                plan = without(plan, step)
+            return self._commit(plan, table)
+        except _Failed as failure:
+            held = NftRefused(f"held back: {next(iter(failure.errors.values()))}")
+            raise _Failed({key: failure.errors.get(key, held) for key in (*plan.upsert, *plan.delete)}) from failure
 
     def _commit(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
         """One transaction. `table` is all that is there, where that is known; else what the plan says is believed."""
@@ -145,6 +157,7 @@ class NftDriver:
             refused = self._netlink.transaction(SUBSYSTEM, [each.message for each in sent])
             if refused:
                 raise _Failed(blame_requests(plan, sent, refused))
+        self._commits += 1
         shape.update((key, value) for key, value in plan.upsert.items() if not isinstance(key, Element))
         for key in plan.delete:
             shape.pop(key, None)
