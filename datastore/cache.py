@@ -44,12 +44,14 @@ class _Line(msgspec.Struct, frozen=True, forbid_unknown_fields=True, omit_defaul
 
 def save(path: Path, snapshot: Snapshot, kinds: AbstractSet[Kind]) -> None:
     """Replace the file at `path` by `snapshot`, of `kinds`; OSError when the disk does not let us."""
-    lines = [msgspec.json.encode(line) for line in _lines(snapshot, kinds)]
-    head = _Head(FORMAT, snapshot.revision, sorted(kind.prefix for kind in kinds), len(lines), dict(snapshot.held))
+    count = sum(len(snapshot.tables.get(kind, ())) for kind in kinds) + len(snapshot.problems)
+    head = _Head(FORMAT, snapshot.revision, sorted(kind.prefix for kind in kinds), count, dict(snapshot.held))
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(path.name + ".new")
     with os.fdopen(os.open(aside, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600), "wb") as file:
-        file.write(b"\n".join([msgspec.json.encode(head), *lines, b""]))
+        file.write(msgspec.json.encode(head) + b"\n")
+        for line in _lines(snapshot, kinds):  # one at a time: all of them are as large as the cluster
+            file.write(msgspec.json.encode(line) + b"\n")
         file.flush()
         os.fsync(file.fileno())
     aside.replace(path)
@@ -80,27 +82,30 @@ def _lines(snapshot: Snapshot, kinds: AbstractSet[Kind]) -> Iterator[_Line]:
 
 
 def _load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot:
-    first, *lines = path.read_bytes().splitlines()
-    head = msgspec.json.decode(first, type=_Head)
-    if head.format != FORMAT:
-        raise ValueError(f"is of format {head.format!r}, not {FORMAT!r}")
-    if head.objects != len(lines):
-        raise ValueError(f"has {len(lines)} objects of {head.objects}")
-    if missing := {kind.prefix for kind in kinds} - set(head.prefixes):
-        raise ValueError(f"does not hold {', '.join(sorted(missing))}")
     tables: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in kinds}
     problems: dict[Key, str] = {}
-    for line in msgspec.json.Decoder(_Line).decode_lines(b"\n".join(lines)):
-        key = parse_path(line.path)
-        if key.kind not in kinds:
-            continue
-        if line.problem:
-            problems[key] = line.problem
-            continue
-        try:
-            tables[key.kind][key] = decode(key, bytes(line.value))
-        except Invalid as invalid:
-            problems[key] = str(invalid)
+    decoder, count = msgspec.json.Decoder(_Line), 0
+    with path.open("rb") as file:
+        head = msgspec.json.decode(file.readline(), type=_Head)
+        if head.format != FORMAT:
+            raise ValueError(f"is of format {head.format!r}, not {FORMAT!r}")
+        if missing := {kind.prefix for kind in kinds} - set(head.prefixes):
+            raise ValueError(f"does not hold {', '.join(sorted(missing))}")
+        for text in file:
+            line = decoder.decode(text)
+            count += 1
+            key = parse_path(line.path)
+            if key.kind not in kinds:
+                continue
+            if line.problem:
+                problems[key] = line.problem
+                continue
+            try:
+                tables[key.kind][key] = decode(key, bytes(line.value))
+            except Invalid as invalid:
+                problems[key] = str(invalid)
+    if head.objects != count:
+        raise ValueError(f"has {count} objects of {head.objects}")
     return Snapshot(
         revision=head.revision,
         stale=True,

@@ -107,23 +107,6 @@ async def test_a_list_is_of_the_kinds_asked_for_in_the_order_of_paths(store: Sto
     assert (await store.list(frozenset())).entries == ()
 
 
-async def test_pages_hold_what_a_list_does(store: Store) -> None:
-    async with asyncio.timeout(30):
-        async with aclosing(store.pages(ALL)) as pages:
-            assert [page.entries async for page in pages] == [()], "one part, of nothing"
-        many = [Put(pool(f"p{number}"), b"{}") for number in range(BATCH_EVENTS + 5)]
-        for start in range(0, len(many), 100):
-            await store.txn(many[start : start + 100])
-        listing = await store.list(KINDS)
-        async with aclosing(store.pages(KINDS)) as pages:
-            parts = [page async for page in pages]
-        assert {page.revision for page in parts} == {listing.revision}
-        assert tuple(entry for page in parts for entry in page.entries) == listing.entries
-        async with aclosing(store.pages(KINDS)) as pages:
-            await anext(pages)
-        assert await store.list(KINDS) == listing, "one that is closed early disturbs nobody"
-
-
 async def test_a_long_list_comes_whole(store: Store) -> None:
     names = [f"n{number:05}" for number in range(1200)]
     for start in range(0, len(names), 100):
