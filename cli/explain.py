@@ -1,24 +1,31 @@
-"""explain: what would become of a new connection, and which tier, policy and rule decide it."""
+"""explain: what would become of a new connection: which tier, policy and rule decide it, and which way it goes.
+
+On a node that it passes the kernel is asked too, and with --trace a real packet is followed.
+"""
 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
 from ipaddress import ip_address
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
 import typer
 
-from cli import options, store, terminal
+from cli import hops, options, store, terminal
+from cli.hops import Hop
 from cli.kinds import reference
 from cli.watching import FOLLOWED
 from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key
-from core.resources import WorkloadEndpoint
+from core.resources import Node, WorkloadEndpoint
 from core.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from cli.here import Live
+    from cli.trace import Account
     from policy.explain import Explanation
     from policy.model import Decision
 
@@ -32,90 +39,252 @@ def register(app: typer.Typer) -> None:
 
 
 def explain(
-    source: Annotated[str, typer.Option("--from", metavar="END", help="NAMESPACE/POD or an address.")],
-    destination: Annotated[str, typer.Option("--to", metavar="END", help="NAMESPACE/POD or an address.")],
+    source: Annotated[str, typer.Option("--from", metavar="END", help="NAMESPACE/POD, node/NAME or an address.")],
+    destination: Annotated[str, typer.Option("--to", metavar="END", help="NAMESPACE/POD, node/NAME or an address.")],
     tcp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
     udp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
     sctp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="An echo request (ICMP, or ICMPv6 between IPv6 ends).")] = False,
     protocol: Annotated[int | None, typer.Option(metavar="N", min=0, max=255, help="Another protocol.")] = None,
+    trace: Annotated[
+        bool, typer.Option("--trace", help="Send a real packet from the source, on its node, and follow it.")
+    ] = False,
     output: options.ResultOption = options.ResultFormat.TEXT,
     datastore: options.DatastoreOption = options.DATASTORE,
 ) -> None:
-    """Say whether one end may open a connection to another, and which tier, policy and rule say so."""
+    """Say whether one end may open a connection to another, which tier, policy and rule say so, and which way it goes.
+
+    On a node that the way passes, its kernel is asked too.
+    """
     ports = {name: port for name, port in (("tcp", tcp), ("udp", udp), ("sctp", sctp)) if port is not None}
     if len(ports) + icmp + (protocol is not None) != 1:
         raise typer.BadParameter("say one of --tcp PORT, --udp PORT, --sctp PORT, --icmp, --protocol N")
     snapshot = asyncio.run(snapshot_of(datastore))
     ends = end(snapshot, source, "--from"), end(snapshot, destination, "--to")
-    number, port = _flow(snapshot, ends, ports, protocol)
+    meant = _address(source), _address(destination)
+    families = [_families(snapshot, each, asked) for each, asked in zip(ends, meant, strict=True)]
+    number, port = _flow(families, ports, protocol)
+    answer = ask(snapshot, ends, number, port, meant, trace=trace)
+    if output is options.ResultFormat.JSON:
+        terminal.show_json(answer.document())
+    else:
+        terminal.show_lines(answer.lines())
+
+
+def ask(
+    snapshot: Snapshot,
+    ends: tuple[Key | Address, Key | Address],
+    protocol: int,
+    port: int | None,
+    meant: tuple[Address | None, Address | None] = (None, None),
+    *,
+    trace: bool = False,
+) -> Answer:
+    """Everything that can be said here of a new flow between two ends; `meant` are the addresses, where they matter."""
+    from cli import here
+    from cli import trace as tracing
     from policy.explain import explain as explained
 
-    found = explained(snapshot, *ends, number, port)
-    names = {str(each): _pod(snapshot, each) for each in ends}
-    if output is options.ResultFormat.JSON:
-        terminal.show_json(document(found, names))
-    else:
-        terminal.show_lines([_renamed(line, names) for line in found.lines])
+    found = explained(snapshot, *ends, protocol, port, meant)
+    source, destination = found.addresses
+    there = hops.hops(snapshot, ends, destination, source) if ends[0] != ends[1] else []
+    back = hops.hops(snapshot, (ends[1], ends[0]), source, destination) if ends[0] != ends[1] else []
+    on = sorted({hop.node for hop in (*there, *back)})
+    node = here.own_node(snapshot, on) if on else ""
+    return Answer(
+        found=found,
+        names={str(each): _called(snapshot, each) for each in ends},
+        to_host=hops.to_host(snapshot, ends),
+        hops=tuple(there),
+        back=tuple(back),
+        on=tuple(on),
+        live=here.look(node, *found.addresses, protocol, port) if node else None,
+        account=tracing.trace(snapshot, found, ends[0]) if trace else None,
+    )
+
+
+def _address(text: str) -> Address | None:
+    try:
+        return ip_address(text)
+    except ValueError:
+        return None
 
 
 def end(snapshot: Snapshot, text: str, option: str) -> Key | Address:
-    """The workload endpoint that `NAMESPACE/POD` or a pod's address means; another address is itself."""
+    """The pod or node that `NAMESPACE/POD`, `node/NAME` or one of its addresses means; another address is itself."""
     endpoints = snapshot.of(WorkloadEndpoint)
     namespace, slash, pod = text.partition("/")
+    node = snapshot.get(Node, pod) if namespace == "node" else None
+    if node is not None:
+        return node.key
     if slash:
         of_pod = [key for key, each in endpoints.items() if key.namespace == namespace and each.spec.pod == pod]
         if not of_pod:
-            raise NotFound(f"{option}: there is no pod {text}; `muslin get wep -A` lists them")
+            nodes = "; nor a node of that name" if namespace == "node" else ""
+            raise NotFound(f"{option}: there is no pod {text}{nodes}; `muslin get wep -A` lists them")
         return min(of_pod)
-    try:
-        address = ip_address(text)
-    except ValueError:
-        raise Invalid([Problem(path=option, why=f"{text!r} is neither NAMESPACE/POD nor an address")]) from None
-    return next((key for key, each in endpoints.items() if address in each.spec.addresses), address)
+    address = _address(text)
+    if address is None:
+        raise Invalid([Problem(path=option, why=f"{text!r} is neither NAMESPACE/POD nor an address")])
+    holder = next((key for key, each in endpoints.items() if address in each.spec.addresses), None)
+    having = (key for key, each in snapshot.of(Node).items() if each.address(address.version) == address)
+    return holder or next(having, address)
 
 
-def _flow(
-    snapshot: Snapshot, ends: tuple[Key | Address, Key | Address], ports: Mapping[str, int], protocol: int | None
-) -> tuple[int, int | None]:
+def _flow(families: Sequence[set[int]], ports: Mapping[str, int], protocol: int | None) -> tuple[int, int | None]:
     if protocol is not None:
         return protocol, None
     for name, port in ports.items():
         return NUMBERS[name], port
-    versions = [_versions(snapshot, each) for each in ends]
-    return ICMP[min(set.intersection(*versions), default=4)], None
+    return ICMP[min(set.intersection(*families), default=4)], None
 
 
-def _versions(snapshot: Snapshot, found: Key | Address) -> set[int]:
+def _families(snapshot: Snapshot, found: Key | Address, meant: Address | None) -> set[int]:
+    if meant is not None:
+        return {meant.version}
     if not isinstance(found, Key):
         return {found.version}
+    if found.kind == Node.KIND:
+        return {version for version in (4, 6) if snapshot.of(Node)[found].address(version)}
     return {address.version for address in snapshot.of(WorkloadEndpoint)[found].spec.addresses}
 
 
-def _pod(snapshot: Snapshot, found: Key | Address) -> str:
-    """An end as people name it: `NAMESPACE/POD`, or the address."""
+def _called(snapshot: Snapshot, found: Key | Address) -> str:
+    """An end as people name it: `NAMESPACE/POD`, `node/NAME`, or the address."""
     if not isinstance(found, Key):
         return str(found)
+    if found.kind == Node.KIND:
+        return f"node/{found.name}"
     return f"{found.namespace}/{snapshot.of(WorkloadEndpoint)[found].spec.pod}"
 
 
-def _renamed(line: str, names: Mapping[str, str]) -> str:
-    for key, name in names.items():
-        line = line.replace(f" of {key}:", f" of {name}:")
-    return line
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Answer:
+    """What `explain` found. `hops` and `back` are the ways there and back, over the nodes `on`; `to_host` is said where
+    a pod talks to its own node; `live` where this host is one of the nodes; `account` where a packet was traced.
+    """
+
+    found: Explanation
+    names: Mapping[str, str]
+    to_host: str
+    hops: tuple[Hop, ...]
+    back: tuple[Hop, ...]
+    on: tuple[str, ...]
+    live: Live | None
+    account: Account | None
+
+    @property
+    def verdict(self) -> str:
+        """Allow or Deny, in all."""
+        return "Deny" if self.to_host == "Drop" else str(self.found.verdict)
+
+    def lines(self) -> list[str]:
+        """For people; the last one is the verdict."""
+        lines = [self._renamed(line) for line in self.found.lines[:-1]]
+        if self.to_host:
+            lines.append(f"to its own node: {self.to_host}: defaultEndpointToHostAction")
+        lines += [f"there: {hop.node}: {hop.text}" for hop in self.hops]
+        lines += [f"back: {hop.node}: {hop.text}" for hop in self.back]
+        lines += self._live()
+        if self.account:
+            lines += [self._renamed(line) for line in self.account.lines]
+        return [*lines, self.verdict]
+
+    def _live(self) -> list[str]:
+        from cli.here import flow_told, told
+
+        if self.live is None:
+            nodes = " or ".join(self.on)
+            return [f"connections: each node knows its own; run this on {nodes} to see them"] if nodes else []
+        lines = [f"kernel of {self.live.node}: {told(self.live.way)}"] if self.live.way else []
+        if self.live.flows is None:
+            return [*lines, f"connections: {self.live.why}"]
+        return [*lines, *(f"connection: {flow_told(flow)}" for flow in self.live.flows or ())] + (
+            [] if self.live.flows else ["connections: none now"]
+        )
+
+    def _renamed(self, line: str) -> str:
+        for key, name in self.names.items():
+            line = line.replace(f" of {key}:", f" of {name}:").replace(f" of {key} would", f" of {name} would")
+        return line
+
+    def document(self) -> dict[str, Any]:
+        """For programs."""
+        found = self.found
+        return {
+            "verdict": self.verdict,
+            "from": self.names[found.source],
+            "to": self.names[found.destination],
+            "protocol": found.protocol,
+            "port": found.port,
+            "egress": _decision(found.egress),
+            "ingress": _decision(found.ingress),
+            "note": found.note,
+            "pending": {
+                "verdict": found.pending.value,
+                "egress": _decision(found.pending_egress),
+                "ingress": _decision(found.pending_ingress),
+            }
+            if found.pending
+            else None,
+            "toHost": self.to_host,
+            "route": [_hop(each) for each in self.hops],
+            "back": [_hop(each) for each in self.back],
+            "live": _live(self.live) if self.live else None,
+            "trace": self._account(self.account) if self.account else None,
+        }
+
+    def _account(self, account: Account) -> dict[str, Any]:
+        return {
+            "outcome": self._renamed(account.outcome),
+            "answered": account.heard.answered,
+            "tookMs": round(account.heard.took_s * 1000, 3),
+            "dropped": asdict(account.dropped) if account.dropped else None,
+            "decision": _decision(account.decision),
+            "steps": [asdict(each) for each in account.steps],
+            "back": [asdict(each) for each in account.back],
+        }
 
 
-def document(found: Explanation, names: Mapping[str, str]) -> dict[str, Any]:
-    """The explanation for programs; `names` are the ends as people name them."""
+def _hop(hop: Hop) -> dict[str, Any]:
     return {
-        "verdict": found.verdict.value,
-        "from": names[found.source],
-        "to": names[found.destination],
-        "protocol": found.protocol,
-        "port": found.port,
-        "egress": _decision(found.egress),
-        "ingress": _decision(found.ingress),
-        "note": found.note,
+        "node": hop.node,
+        "destination": str(hop.destination),
+        "carriers": list(hop.carriers),
+        "interface": hop.interface,
+        "gateway": str(hop.gateway) if hop.gateway else "",
+        "encapsulation": hop.encapsulation,
+        "why": hop.text,
+    }
+
+
+def _live(live: Live) -> dict[str, Any]:
+    from cli.here import flow_told, told
+
+    return {
+        "node": live.node,
+        "route": told(live.way) if live.way else "",
+        "connections": None
+        if live.flows is None
+        else [
+            {
+                "source": str(flow.original.source),
+                "sourcePort": flow.original.sport,
+                "destination": str(flow.original.destination),
+                "destinationPort": flow.original.dport,
+                "behind": str(flow.reply.source),
+                "behindPort": flow.reply.sport,
+                "protocol": flow.original.protocol,
+                "zone": flow.zone,
+                "state": flow.state,
+                "status": int(flow.status),
+                "timeoutS": flow.timeout_s,
+                "mark": flow.mark,
+                "text": flow_told(flow),
+            }
+            for flow in live.flows
+        ],
+        "why": live.why,
     }
 
 
