@@ -145,13 +145,6 @@ async def test_where_no_table_drops_it_the_kernel_or_the_other_end_is_named(clus
     assert "nothing here dropped it: look at the other end" in silent
 
 
-async def test_what_is_staged_is_told_beside_what_is(cluster: Cluster) -> None:
-    await cluster.start()
-    answer = await told(cluster, "shop/web", "shop/db", trace=False)
-    assert answer.document()["pending"] is None
-    assert not [line for line in answer.lines() if "staged" in line]
-
-
 async def test_a_packet_can_only_be_sent_where_its_pod_is(cluster: Cluster) -> None:
     await cluster.write(node("b", "10.1.0.9/24"), pod("far", "10.0.9.9", on="b"))
     await cluster.start()
