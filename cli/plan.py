@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -66,7 +66,11 @@ def plan(
         terminal.show_json(document(result, Crowds(after), live.unread))
     else:
         terminal.show_lines(list(lines(result, Crowds(after))))
-        if live.unread:
+        if live.read and not live.unread:
+            terminal.tell(
+                f"live connections that would be cut: {len(result.cuts)} of this host's; others' are not read"
+            )
+        elif live.unread:
             terminal.tell(f"whether live connections would be cut is not known: {live.unread}")
     if not result.clean:
         raise typer.Exit(FLIPS)
@@ -110,14 +114,16 @@ def _existing(state: store.State, kinds: frozenset[Kind]) -> dict[Kind, dict[Key
 
 @dataclass(slots=True)
 class _Live:
-    """The connections of this host, read when somebody asks for them; `unread` says why they could not be."""
+    """The connections of this host, `read` when somebody asks for them; `unread` says why they could not be."""
 
-    unread: str = field(default="")
+    read: bool = False
+    unread: str = ""
 
     def connections(self) -> Iterator[Connection]:
         """Each one that the kernel tracks here."""
         from linux.conntrack import Conntrack
 
+        self.read = True
         try:
             with Conntrack() as table:
                 yield from map(connection, table.flows())
@@ -153,13 +159,13 @@ def lines(plan: Plan, crowds: Crowds) -> Iterator[str]:
             yield f"... and {len(keys) - MOST_SHOWN} endpoints more {word}"
     yield from (f"{reference(key)}: {why}" for key, why in plan.problems.items())
     if plan.cuts:
-        yield f"{len(plan.cuts)} live connections of this host would be cut:"
+        yield "live connections of this host that would be cut:"
         yield from (f"    {cut.connection} by {cause(cut.after.reason)}" for cut in plan.cuts[:MOST_SHOWN])
         if len(plan.cuts) > MOST_SHOWN:
             yield f"    ... and {len(plan.cuts) - MOST_SHOWN} more"
     if plan.left_out:
         yield f"{plan.left_out} pairs of kinds of ends were too many to compare: more may flip"
-    yield "nothing flips" if plan.clean else f"{sum(flip.pairs for flip in plan.flips)} pairs of ends flip"
+    yield "nothing flips" if plan.clean else f"pairs of ends that flip: {sum(flip.pairs for flip in plan.flips)}"
 
 
 def said(flip: Flip, crowds: Crowds) -> str:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import socket
+import subprocess
 from collections.abc import Callable
 from ipaddress import ip_address
 from pathlib import Path
@@ -14,6 +16,7 @@ import yaml
 from cli.plan import connection
 from core.names import workload_endpoint_name
 from linux.conntrack import Flow, Status, Tuple
+from linux.netns import scratch_namespace
 
 Muslin = Callable[[str], Any]
 
@@ -77,7 +80,7 @@ def test_a_plan_says_what_flips_ends_with_2_and_writes_nothing(muslin: Muslin, s
         "2 pods of shop app=web -> shop/db tcp/5432: Allow -> Deny by default/shop/lockdown ingress rule 0",
         "    before: Allow by profile kns.* ingress rule 0",
     ]
-    assert said.out.splitlines()[-1] == "2 pairs of ends flip"
+    assert said.out.splitlines()[-1] == "pairs of ends that flip: 2"
     assert muslin("get np -A -o name").out == ""
 
 
@@ -125,6 +128,32 @@ def test_what_apply_refuses_is_refused(muslin: Muslin, shop: Path) -> None:
     said = muslin(f"plan -f {write(shop, 'wrong', wrong)}")
     assert said.code == 1
     assert "spec.selector" in said.err
+
+
+@pytest.mark.kernel
+def test_live_connections_of_this_host_that_would_be_cut_are_told(muslin: Muslin, shop: Path) -> None:
+    policy = write(shop, "lockdown", LOCKDOWN)
+    with scratch_namespace():
+        rules = "table inet t { chain c { type filter hook output priority 0; ct state new accept; }; }"
+        subprocess.run(["nft", rules], check=True)
+        for address in ("10.0.0.1", "10.0.0.9"):
+            subprocess.run(["ip", "addr", "add", f"{address}/32", "dev", "lo"], check=True)
+        with (
+            socket.create_server(("10.0.0.9", 5432)) as db,
+            socket.create_connection(("10.0.0.9", 5432), source_address=("10.0.0.1", 0)) as web,
+            socket.create_server(("10.0.0.9", 80)),
+            socket.create_connection(("10.0.0.9", 80), source_address=("10.0.0.1", 0)),
+        ):
+            assert db.getsockname()[1] == 5432
+            port = web.getsockname()[1]
+            said = muslin(f"plan -f {policy}")
+            found = json.loads(muslin(f"plan -f {policy} -o json").out)
+    assert said.code == 2
+    cut = f"10.0.0.1:{port} -> 10.0.0.9:5432 tcp"
+    assert f"    {cut} by default/shop/lockdown ingress rule 0" in said.out.splitlines()
+    assert "would be cut: 1 of this host's" in said.err
+    assert [each["text"] for each in found["cuts"]] == [cut]
+    assert found["connectionsUnread"] == ""
 
 
 def test_a_connection_is_judged_by_where_its_packets_really_go() -> None:
