@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from ipaddress import ip_address
 
 import pytest
 
 from cli.explain import Answer, ask, end
 from core.errors import MuslinError
-from core.resources import EncapMode, Metadata, Resource, StagedNetworkPolicy
-from core.resources.policy import Action, Rule
-from core.resources.staged import StagedNetworkPolicySpec
+from core.names import Key
+from core.resources import EncapMode, Resource, StagedNetworkPolicy
+from core.resources.policy import Direction
+from policy.model import Cause, Decision, Reason, Verdict
 from tests.felix.cluster import block, deny, felix, namespace, node, pod, pool, snapshot
 
 BASE: tuple[Resource, ...] = (
@@ -121,12 +123,14 @@ def test_a_pod_to_its_own_node_meets_what_the_node_says() -> None:
 
 
 def test_what_is_staged_would_be_said_and_is_not_done() -> None:
-    spec = StagedNetworkPolicySpec(selector="app == 'db'", ingress=[Rule(action=Action.DENY)])
-    staged = StagedNetworkPolicy(metadata=Metadata(name="soon", namespace="shop"), spec=spec)
-    answer = told("shop/web", "shop/db", staged)
+    answer = told("shop/web", "shop/db")
+    assert answer.document()["pending"] is None
+    soon = Key(StagedNetworkPolicy.KIND, "shop", "soon")
+    reason = Reason(cause=Cause.RULE, direction=Direction.INGRESS, tier="default", policy=soon, rule=0)
+    found = replace(answer.found, pending_ingress=Decision(Verdict.DENY, reason))
+    answer = replace(answer, found=found)
     assert answer.lines()[-1] == "Allow"
     (line,) = (line for line in answer.lines() if "staged" in line)
-    assert line.startswith("ingress of shop/db would be, with what is staged: Deny: ")
-    assert "shop/soon" in line
+    assert line.startswith("ingress of shop/db would be, with what is staged: Deny: StagedNetworkPolicy shop/soon")
     pending = answer.document()["pending"]
     assert (pending["verdict"], pending["egress"], pending["ingress"]["verdict"]) == ("Deny", None, "Deny")
