@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from ipaddress import ip_address
 
@@ -13,8 +13,11 @@ from core.errors import MuslinError
 from core.names import Key
 from core.resources import EncapMode, Resource, StagedNetworkPolicy
 from core.resources.policy import Direction
+from linux.netns import scratch_namespace
 from policy.model import Cause, Decision, Reason, Verdict
 from tests.felix.cluster import block, deny, felix, namespace, node, pod, pool, snapshot
+
+pytestmark = pytest.mark.kernel
 
 BASE: tuple[Resource, ...] = (
     node("a", "10.1.0.1/24", v6="fd01::1/64"),
@@ -33,6 +36,13 @@ BASE: tuple[Resource, ...] = (
     pod("far", "10.0.0.65", "fd00::41", on="b"),
     pod("farther", "10.0.0.129", on="c"),
 )
+
+
+@pytest.fixture(autouse=True)
+def elsewhere() -> Iterator[None]:
+    """A host that is none of the nodes, whatever addresses this machine has."""
+    with scratch_namespace():
+        yield
 
 
 def told(source: str, destination: str, *changes: Resource, port: int = 80) -> Answer:
