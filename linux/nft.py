@@ -137,10 +137,11 @@ class NftDriver:
     def _carry_out(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
         """Raises `_Failed` with what became of every object of the plan."""
         try:
+            done: set[Object] = set()
             for step in ahead(plan, self._shape or {}):
                 self._commit(step, table)
-                plan = without(plan, step)
-            return self._commit(plan, table)
+                done.update(step.upsert)
+            return self._commit(without(plan, done), table)
         except _Failed as failure:
             held = NftRefused(f"held back: {next(iter(failure.errors.values()))}")
             raise _Failed({key: failure.errors.get(key, held) for key in (*plan.upsert, *plan.delete)}) from failure

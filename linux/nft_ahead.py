@@ -1,7 +1,7 @@
 """What of a batch can be done before it, because nobody sees it: new sets, and what is in them.
 
     batch     new map identity4, 100,000 elements, chains that ask it, elements that lead to those chains
-    ahead     [the map, empty] [its elements, in bytes]
+    ahead     [the map, empty] [its elements, in bytes] [more of them] ...
     then      [chains, rules, what leads to them]            packets see a change now, and all of it
 
 A set that no rule asks is nothing to a packet. libnftables takes a KiB of memory and some microseconds for each
@@ -13,7 +13,9 @@ ahead on a table without chains: one that is there must close what it is there f
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Container, Iterator, Mapping
+from dataclasses import replace
+from itertools import islice
 from typing import Final
 
 from core.nftables import Element, Set
@@ -22,6 +24,9 @@ from linux.nft_objects import ChainName, CounterName, Object, SetName, Value
 
 LARGE: Final = 1000
 """How many elements of a new set are worth a transaction of their own."""
+
+PART: Final = 20_000
+"""How many elements go into one transaction at most; packed, they take some MiB."""
 
 _DATA: Final = frozenset({"", "mark", "counter"})
 
@@ -44,12 +49,14 @@ def ahead(plan: Plan[Object, Value], shape: Mapping[Object, Value]) -> Iterator[
         if (isinstance(key, SetName) and key.name in large) or (key in named and key not in shape)
     }
     yield Plan(made, {})
-    yield Plan(elements, {})
+    left = iter(elements.items())
+    while part := dict(islice(left, PART)):
+        yield Plan(part, {})
 
 
-def without(plan: Plan[Object, Value], done: Plan[Object, Value]) -> Plan[Object, Value]:
+def without(plan: Plan[Object, Value], done: Container[Object]) -> Plan[Object, Value]:
     """`plan` less what was done ahead of it."""
-    return Plan({key: value for key, value in plan.upsert.items() if key not in done.upsert}, plan.delete, plan.replace)
+    return replace(plan, upsert={key: value for key, value in plan.upsert.items() if key not in done})
 
 
 def _chained(shape: Mapping[Object, Value]) -> bool:

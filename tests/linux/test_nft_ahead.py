@@ -70,13 +70,16 @@ async def test_a_large_new_table_ends_as_it_should_and_is_nobody_elses_doing(dri
     task.cancel()
 
 
-def test_what_is_done_ahead_is_new_data_on_a_table_that_has_chains() -> None:
+def test_what_is_done_ahead_is_new_data_on_a_table_that_has_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     plan: Plan[Object, Value] = diff(flatten(FULL), flatten(FRAME))
     frame = dict(flatten(FRAME))
-    made, filled = nft_ahead.ahead(plan, frame)
+    monkeypatch.setattr(nft_ahead, "PART", 900)
+    made, *parts = nft_ahead.ahead(plan, frame)
+    assert [len(part.upsert) for part in parts] == [900, 900, 200]
+    filled = Plan({key: value for part in parts for key, value in part.upsert.items()}, {})
     assert set(made.upsert) == {SetName("identity"), SetName("counters"), *(CounterName(f"c{n}") for n in range(5))}
     assert {key.set for key in filled.upsert if isinstance(key, Element)} == {"identity", "counters"}
-    rest = nft_ahead.without(nft_ahead.without(plan, made), filled)
+    rest = nft_ahead.without(plan, {*made.upsert, *filled.upsert})
     assert set(rest.upsert) == plan.upsert.keys() - made.upsert.keys() - filled.upsert.keys()
     assert list(nft_ahead.ahead(plan, {})) == [], "a table without chains closes nothing yet"
     there = frame | {SetName("identity"): FULL.sets["identity"], SetName("counters"): FULL.sets["counters"]}
