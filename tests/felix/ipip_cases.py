@@ -12,6 +12,7 @@ from core.resources.network import EncapMode
 from datastore import objects
 from linux import netns
 from tests.felix.cluster import block, node, pool
+from tests.felix.guarded import hep
 from tests.felix.host import HOST, OUTSIDE, dropped, first_datagram, ip, until
 from tests.felix.one_node import Cluster
 
@@ -73,18 +74,36 @@ def wrapped(text: bytes) -> bytes:
     return head[:10] + struct.pack("!H", ~(total + (total >> 16)) & 0xFFFF) + head[12:] + udp
 
 
+def send_wrapped(cluster: Cluster, outer: str, text: bytes) -> None:
+    """Send the node such a datagram from `outer`, an address of the outside."""
+    with netns.inside(cluster.host.outside.namespace):
+        raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 4)
+    with raw:
+        raw.bind((outer, 0))
+        raw.sendto(wrapped(text), (HOST, 0))
+
+
 async def test_only_nodes_are_let_into_the_tunnel(cluster: Cluster) -> None:
     await cluster.write(node("b", f"{OUTSIDE}/24"), block("10.0.0.64/26", "b"))
     await cluster.start()
     await switch(cluster, EncapMode.FALLBACK)
-    there = cluster.host.outside
-    ip("-n", there.namespace, "addr", "add", "10.1.0.99/24", "dev", "eth0")
+    ip("-n", cluster.host.outside.namespace, "addr", "add", "10.1.0.99/24", "dev", "eth0")
     receiver = cluster.web.udp("10.0.0.1", 53)
-    for outer, text in (("10.1.0.99", b"stranger"), (OUTSIDE, b"node")):
-        with netns.inside(there.namespace):
-            raw = socket.socket(socket.AF_INET, socket.SOCK_RAW, 4)
-        with raw:
-            raw.bind((outer, 0))
-            raw.sendto(wrapped(text), (HOST, 0))
+    send_wrapped(cluster, "10.1.0.99", b"stranger")
+    send_wrapped(cluster, OUTSIDE, b"node")
     assert await first_datagram(receiver) == (b"node", FAR)
     assert dropped("tunnelled") == 1
+
+
+async def test_a_closed_host_endpoint_does_not_close_the_tunnel(cluster: Cluster) -> None:
+    join_the_other_node(cluster)
+    await cluster.write(node("b", f"{OUTSIDE}/24"), block("10.0.0.64/26", "b"), hep("up", "eth0"), hep("rest", "*"))
+    await cluster.start()
+    await switch(cluster, EncapMode.ALWAYS)
+    there, here = cluster.host.outside.udp(FAR, 53), cluster.web.udp("10.0.0.1", 53)
+    async with cluster.host.outside.echo(80):
+        assert not await cluster.host.place.reaches(OUTSIDE, 80)
+    here.sendto(b"out", (FAR, 53))
+    assert await first_datagram(there) == (b"out", "10.0.0.1")
+    send_wrapped(cluster, OUTSIDE, b"in")
+    assert await first_datagram(here) == (b"in", FAR)
