@@ -17,7 +17,7 @@ from core.resources.policy import Rule as RuleManifest
 from core.selector import Selector, parse
 from policy.model import ICMPMatch, Match, Peer, Ports, Range, Rule, Side
 from policy.scope import rule_selector
-from policy.services import NO_SERVICES, Answering, Services
+from policy.services import Answering, Services
 
 ICMP_PROTOCOLS = (1, 58)
 
@@ -28,7 +28,7 @@ class _Reading:
     names a service of which nobody can tell all that answers."""
 
     namespace: str
-    services: Services
+    services: Services | None
     missing: list[str] = field(default_factory=list)
     unsure: bool = False
 
@@ -43,6 +43,9 @@ class _Reading:
 
     def _answering(self, entity: EntityRule) -> Answering | None:
         if entity.services is None:
+            return None
+        if self.services is None:
+            self.missing.append(f"service {entity.services.name}: only rules of policies may name services")
             return None
         found = self.services.of(*service_of(entity.services, self.namespace))
         self.unsure |= not found.sure
@@ -176,11 +179,12 @@ def _nets(texts: Sequence[str]) -> tuple[Network, ...]:
 
 
 def convert_rules(
-    manifests: Iterable[tuple[int, RuleManifest]], namespace: str, services: Services = NO_SERVICES
+    manifests: Iterable[tuple[int, RuleManifest]], namespace: str, services: Services | None = None
 ) -> tuple[tuple[Rule, ...], list[str]]:
     """The rules as far as they can be enforced, each under the index it comes with, and what was closed, in words.
 
-    `namespace` is the policy's own, "" for cluster-wide ones; `services` has those that the rules name.
+    `namespace` is the policy's own, "" for cluster-wide ones; `services` has those that the rules name. None: they are
+    not of a policy, and may name none.
     """
     rules: list[Rule] = []
     closed: list[str] = []

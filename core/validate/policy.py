@@ -235,6 +235,12 @@ def profile(given: Profile) -> Iterator[Problem]:
     yield from check_labels("spec.labelsToApply", given.spec.labels_to_apply)
     yield from _rules("spec.ingress", given.spec.ingress)
     yield from _rules("spec.egress", given.spec.egress)
+    for field, rules in (("ingress", given.spec.ingress), ("egress", given.spec.egress)):
+        for index, rule in enumerate(rules):
+            for side, entity in (("source", rule.source), ("destination", rule.destination)):
+                if entity.services is not None:
+                    path = f"spec.{field}[{index}].{side}.services"
+                    yield Problem(path=path, why="is for rules of policies only, not of profiles")
 
 
 def network_set(given: NetworkSet | GlobalNetworkSet) -> Iterator[Problem]:

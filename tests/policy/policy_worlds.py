@@ -112,8 +112,8 @@ def worlds(draw: st.DrawFn) -> World:
     if draw(st.booleans()):
         spec = ProfileSpec(
             labels_to_apply=draw(labels),
-            ingress=draw(st.lists(rule(), max_size=2)),
-            egress=draw(st.lists(rule(), max_size=2)),
+            ingress=draw(st.lists(rule(of_profile=True), max_size=2)),
+            egress=draw(st.lists(rule(of_profile=True), max_size=2)),
         )
         found.append(Profile(metadata=Metadata(name="custom"), spec=spec))
     hosts = [Key(HostEndpoint.KIND, "", name) for name in HOSTS]

@@ -149,11 +149,11 @@ def entity(draw: st.DrawFn, *, with_ports: bool, service: bool = False) -> Entit
 
 
 @st.composite
-def rule(draw: st.DrawFn) -> Rule:
+def rule(draw: st.DrawFn, *, of_profile: bool = False) -> Rule:
     protocol = draw(st.sampled_from(PROTOCOLS))
     ported = protocol in ("TCP", "UDP", "SCTP", "6")
     named = EntityRule(ports=draw(names)) if protocol is None and draw(st.integers(0, 9)) == 0 else None
-    serviced = draw(st.integers(0, 11))
+    serviced = draw(st.integers(0, 11)) if not of_profile else None
     icmp = protocol in ("ICMP", "ICMPv6")
     icmps = st.one_of(st.none(), st.builds(ICMP, type=st.sampled_from([8, 128, 3]), code=st.sampled_from([None, 0, 1])))
     return Rule(

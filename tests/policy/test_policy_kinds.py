@@ -283,6 +283,15 @@ def test_a_slice_that_cannot_be_read_closes_its_namespaces_services(
         assert lookup(compiled, key("shop", "web"), Direction.EGRESS, asks).verdict is verdict
 
 
+def test_a_profile_names_no_service() -> None:
+    """Refused at apply, and closed where one is kept all the same."""
+    deny = [{"action": "Deny", "destination": SERVICE}, {"action": "Allow"}]
+    profile = calico("Profile", "kns.shop", ingress=[{"action": "Allow"}], egress=deny)
+    assert asked(profile, endpoints("s-1", "s", [API], port=80), to=DB) is Verdict.DENY
+    said = compile(snapshot([*BASE, profile]), []).problems[profile.key]
+    assert said == "rule 0 (Deny): service s: only rules of policies may name services"
+
+
 def test_what_a_policy_depends_on_is_said() -> None:
     given = egress("Deny")
     near = calico("NetworkPolicy", "n", "shop", ingress=[{"action": "Deny", "source": {"services": {"name": "s"}}}])
