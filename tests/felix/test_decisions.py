@@ -11,8 +11,9 @@ import pytest
 from msgspec.structs import replace
 
 from core.metrics import exposed
-from core.resources import NetworkPolicy
+from core.resources import Metadata, NetworkPolicy, StagedNetworkPolicy
 from core.resources.policy import Action, EntityRule, Rule
+from core.resources.staged import StagedAction, StagedNetworkPolicySpec
 from felix.metrics import Metrics
 from tests.felix.cluster import allow_from, deny, pod
 from tests.felix.host import PATIENCE_S, counted, until
@@ -107,3 +108,30 @@ async def test_an_endpoint_that_comes_does_not_reset_what_was_counted(cluster: C
     assert counted(name) == before
     assert not await third.reaches("10.0.0.1", 80)
     await until(lambda: counted("deny/out/default/networkpolicies/shop/shut/0") > 0)
+
+
+async def test_a_staged_policy_is_counted_and_not_enforced(cluster: Cluster) -> None:
+    enforced = deny("shut", "shop", "app == 'db'")
+    staged = StagedNetworkPolicy(
+        metadata=Metadata(name="shut", namespace="shop"),
+        spec=StagedNetworkPolicySpec(
+            staged_action=StagedAction.SET, selector="app == 'db'", ingress=[Rule(action=Action.DENY)]
+        ),
+    )
+    await cluster.write(staged)
+    await cluster.start()
+    name = "pending/deny/in/default/stagednetworkpolicies/shop/shut/0"
+    async with cluster.db.echo(80):
+        assert await cluster.web.reaches("10.0.0.2", 80)
+        assert counted(name) == 1
+        assert counted("allow/in/profile/kns.shop/0") == 1
+        await cluster.write(enforced)
+        assert not await cluster.web.reaches("10.0.0.2", 80)
+        seen = counted("deny/in/default/networkpolicies/shop/shut/0")
+        assert seen > 0
+        await cluster.write(
+            replace(staged, spec=replace(staged.spec, staged_action=StagedAction.DELETE, selector="", ingress=None))
+        )
+        assert not await cluster.web.reaches("10.0.0.2", 80)
+        assert counted("deny/in/default/networkpolicies/shop/shut/0") > seen
+        assert counted("pending/allow/in/profile/kns.shop/0") > 0
