@@ -19,7 +19,7 @@ from core.resources import WorkloadEndpoint
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile
 from policy.model import Cause, Decision, Reason, Verdict
-from policy.rows import Book, Decisions, regions
+from policy.rows import Book, Decisions, Row, regions
 from policy.suite import EVERYTHING, Asked, Assertion, PolicyTest, Wanted, asked, in_family
 from policy.traffic import REST, Traffic, joined, touching
 
@@ -132,7 +132,7 @@ class _Judge:
         self._book = Book(compiled.tables)
         self._ends = ends
         self._families = families
-        self._regions: dict[tuple[int, int], list[tuple[Traffic, Decisions]]] = {}
+        self._wrong: dict[tuple[int, int, int, int], list[tuple[tuple[Traffic, ...], Decision, str]]] = {}
 
     def families(self, one: End, other: End) -> list[int]:
         """Those that both ends have and that are tested; of an address, its own."""
@@ -148,34 +148,43 @@ class _Judge:
 
     def failures(self, assertion: Assertion, one: End, other: End, family: int) -> list[Failure]:
         """What of the pair is not as asserted, in as few pieces as can be said."""
-        pieces = self._pieces(one, other, family)
-        whole = [traffic for traffic, _ in pieces]
-        wrong: dict[tuple[Decision, str], list[Traffic]] = defaultdict(list)
-        for wanted in [in_family(asked(text), family) for text in assertion.ports] or [EVERYTHING]:
-            for traffic, decisions in _about(wanted, pieces):
-                fault = _fault(assertion, decisions)
-                if fault is not None:
-                    wrong[fault].append(_within(wanted, traffic))
+        egress, ingress = self._rows(one, other, family)
+        key = (id(assertion), family, id(egress), id(ingress))
+        if key not in self._wrong:
+            self._wrong[key] = list(_wrong(assertion, family, list(regions((egress, ingress)))))
         return [
             Failure(
                 source=self._ends.name(one),
                 destination=self._ends.name(other),
-                traffic=tuple(touching(traffics)) if assertion.ports else joined(traffics, whole),
+                traffic=traffic,
                 decision=decision,
                 because=because,
             )
-            for (decision, because), traffics in wrong.items()
+            for traffic, decision, because in self._wrong[key]
         ]
 
-    def _pieces(self, one: End, other: End, family: int) -> list[tuple[Traffic, Decisions]]:
+    def _rows(self, one: End, other: End, family: int) -> tuple[Row | None, Row | None]:
         here, there = self._address(one, family), self._address(other, family)
         of = self._compiled.identity.of
-        egress = self._book.row(self._compiled.chains[one][1], of(there), here) if isinstance(one, Key) else None
-        ingress = self._book.row(self._compiled.chains[other][0], of(here), there) if isinstance(other, Key) else None
-        key = (id(egress), id(ingress))
-        if key not in self._regions:
-            self._regions[key] = list(regions((egress, ingress)))
-        return self._regions[key]
+        return (
+            self._book.row(self._compiled.chains[one][1], of(there), here) if isinstance(one, Key) else None,
+            self._book.row(self._compiled.chains[other][0], of(here), there) if isinstance(other, Key) else None,
+        )
+
+
+def _wrong(
+    assertion: Assertion, family: int, pieces: Sequence[tuple[Traffic, Decisions]]
+) -> Iterator[tuple[tuple[Traffic, ...], Decision, str]]:
+    """Traffic that is not as asserted, by the decision and by what should have decided."""
+    whole = [traffic for traffic, _ in pieces]
+    found: dict[tuple[Decision, str], list[Traffic]] = defaultdict(list)
+    for wanted in [in_family(asked(text), family) for text in assertion.ports] or [EVERYTHING]:
+        for traffic, decisions in _about(wanted, pieces):
+            fault = _fault(assertion, decisions)
+            if fault is not None:
+                found[fault].append(_within(wanted, traffic))
+    for (decision, because), traffics in found.items():
+        yield tuple(touching(traffics)) if assertion.ports else joined(traffics, whole), decision, because
 
 
 def _about(wanted: Asked, pieces: Sequence[tuple[Traffic, Decisions]]) -> Iterator[tuple[Traffic, Decisions]]:

@@ -7,6 +7,7 @@ no may be wrong (two prefixes that together cover a third, two tests that exclud
 from __future__ import annotations
 
 from collections.abc import Iterable
+from functools import lru_cache
 from ipaddress import collapse_addresses
 
 from core.addr import Network, contains
@@ -117,12 +118,13 @@ def _nets(inner: Iterable[Network] | None, outer: tuple[Network, ...] | None) ->
     return all(any(contains(wide, net) for wide in whole(outer)) for net in inner)
 
 
-def whole(nets: Iterable[Network]) -> list[Network]:
+@lru_cache(maxsize=4096)
+def whole(nets: tuple[Network, ...]) -> tuple[Network, ...]:
     """Prefixes with neighbours joined."""
     found: list[Network] = []
     for family in (4, 6):
         found += collapse_addresses([net for net in nets if net.version == family])  # type: ignore[type-var]
-    return found
+    return tuple(found)
 
 
 def _not_selector(inner: Selector | None, outer: Selector | None) -> bool:

@@ -169,7 +169,7 @@ def _of_pods(peer: Peer, seen: Population, pools: Sequence[Network]) -> Iterator
         pool = next((each for each in pools if contains(each, net) or contains(net, each)), None)
         if pool is not None:
             yield f"{net} lies across {pool}, from which pods get addresses"
-        elif not pools and any(contains(net, address) for address in seen.addresses):
+        elif not pools and seen.has_pods_in(net):
             yield f"{net} holds addresses of pods"
 
 

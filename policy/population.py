@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from core import labels
-from core.addr import Address
+from core.addr import Network
 from core.resources import GlobalNetworkSet, HostEndpoint, NetworkSet, WorkloadEndpoint
 from core.selector import Selector
 from core.snapshot import Snapshot
@@ -35,12 +36,13 @@ class Population:
         self._alike: dict[frozenset[tuple[str, str]], _Alike] = {}
         self._with: dict[str, dict[str, list[_Alike]]] = defaultdict(lambda: defaultdict(list))
         self._matched: dict[str, list[_Alike]] = {}
-        self.addresses: set[Address] = set()
+        addresses: dict[int, set[int]] = defaultdict(set)
         for pod in snapshot.of(WorkloadEndpoint).values():
             kind = self._kind(labels.workload(snapshot, pod))
             kind.workloads += 1
             kind.ports.update((name, protocol) for name, protocol, _ in named_ports(pod.spec.ports))
-            self.addresses.update(pod.spec.addresses)
+            for address in pod.spec.addresses:
+                addresses[address.version].add(int(address))
         for host in snapshot.of(HostEndpoint).values():
             kind = self._kind(labels.host(snapshot, host))
             kind.hosts += 1
@@ -51,6 +53,8 @@ class Population:
         ]
         for each in sets:
             self._kind(labels.network_set(snapshot, each))
+        self._addresses = {version: sorted(found) for version, found in addresses.items()}
+        self._ports = {port for kind in self._alike.values() for port in kind.ports}
         self.sets = len(sets)
         self.workloads = len(snapshot.of(WorkloadEndpoint))
         self.hosts = len(snapshot.of(HostEndpoint))
@@ -91,6 +95,12 @@ class Population:
 
     def names(self, port: PortName, selector: Selector | None) -> bool:
         """Whether anything that the selector matches (None: anything) has a port of this name."""
-        return any(
-            port in each.ports for each in (self._alike.values() if selector is None else self._matching(selector))
-        )
+        if selector is None:
+            return port in self._ports
+        return any(port in each.ports for each in self._matching(selector))
+
+    def has_pods_in(self, net: Network) -> bool:
+        """Whether a pod's address lies in the prefix."""
+        found = self._addresses.get(net.version, [])
+        at = bisect_left(found, int(net.network_address))
+        return at < len(found) and found[at] <= int(net.broadcast_address)

@@ -11,19 +11,24 @@ shows in compiled tables: there, a rule that is no decision's reason never decid
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, TypeAlias
 
 from core.resources.policy import Action, Direction
-from core.selector import And, Selector
+from core.selector import And, Compare, In, Node, Or, Selector
 from policy.implies import implies, matches
 from policy.model import Match, Policy, Rule
 
-MOST_COMPARED: Final = 3_000_000
-"""Pairs of rules compared in one tier and direction, a few seconds' worth; of what is beyond, nothing is said."""
+MOST_COMPARED: Final = 1_000_000
+"""Pairs of rules compared in one tier, ten seconds' worth; of what is beyond, nothing is said."""
 
-TERMINAL: Final = frozenset({Action.ALLOW, Action.DENY, Action.PASS})
+_Owned: TypeAlias = tuple[Policy, Rule]
+_Anchor: TypeAlias = tuple[str, str, str]
+"""A side of a rule, a label and a value."""
+
+FREE: Final[_Anchor] = ("", "", "")
+"""For rules whose selectors name no value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,68 +54,120 @@ class Shadows:
     def __init__(self, policies: Sequence[Policy]) -> None:
         """`policies` in the order asked."""
         self._policies = policies
+        self._apply: dict[tuple[str, str], bool] = {}
+        self._compared = 0
         self.left: list[Policy] = []
 
     def found(self, direction: Direction) -> Iterator[Shadow]:
         """Those of one direction."""
-        by_term: dict[str, list[Policy]] = defaultdict(list)
-        compared = 0
+        before = _Earlier()
         for policy in self._policies:
             if direction not in policy.types or policy.fault:
                 continue
-            before = [each for each in _applying(by_term, policy.selector) if _asked_with(each, policy)]
-            earlier = [(each, rule) for each in before for rule in _terminal(each, direction)]
-            mine = _terminal(policy, direction)
-            compared += len(policy.rules(direction)) * (len(earlier) + len(mine))
-            if compared > MOST_COMPARED:
+            mine = _Earlier()
+            shadows = list(self._of_one(policy, direction, before, mine))
+            if self._compared > MOST_COMPARED:
                 self.left.append(policy)
                 continue
-            yield from _shadowed(policy, direction, [*earlier, *((policy, rule) for rule in mine)])
+            yield from shadows
             if not policy.staged:
-                by_term[_first_term(policy.selector)].append(policy)
+                before.extend(mine)
+
+    def _of_one(self, policy: Policy, direction: Direction, before: _Earlier, mine: _Earlier) -> Iterator[Shadow]:
+        """A rule of the manifest may have become several: it is shadowed when all of them are."""
+        parts: dict[int, list[_Owned | None]] = defaultdict(list)
+        for rule in policy.rules(direction):
+            if rule.action is Action.LOG:
+                continue
+            parts[rule.index].append(self._first_over(policy, rule, before) or self._first_over(policy, rule, mine))
+            mine.add(policy, rule)
+        actions = {rule.index: rule.action for rule in policy.rules(direction)}
+        for index, over in parts.items():
+            if over[0] is not None and None not in over:
+                yield Shadow(policy, direction, index, actions[index], *over[0])
+
+    def _first_over(self, policy: Policy, rule: Rule, earlier: _Earlier) -> _Owned | None:
+        for owner, other in earlier.candidates(rule):
+            self._compared += 1
+            if self._compared > MOST_COMPARED:
+                return None
+            if owner is policy and other.index == rule.index:
+                continue
+            if self._applies(owner, policy) and matches(rule.match, other.match):
+                return owner, other
+        return None
+
+    def _applies(self, earlier: Policy, policy: Policy) -> bool:
+        """Whether wherever `policy` is asked, or would be if it is staged, `earlier` is asked before."""
+        if earlier is policy:
+            return True
+        if not policy.planes <= earlier.planes or (policy.staged and earlier.outgoing):
+            return False
+        key = (policy.selector.canonical, earlier.selector.canonical)
+        if key not in self._apply:
+            self._apply[key] = implies(policy.selector, earlier.selector)
+        return self._apply[key]
 
 
-def _asked_with(earlier: Policy, policy: Policy) -> bool:
-    """Whether wherever `policy` is asked, or would be if it is staged, `earlier` is asked before."""
-    return policy.planes <= earlier.planes and not (policy.staged and earlier.outgoing)
+class _Earlier:
+    """Rules in the order asked, found by what a rule that they cover must ask for.
+
+    A rule is kept under one test of one of its selectors; who implies that selector has a test that implies the test,
+    and so one of the same label and, where values are named, of a value among them.
+    """
+
+    def __init__(self) -> None:
+        self._all: list[_Owned] = []
+        self._under: dict[_Anchor, list[int]] = defaultdict(list)
+
+    def add(self, policy: Policy, rule: Rule) -> None:
+        """One more, after all others."""
+        for anchor in _kept_under(rule.match):
+            self._under[anchor].append(len(self._all))
+        self._all.append((policy, rule))
+
+    def extend(self, others: _Earlier) -> None:
+        """All of the others, after all of these."""
+        for policy, rule in others._all:
+            self.add(policy, rule)
+
+    def candidates(self, rule: Rule) -> Iterator[_Owned]:
+        """Those that could cover `rule`, in order."""
+        found = {place for anchor in _looked_for(rule.match) for place in self._under.get(anchor, ())}
+        for place in sorted(found):
+            spoken = self._all[place][1].match.protocol
+            if spoken is None or spoken == rule.match.protocol:
+                yield self._all[place]
 
 
-def _terminal(policy: Policy, direction: Direction) -> list[Rule]:
-    return [rule for rule in policy.rules(direction) if rule.action in TERMINAL]
+def _sides(match: Match) -> Iterator[tuple[str, Selector]]:
+    for word, side in (("source", match.source), ("destination", match.destination)):
+        if side.peer is not None and side.peer.selector is not None:
+            yield word, side.peer.selector
 
 
-def _shadowed(policy: Policy, direction: Direction, before: Sequence[tuple[Policy, Rule]]) -> Iterator[Shadow]:
-    """A rule of the manifest may have become several: it is shadowed when all of them are."""
-    parts: dict[int, list[Rule]] = defaultdict(list)
-    for rule in policy.rules(direction):
-        parts[rule.index].append(rule)
-    for index, rules in parts.items():
-        if rules[0].action is Action.LOG:
-            continue
-        over = [_shadow_of(policy, rule, before) for rule in rules]
-        first = over[0]
-        if first is not None and None not in over:
-            yield Shadow(policy, direction, index, rules[0].action, *first)
+def _kept_under(match: Match) -> list[_Anchor]:
+    """The last test of a value, as namespaces are asked first and tell less; else any place will do."""
+    anchors: list[_Anchor] = [FREE]
+    for word, selector in _sides(match):
+        for term in _terms(selector):
+            if isinstance(term, Compare) and term.operator == "==":
+                anchors = [(word, term.label, term.value)]
+            elif isinstance(term, In) and not term.negated:
+                anchors = [(word, term.label, value) for value in term.values]
+    return anchors
 
 
-def _shadow_of(policy: Policy, rule: Rule, before: Iterable[tuple[Policy, Rule]]) -> tuple[Policy, Rule] | None:
-    for owner, earlier in before:
-        if owner is policy and earlier.index >= rule.index:
-            return None
-        if earlier.match.protocol in (None, rule.match.protocol) and matches(rule.match, earlier.match):
-            return owner, earlier
-    return None
+def _looked_for(match: Match) -> Iterator[_Anchor]:
+    yield FREE
+    for word, selector in _sides(match):
+        for term in _terms(selector):
+            for test in term.terms if isinstance(term, Or) else (term,):
+                if isinstance(test, Compare) and test.operator == "==":
+                    yield word, test.label, test.value
+                elif isinstance(test, In) and not test.negated:
+                    yield from ((word, test.label, value) for value in test.values)
 
 
-def _applying(by_term: dict[str, list[Policy]], selector: Selector) -> list[Policy]:
-    """Earlier policies that apply wherever `selector` does, as far as their words say so."""
-    terms = ["all()", *map(str, _terms(selector))]
-    return [each for term in dict.fromkeys(terms) for each in by_term.get(term, ()) if implies(selector, each.selector)]
-
-
-def _first_term(selector: Selector) -> str:
-    return str(_terms(selector)[0])
-
-
-def _terms(selector: Selector) -> tuple[object, ...]:
+def _terms(selector: Selector) -> tuple[Node, ...]:
     return selector.root.terms if isinstance(selector.root, And) else (selector.root,)

@@ -9,7 +9,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_cluster import resource, snapshot
-from policy_worlds import rule, worlds
+from policy_worlds import worlds
+from policy_worlds_rules import rule
 
 from core import manifest
 from core.resources import NetworkPolicy, Resource, WorkloadEndpoint
@@ -221,7 +222,7 @@ def test_every_other_code_has_a_cluster_that_shows_it() -> None:
 
 
 def test_rules_beyond_the_bound_are_told_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.shadows.MOST_COMPARED", 10_000)
+    monkeypatch.setattr("policy.shadows.MOST_COMPARED", 5_000)
     many = ", ".join(f"{{action: Deny, protocol: TCP, destination: {{ports: [{n}]}}}}" for n in range(1, 101))
     text = "".join(policy(f"{{order: {n}, ingress: [{many}]}}", f"many{n}") for n in range(1, 3))
     assert "not-compared" in {each.code for each in findings(text)}
@@ -276,3 +277,27 @@ def decides(state: Snapshot, policy: Resource, index: int) -> bool:
         reason.cause is Cause.RULE and reason.policy == policy.key and reason.rule == index
         for reason in reasons(compiled.tables.values())
     )
+
+
+COVERED = [
+    ("app == 'web'", "app in {'web', 'db'}", True),
+    ("app == 'web'", "has(app)", True),
+    ("app in {'web', 'db'} && env == 'x'", "app in {'web', 'db', 'w'}", True),
+    ("app == 'web' || app == 'db'", "app in {'web', 'db'}", True),
+    ("app == 'web'", "app == 'db'", False),
+    ("has(app)", "app == 'web'", False),
+    ("app == 'web'", "app == 'web' && env == 'x'", False),
+    ("app == 'web' && env == 'x'", "env == 'x' && app == 'web'", True),
+]
+
+
+@pytest.mark.parametrize(("later", "earlier", "covered"), COVERED)
+@pytest.mark.parametrize("side", ["source", "destination"])
+def test_an_earlier_rule_is_found_by_what_the_later_one_asks(
+    later: str, earlier: str, covered: bool, side: str
+) -> None:
+    text = policy(
+        f'{{egress: [{{action: Deny, {side}: {{selector: "{earlier}"}}}},'
+        f' {{action: Allow, {side}: {{selector: "{later}"}}}}]}}'
+    )
+    assert ("shadowed-rule" in {each.code for each in findings(text)}) is covered

@@ -7,7 +7,7 @@ from random import Random
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from policy_worlds import rule, selector
+from policy_worlds_rules import rule, selector
 
 from core.resources.policy import Rule
 from core.selector import parse
