@@ -123,7 +123,7 @@ def unknown(snapshot: Snapshot, thing: Labelled) -> Unknown | None:
     if isinstance(thing, WorkloadEndpoint | HostEndpoint) and any(
         Key(Profile.KIND, "", name) in problems for name in thing.spec.profiles
     ):
-        return Unknown(RESERVED, rest=True, known=GIVEN | own(thing.metadata.labels).keys())
+        return Unknown(RESERVED, rest=True, known=GIVEN.union(own(thing.metadata.labels)))
     prefixes = []
     if namespace and Key(Namespace.KIND, "", namespace) in problems:
         prefixes.append(NAMESPACE_PREFIX)

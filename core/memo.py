@@ -7,9 +7,8 @@ object is all one has to ask to know that what was made of them still holds.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar
 
-_P = ParamSpec("_P")
 _T = TypeVar("_T")
 
 
@@ -23,10 +22,8 @@ class Memo:
         self._now: dict[tuple[object, ...], tuple[Any, ...]] = {}
         self._before: dict[tuple[object, ...], tuple[Any, ...]] = {}
 
-    def __call__(self, make: Callable[_P, _T], *given: _P.args, **named: _P.kwargs) -> _T:
-        """`make(*given)`, made anew only when one of `given` is another object than before. Takes no `named`."""
-        if named:
-            raise TypeError("what a memo is asked for is told by place, not by name")
+    def __call__(self, make: Callable[..., _T], *given: object) -> _T:
+        """`make(*given)`, made anew only when one of `given` is another object than before."""
         key = (make, *map(id, given))
         found = self._now.get(key)
         if found is None:

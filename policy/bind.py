@@ -10,16 +10,21 @@ from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses, ip_network, summarize_address_range
-from typing import TypeAlias, cast
+from typing import Final, TypeAlias, cast
 
 from core.addr import Family, Network, host_prefix
-from core.resources.network import WorkloadEndpoint
+from core.resources.network import HostEndpoint, WorkloadEndpoint
 from core.resources.policy import Direction
 from policy.decide import Live, verdict_of
-from policy.identity import Marked, NamedPort, Signature
-from policy.model import ALL_PORTS, Decision, Match, Peer, Ports, Range, Side, Step, Tests
+from policy.demand import Asked, sides, wanted_ports
+from policy.entities import ANYWHERE
+from policy.identity import Signature
+from policy.index import Group
+from policy.marks import NO_NUMBERS, Marking, Numbers
+from policy.model import ALL_PORTS, Cause, Decision, Peer, Ports, Range, Side, Step, Tests, Verdict
+from policy.place import place_of
 from policy.ranges import less
-from policy.resolve import Program
+from policy.resolve import Local, Program
 
 Truth: TypeAlias = bool | tuple[Network, ...]
 """Whether the own addresses match: all, none, or those in these prefixes."""
@@ -39,65 +44,54 @@ class Own:
         return [*truths, "", *ports]
 
 
-def sides(match: Match, direction: Direction) -> tuple[Side, Side]:
-    """The other side and the own one."""
-    if direction is Direction.INGRESS:
-        return match.source, match.destination
-    return match.destination, match.source
-
-
-def named_ports(side: Side, protocol: int | None) -> list[NamedPort]:
-    """The named ports that a rule asks of the other side."""
-    return [port for _, port in _named(side, protocol)]
-
-
-def _named(side: Side, protocol: int | None) -> list[tuple[bool, NamedPort]]:
-    """With each, whether the rule wants it (or wants it not: then of whatever has it)."""
-    if protocol is None:
-        return []
-    selector = side.peer.selector if side.peer is not None else None
-    wanted = [(True, NamedPort(selector, name, protocol)) for name in (side.ports.names if side.ports else ())]
-    unwanted = [(False, NamedPort(None, name, protocol)) for name in (side.not_ports.names if side.not_ports else ())]
-    return wanted + unwanted
-
-
-def own_side(endpoint: WorkloadEndpoint, program: Program, marked: Marked) -> Own:
-    """The endpoint as `program` sees it."""
-    nets: dict[int, list[Network]] = {int(family): [] for family in Family}
-    for address in endpoint.spec.addresses:
-        nets[address.version].append(host_prefix(address))
-    if program.direction is Direction.EGRESS:
-        for text in endpoint.spec.allow_spoofed_source_prefixes:
-            net = ip_network(text, strict=False)
-            nets[net.version].append(net)
-    truths: dict[tuple[str, int], Truth] = {}
-    ports: dict[tuple[str, int], tuple[int, ...]] = {}
-    for step in program.steps:
-        if step.match is None:
-            continue
-        own = sides(step.match, program.direction)[1]
-        for port in named_ports(own, step.match.protocol):
-            for family in Family:
-                ports[port.text, int(family)] = _numbers_of(port, endpoint, family, marked)
-        if own.peer is not None and (own.peer.text, 4) not in truths:
-            for family in Family:
-                truths[own.peer.text, int(family)] = _truth(own.peer, nets[family], marked)
+def own_side(thing: Local, program: Program, asked: Asked, marking: Marking, group: Group) -> Own:
+    """An endpoint as `program`, which asks `asked`, sees it; `group` is where it is among its like."""
+    if not (asked.own or asked.own_named):
+        return NOTHING
+    nets = _own_nets(thing, program)
+    truths = {
+        (text, int(family)): _truth(peer, nets[family], marking)
+        for text, peer in asked.own.items()
+        for family in Family
+    }
+    numbers = {int(family): _numbers_of(thing, family, marking, group) for family in Family}
+    ports = {
+        (text, family): tuple(sorted(number for name, number in known if name == text))
+        for text in asked.own_named
+        for family, known in numbers.items()
+    }
     return Own(truths, ports)
 
 
-def _numbers_of(port: NamedPort, endpoint: WorkloadEndpoint, family: Family, marked: Marked) -> tuple[int, ...]:
-    own = [address for address in endpoint.spec.addresses if address.version == family]
-    found = {number for address in own for text, number in marked.ports.get(address, ()) if text == port.text}
-    return tuple(sorted(found))
+def _own_nets(thing: Local, program: Program) -> Mapping[int, list[Network]]:
+    """What an endpoint's own side may be. A host has addresses that nobody expects, and carries what is for others."""
+    nets: dict[int, list[Network]] = {int(family): [] for family in Family}
+    if isinstance(thing, WorkloadEndpoint):
+        given: list[Network] = [host_prefix(address) for address in thing.spec.addresses]
+        if program.direction is Direction.EGRESS:
+            given += [ip_network(text, strict=False) for text in thing.spec.allow_spoofed_source_prefixes]
+    else:
+        given = list(ANYWHERE)
+    for net in given:
+        nets[net.version].append(net)
+    return nets
 
 
-def _truth(peer: Peer, nets: Sequence[Network], marked: Marked) -> Truth:
+def _numbers_of(thing: Local, family: Family, marking: Marking, group: Group) -> Numbers:
+    """The numbers of the endpoint's named ports; a host's do not hang on its addresses."""
+    if isinstance(thing, HostEndpoint):
+        return marking.told_of(group)
+    cells = (marking.at.get(place_of(each)) for each in thing.spec.addresses if each.version == family)
+    return NO_NUMBERS.union(*(cell.ports for cell in cells if cell is not None))
+
+
+def _truth(peer: Peer, nets: Sequence[Network], marking: Marking) -> Truth:
     holding: list[Network] = []
     failing = False
     for net in nets:
         make = IPv4Address if net.version == 4 else IPv6Address
-        for (first, last), marks in marked.within(net):
-            if marked.holds(peer, marks):
+        for (first, last), marks in marking.within(net):
+            if marking.holds(peer, marks):
                 holding.extend(summarize_address_range(make(first), make(last)))
             else:
                 failing = True
@@ -107,6 +101,9 @@ def _truth(peer: Peer, nets: Sequence[Network], marked: Marked) -> Truth:
 def _collapsed(nets: Sequence[Network]) -> tuple[Network, ...]:
     # All of one family, which the type of a union cannot say.
     return tuple(collapse_addresses(cast("list[IPv4Network]", nets)))
+
+
+NOTHING: Final = Own({}, {})
 
 
 class Bound:
@@ -132,7 +129,8 @@ class Bound:
 
     def _template(self, position: int, step: Step, direction: Direction, family: int) -> Live | None:
         """The step with its own side settled; None when that cannot match."""
-        verdict = verdict_of(step.action)
+        undecided = step.reason.cause is Cause.UNDECIDED
+        verdict = Verdict.CONTINUE if undecided else verdict_of(step.action)
         live = Live(
             position=position,
             tier=step.tier,
@@ -162,6 +160,16 @@ class Bound:
         )
         numbers = {text: found for (text, version), found in self._own.ports.items() if version == family}
         return _with_ports(live, own, numbers, destination=self._ingress)
+
+    @property
+    def peers(self) -> frozenset[str]:
+        """The peers, by text, that any step asks about."""
+        return frozenset(self._by_peer)
+
+    @property
+    def asks_names(self) -> bool:
+        """Whether any step asks for a named port of the other side."""
+        return any(_has_names(other) for _, other in self._templates)
 
     def _places(self, signature: Signature) -> list[int]:
         hits = self._by_peer.keys() & signature.peers
@@ -197,7 +205,7 @@ def _with_ports(live: Live, side: Side, named: Mapping[str, Sequence[int]], *, d
     """The step with one side's ports as numbers, named ones by their text; None when no port is left."""
     if side.ports is None and side.not_ports is None:
         return live
-    found = {(yes, port.name): named.get(port.text, ()) for yes, port in _named(side, live.protocol)}
+    found = {(yes, port.name): named.get(port.text, ()) for yes, port in wanted_ports(side, live.protocol)}
     positive = (ALL_PORTS,) if side.ports is None else _numbers(side.ports, found, wanted=True)
     negative = () if side.not_ports is None else _numbers(side.not_ports, found, wanted=False)
     ports = less(positive, negative)

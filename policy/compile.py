@@ -25,43 +25,47 @@ A class whose answers all equal `otherwise` has no element.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
+from typing import Final
 
-from core import labels
-from core.addr import Address, Family
+from core.addr import Address
+from core.memo import Memo
 from core.names import Key
 from core.resources.network import HostEndpoint, WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
-from policy.bind import Bound, Own, named_ports, own_side, sides
-from policy.convert import Converted, convert
-from policy.decide import SPREAD, Decided, decide
+from policy.bind import Own, own_side
+from policy.classes import Classes, Moved
+from policy.convert import Conversion
+from policy.demand import Asked, asked_by
 from policy.doubt import Doubt
-from policy.entities import entities
-from policy.holders import claims
-from policy.identity import Identity, Marked, NamedPort, identify
-from policy.model import Cause, Decision, Outcome, Peer, Reason, Table, Verdict
+from policy.entities import SOURCES, Placement
+from policy.identity import Identity
+from policy.model import Plane, Table
 from policy.problems import problems
-from policy.resolve import Program, Resolver
+from policy.resolve import Local, Program, Resolver
+from policy.stacks import Roll, Stack
 
-DIRECTIONS = (Direction.INGRESS, Direction.EGRESS)
-PORTED = frozenset({WorkloadEndpoint.KIND, HostEndpoint.KIND})
+PORTED: Final = frozenset({WorkloadEndpoint.KIND, HostEndpoint.KIND})
 """Kinds that have named ports."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
-    """What the endpoints' packets are asked. `chains`: the names of each endpoint's ingress and egress chain.
+    """What the endpoints' packets are asked. `chains`: the names of each workload's ingress and egress chain.
 
-    `addresses` are the endpoints' own. `problems` says per object what cannot be enforced as written: it was
-    closed, or has no effect yet; `lost` counts kinds of address that found no class number and are denied.
+    `hosts` names the chains of host endpoints, by plane and direction. `addresses` are the workloads' own. `problems`
+    says per object what cannot be enforced as written: it was closed, or has no effect yet; `lost` counts kinds of
+    address that found no class number and are denied. What a compiler finds unchanged is the same object: a table, all
+    tables, a bucket of the identity.
     """
 
     identity: Identity
     tables: Mapping[str, Table] = field(default_factory=dict)
     chains: Mapping[Key, tuple[str, str]] = field(default_factory=dict)
+    hosts: Mapping[tuple[Key, Plane, Direction], str] = field(default_factory=dict)
     addresses: Mapping[Key, tuple[Address, ...]] = field(default_factory=dict)
     problems: Mapping[Key, str] = field(default_factory=dict)
 
@@ -71,132 +75,137 @@ class Compiled:
         return self.identity.lost
 
 
-def compile(snapshot: Snapshot, endpoints: Iterable[Key]) -> Compiled:
-    """Tables for the workload endpoints named; one that the snapshot lacks gets none, and so stays closed."""
-    claimed = claims(snapshot)
-    things = entities(snapshot, claimed)
-    converted = convert(snapshot, Doubt(things, ports=any(key.kind in PORTED for key in snapshot.problems)))
-    known = snapshot.of(WorkloadEndpoint)
-    local = {key: known[key] for key in sorted(set(endpoints)) if key in known}
-    resolver = _resolver(snapshot, converted, list(local.values()))
-    programs = {
-        (key, direction): resolver.program(position, endpoint.spec.profiles, direction)
-        for position, (key, endpoint) in enumerate(local.items())
-        for direction in DIRECTIONS
-    }
-    asked = _Asked.of(programs.values())
-    marked = Marked(things, asked.every_peer, asked.every_name)
-    identity = identify(marked, asked.peers, asked.named)
-    tables: dict[str, Table] = {}
-    chains: dict[Key, tuple[str, str]] = {}
-    for key, endpoint in local.items():
-        names = []
-        for direction in DIRECTIONS:
-            program = programs[key, direction]
-            own = own_side(endpoint, program, marked)
-            name = stack_name(program, own)
-            if name not in tables:
-                tables[name] = _table(name, program, own, identity)
-            names.append(name)
-        chains[key] = (names[0], names[1])
-    return Compiled(
-        identity=identity,
-        tables=MappingProxyType(dict(sorted(tables.items()))),
-        chains=MappingProxyType(chains),
-        addresses=MappingProxyType({key: endpoint.spec.addresses for key, endpoint in local.items()}),
-        problems=problems(snapshot, converted.problems, claimed.problems),
-    )
+def compile(snapshot: Snapshot, endpoints: Iterable[Key], hosts: Iterable[Key] = ()) -> Compiled:
+    """Tables for the endpoints named, of workloads and of hosts; who is not there gets none."""
+    return Compiler().compile(snapshot, endpoints, hosts)
 
 
-def _resolver(snapshot: Snapshot, converted: Converted, endpoints: Sequence[WorkloadEndpoint]) -> Resolver:
-    unknown = {
-        position: found
-        for position, each in enumerate(endpoints)
-        if snapshot.problems and (found := labels.unknown(snapshot, each)) is not None
-    }
-    return Resolver(converted, [labels.workload(snapshot, each) for each in endpoints], unknown)
+class Compiler:
+    """Compiles snapshot after snapshot, each at the cost of what changed; what comes out depends on the last alone."""
+
+    def __init__(self) -> None:
+        self._begin()
+
+    def _begin(self) -> None:
+        self._placement = Placement()
+        self._conversion = Conversion()
+        self._doubts: object = None
+        self._doubt = Doubt((), ports=False)
+        self._resolver = Resolver(in_doubt=False)
+        self._classes = Classes(self._placement, in_doubt=False)
+        self._asked: dict[Program, Asked] = {}
+        self._stacks: dict[str, Stack] = {}
+        self._names: dict[Program, str] = {}
+        self._tables: Mapping[str, Table] = {}
+        self._memo = Memo()
+
+    def compile(self, snapshot: Snapshot, endpoints: Iterable[Key], hosts: Iterable[Key] = ()) -> Compiled:
+        """As the function of that name; what is unchanged since the last call is shared."""
+        try:
+            return self._compile(snapshot, endpoints, hosts)
+        except BaseException:
+            self._begin()  # half of this state and half of that would be neither
+            raise
+
+    def _compile(self, snapshot: Snapshot, endpoints: Iterable[Key], hosts: Iterable[Key]) -> Compiled:
+        self._placement.follow(snapshot)
+        self._weigh(snapshot)
+        converted = self._conversion.convert(snapshot, self._doubt)
+        pods, interfaces = snapshot.of(WorkloadEndpoint), snapshot.of(HostEndpoint)
+        wanted: dict[Key, Local] = {key: pods[key] for key in endpoints if key in pods}
+        wanted.update((key, interfaces[key]) for key in hosts if key in interfaces)
+        self._resolver.follow(snapshot, converted, wanted)
+        programs = {key: self._resolver.programs(key) for key in wanted}
+        self._ask({program for each in programs.values() for program in each.values()})
+        moved = self._classes.refresh()
+        named = {
+            (key, *place): self._stack(key, thing, program)
+            for key, thing in wanted.items()
+            for place, program in programs[key].items()
+        }
+        self._answer(set(named.values()), moved)
+        compiled = Compiled(
+            identity=self._classes.identity,
+            tables=self._tables,
+            chains=MappingProxyType({key: _pair(named, key) for key in wanted if key.kind == WorkloadEndpoint.KIND}),
+            hosts=MappingProxyType(
+                {(key, plane, way): name for (key, way, plane), name in named.items() if plane is not Plane.WORKLOAD}
+            ),
+            addresses=MappingProxyType(
+                {
+                    key: self._memo(_addresses, thing)
+                    for key, thing in wanted.items()
+                    if isinstance(thing, WorkloadEndpoint)
+                }
+            ),
+            problems=problems(
+                snapshot, converted.problems, self._placement.contested, self._placement.asking_more.values()
+            ),
+        )
+        self._memo.forget()
+        return compiled
+
+    def _weigh(self, snapshot: Snapshot) -> None:
+        """Find what is in doubt; where doubt begins or ends, selectors have other readings, and all are asked anew."""
+        doubtful = self._placement.index.doubtful
+        ports = any(key.kind in PORTED for key in snapshot.problems)
+        told = frozenset((frozenset(g.labels.items()), g.unknown, g.ports, g.sure) for g in doubtful), ports
+        if told != self._doubts:
+            before, self._doubt, self._doubts = self._doubt, Doubt(doubtful, ports=ports), told
+            if bool(before) is not bool(self._doubt):
+                self._classes.close()
+                self._classes = Classes(self._placement, in_doubt=bool(self._doubt))
+                self._asked, self._stacks, self._names = {}, {}, {}
+        unread = any(key.kind in SOURCES for key in snapshot.problems)
+        if unread is not self._resolver.in_doubt:
+            self._resolver = Resolver(in_doubt=unread)
+
+    def _ask(self, live: Collection[Program]) -> None:
+        """Have classes tell apart what the `live` programs ask about, and no more."""
+        for program in live:
+            if program not in self._asked:
+                self._asked[program] = asked_by(program)
+                self._classes.take(self._asked[program])
+        for program in [program for program in self._asked if program not in live]:
+            self._classes.give(self._asked.pop(program))
+            self._names.pop(program, None)
+
+    def _stack(self, key: Key, thing: Local, program: Program) -> str:
+        """The name of the stack that judges an endpoint; it is there afterwards."""
+        asked = self._asked[program]
+        if not (asked.own or asked.own_named) and program in self._names:
+            return self._names[program]
+        own = own_side(thing, program, asked, self._classes.marking, self._resolver.group(key))
+        name = stack_name(program, own)
+        if name not in self._stacks or self._stacks[name].program is not program:
+            self._stacks[name] = Stack(name, program, own)
+        self._names[program] = name
+        return name
+
+    def _answer(self, names: Collection[str], moved: Moved) -> None:
+        """Bring the tables of the stacks `names` up to date, and forget the others."""
+        self._stacks = {name: stack for name, stack in self._stacks.items() if name in names}
+        classes = self._classes
+        roll = Roll(classes.numbers.of, classes.world, classes.identity.lost > 0)
+        tables = {name: self._stacks[name].table(roll, moved) for name in sorted(names)}
+        if not _same(tables, self._tables):
+            self._tables = MappingProxyType(tables)
+
+
+def _same(ours: Mapping[str, Table], theirs: Mapping[str, Table]) -> bool:
+    return ours.keys() == theirs.keys() and all(theirs[name] is table for name, table in ours.items())
+
+
+def _pair(named: Mapping[tuple[Key, Direction, Plane], str], key: Key) -> tuple[str, str]:
+    return named[key, Direction.INGRESS, Plane.WORKLOAD], named[key, Direction.EGRESS, Plane.WORKLOAD]
+
+
+def _addresses(endpoint: WorkloadEndpoint) -> tuple[Address, ...]:
+    return endpoint.spec.addresses
 
 
 def stack_name(program: Program, own: Own) -> str:
-    """The name of a stack's chain: `in-` or `out-` and a hash of names and of the own side."""
-    text = "\n".join((program.direction, *program.names, "", *own.texts()))
+    """The name of a stack's chain: `in-` or `out-` and a hash of plane, names and own side."""
+    text = "\n".join((program.plane, program.direction, *program.names, "", *own.texts()))
     prefix = "in" if program.direction is Direction.INGRESS else "out"
     return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"
-
-
-@dataclass(slots=True)
-class _Asked:
-    """What programs ask about addresses: of the other side (which makes classes), and of the own one."""
-
-    peers: dict[str, Peer]
-    own: dict[str, Peer]
-    named: dict[str, NamedPort]
-    own_named: dict[str, NamedPort]
-
-    @classmethod
-    def of(cls, programs: Iterable[Program]) -> _Asked:
-        asked = cls({}, {}, {}, {})
-        for program in {id(each): each for each in programs}.values():
-            for step in program.steps:
-                if step.match is None:
-                    continue
-                other, own = sides(step.match, program.direction)
-                if other.peer is not None:
-                    asked.peers[other.peer.text] = other.peer
-                if own.peer is not None:
-                    asked.own[own.peer.text] = own.peer
-                asked.named |= {port.text: port for port in named_ports(other, step.match.protocol)}
-                asked.own_named |= {port.text: port for port in named_ports(own, step.match.protocol)}
-        return asked
-
-    @property
-    def every_peer(self) -> list[Peer]:
-        """Of both sides."""
-        return list({**self.peers, **self.own}.values())
-
-    @property
-    def every_name(self) -> list[NamedPort]:
-        """Of both sides."""
-        return list({**self.named, **self.own_named}.values())
-
-
-def _table(name: str, program: Program, own: Own, identity: Identity) -> Table:
-    """All the answers of one stack."""
-    bound = {int(family): Bound(program, own, family) for family in Family}
-    known: dict[object, Decided] = {}
-    decided: dict[int, Decided] = {}
-    for number, signature in identity.signatures.items():
-        question = bound[signature.family].question(signature)
-        answer = known.get(question)
-        if answer is None:
-            steps = bound[signature.family].steps(signature)
-            answer = known[question] = decide(steps, signature.family)
-        decided[number] = answer
-    first = next(iter(known.values()))
-    same = all(each.any == first.any and not each.proto and not each.ports for each in known.values())
-    # An address that found no class must meet a look-up that fails, so then nothing is said without one.
-    if same and not identity.lost:
-        return Table(name=name, direction=program.direction, constant=first.any, otherwise=_unknown(program.direction))
-    return _filled(name, program.direction, decided, decided.get(identity.world[4], first).any)
-
-
-def _filled(name: str, direction: Direction, decided: Mapping[int, Decided], usual: Outcome) -> Table:
-    closed = isinstance(usual, Decision) and usual.verdict is Verdict.DENY
-    otherwise = usual if closed and isinstance(usual, Decision) else _unknown(direction)
-    table = Table(name=name, direction=direction, otherwise=otherwise)
-    for number, answer in decided.items():
-        if answer.any != otherwise:
-            table.any[number] = answer.any
-        for protocol, outcome in answer.proto.items():
-            table.proto[number, protocol] = outcome
-        for (protocol, first, last), outcome in answer.ports.items():
-            if last - first < SPREAD:
-                for port in range(first, last + 1):
-                    table.port[number, protocol, port] = outcome
-            else:
-                table.ranges[number, protocol, first, last] = outcome
-    return table
-
-
-def _unknown(direction: Direction) -> Decision:
-    return Decision(Verdict.DENY, Reason(cause=Cause.UNKNOWN, direction=direction))

@@ -2,7 +2,7 @@
 
     convert_policy(manifest, known) ──> policy, what was closed        known: the services and nodes that it names
     convert_profile, tier_order                                        one manifest each
-    convert(snapshot, doubt)                                           all of a snapshot, with what they depend on
+    convert(snapshot, doubt), Conversion                               all of a snapshot, once or one after the other
 
 What cannot be enforced as written is closed, and said in `problems`: an Allow or Log rule that asks for it matches
 nothing; a Deny rule matches all else that it says; a Pass rule becomes such a Deny, since what it hands on to
@@ -17,18 +17,18 @@ from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Final
+from typing import Final, TypeAlias
 
 from core.errors import MuslinError
+from core.memo import Memo
 from core.names import Key
-from core.resources import Node
-from core.resources.network import Namespace, ServiceAccount
+from core.resources import EndpointSlice, Namespace, Node, ServiceAccount
 from core.resources.policy import BUILT_IN_TIERS, Action, Direction, Profile, Tier
 from core.snapshot import Snapshot
 from policy import drafts
 from policy.admin import NO_NODES, Nodes
 from policy.doubt import Doubt
-from policy.drafts import PolicyManifest, Said
+from policy.drafts import Needs, PolicyManifest, Said
 from policy.model import Match, Plane, Policy, ProfileRules, Rule, TierOrder
 from policy.rules import convert_rules
 from policy.scope import endpoint_selector
@@ -39,6 +39,15 @@ BEFORE_ALL: Final = TierOrder("", -math.inf, Action.DENY, unreadable=True)
 
 ALLOW_ALL_PROFILE: Final = "projectcalico-default-allow"
 ALLOW_ALL: Final = (Rule(0, Action.ALLOW, Match()),)
+
+
+_Tiers: TypeAlias = tuple[tuple[TierOrder, tuple[Policy, ...]], ...]
+_Problems: TypeAlias = Mapping[Key, str]
+
+_READ: Final = (*sorted({*drafts.ENFORCED, *drafts.STANDS_FOR}), Tier.KIND)
+_READ_BY_SOME: Final = (EndpointSlice.KIND, Node.KIND)
+_NOTHING: Final = Needs()
+_READ_BY_PROFILES: Final = (Namespace.KIND, ServiceAccount.KIND, Profile.KIND)
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,33 +68,131 @@ class Converted:
     problems: Mapping[Key, str]
 
 
+@dataclass(frozen=True, slots=True)
+class _Made:
+    """A policy as it was made of a manifest, and what was read besides."""
+
+    manifest: PolicyManifest
+    needs: Needs
+    read: object
+    policy: Policy
+    closed: str
+
+
+class Conversion:
+    """Converts one snapshot after the other."""
+
+    def __init__(self) -> None:
+        self._made: dict[int, _Made] = {}
+        self._unreadable: dict[Key, Policy] = {}
+        self._memo = Memo()
+        self._policies: tuple[list[object], tuple[_Tiers, _Problems]] | None = None
+        self._profiles: tuple[list[object], tuple[Mapping[str, ProfileRules], _Problems]] | None = None
+        self._converted: Converted | None = None
+
+    def convert(self, snapshot: Snapshot, doubt: Doubt) -> Converted:
+        """All of it, closed where it is in doubt; the same object while nothing of it changed."""
+        tiers, unsaid = self._all_policies(snapshot, doubt)
+        profiles, unsaid_too = self._all_profiles(snapshot, doubt)
+        last = self._converted
+        if last is None or last.tiers is not tiers or last.profiles is not profiles:
+            problems = dict(sorted({**unsaid, **unsaid_too}.items()))
+            last = self._converted = Converted(tiers, profiles, MappingProxyType(problems))
+        return last
+
+    def _all_policies(self, snapshot: Snapshot, doubt: Doubt) -> tuple[_Tiers, _Problems]:
+        kinds = (*_READ, *(_READ_BY_SOME if any(made.needs != _NOTHING for made in self._made.values()) else ()))
+        made_of: list[object] = [doubt, snapshot.problems, *(snapshot.tables.get(kind) for kind in kinds)]
+        if self._policies is None or not _same(self._policies[0], made_of):
+            tiers, problems = self._convert(snapshot, doubt)
+            if self._policies is not None and self._policies[1][0] == tiers:
+                tiers = self._policies[1][0]
+            self._policies = made_of, (tiers, problems)
+            self._memo.forget()
+        return self._policies[1]
+
+    def _convert(self, snapshot: Snapshot, doubt: Doubt) -> tuple[_Tiers, _Problems]:
+        problems: dict[Key, str] = {}
+        policies: dict[str, list[Policy]] = defaultdict(list)
+        leaving = drafts.outgoing(snapshot)
+        for made in self._each(snapshot):
+            policy = made.policy
+            if leaving and policy.key in leaving:
+                policy = self._memo(_leave, policy)
+            policies[policy.tier].append(self._memo(doubt.close, policy) if doubt else policy)
+            if made.closed:
+                problems[policy.key] = made.closed
+        tiers = sorted((tier_order(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
+        for policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
+            said = f"there is no tier {policy.tier}: it is asked after all tiers that are there, and its end denies"
+            problems[policy.key] = "; ".join(filter(None, (problems.get(policy.key), said)))
+        unreadable = self._as_before(unreadable_policies(snapshot))
+        ordered = [(tier, tuple(sorted(policies[tier.name], key=lambda policy: policy.sort_key))) for tier in tiers]
+        return (*([(BEFORE_ALL, unreadable)] if unreadable else ()), *ordered), problems
+
+    def _as_before(self, unreadable: tuple[Policy, ...]) -> tuple[Policy, ...]:
+        """The same policies, those that are equal to ones of before as the objects of before."""
+        before = self._unreadable
+        self._unreadable = {policy.key: policy for policy in unreadable}
+        for key, policy in self._unreadable.items():
+            if before.get(key) == policy:
+                self._unreadable[key] = before[key]
+        return tuple(self._unreadable.values())
+
+    def _each(self, snapshot: Snapshot) -> list[_Made]:
+        """What each manifest became, made anew only where it, or what it reads, is another."""
+        before, self._made = self._made, {}
+        fresh: list[PolicyManifest] = []
+        needy: list[PolicyManifest] = []
+        order: list[PolicyManifest] = []
+        for manifest in drafts.policies(snapshot):
+            made = before.get(id(manifest))
+            order.append(manifest)
+            if made is None:
+                fresh.append(manifest)
+            elif made.needs != _NOTHING:
+                needy.append(manifest)
+            else:
+                self._made[id(manifest)] = made
+        known = known_to(snapshot, (*fresh, *needy))
+        for manifest in (*fresh, *needy):
+            made = before.get(id(manifest))
+            needs = drafts.needs(manifest) if made is None else made.needs
+            read = _read(needs, known)
+            if made is None or made.read != read:
+                policy, closed = convert_policy(manifest, known)
+                made = _Made(manifest, needs, read, policy, "; ".join(closed))
+            self._made[id(manifest)] = made
+        return [self._made[id(manifest)] for manifest in order]
+
+    def _all_profiles(self, snapshot: Snapshot, doubt: Doubt) -> tuple[Mapping[str, ProfileRules], _Problems]:
+        made_of: list[object] = [doubt, snapshot.problems, *(snapshot.tables.get(kind) for kind in _READ_BY_PROFILES)]
+        if self._profiles is None or not _same(self._profiles[0], made_of):
+            problems: dict[Key, str] = {}
+            before = self._profiles[1][0] if self._profiles else {}
+            found = {name: doubt.close(rules) for name, rules in profiles(snapshot, problems).items()}
+            kept = {name: before[name] if before.get(name) == rules else rules for name, rules in found.items()}
+            self._profiles = made_of, (MappingProxyType(kept), problems)
+        return self._profiles[1]
+
+
+def _read(needs: Needs, known: Known) -> object:
+    """What a manifest with these needs reads of what is known."""
+    answering = [(name, known.services.of(*name)) for name in sorted(needs.services)]
+    return answering, known.nodes if needs.nodes else None
+
+
+def _leave(policy: Policy) -> Policy:
+    return replace(policy, outgoing=True)
+
+
+def _same(ours: list[object], theirs: list[object]) -> bool:
+    return len(ours) == len(theirs) and all(one is other for one, other in zip(ours, theirs, strict=True))
+
+
 def convert(snapshot: Snapshot, doubt: Doubt) -> Converted:
-    """Everything that could apply to an endpoint of a workload or a host, closed where it is in doubt."""
-    problems: dict[Key, str] = {}
-    policies: dict[str, list[Policy]] = defaultdict(list)
-    manifests = list(drafts.policies(snapshot))
-    known = known_to(snapshot, manifests)
-    leaving = drafts.outgoing(snapshot)
-    for manifest in manifests:
-        policy, closed = convert_policy(manifest, known)
-        policy = replace(policy, outgoing=True) if policy.key in leaving else policy
-        policies[policy.tier].append(doubt.close(policy))
-        if closed:
-            problems[policy.key] = "; ".join(closed)
-    tiers = sorted((tier_order(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
-    for policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
-        said = f"there is no tier {policy.tier}: it is asked after all tiers that are there, and its end denies"
-        problems[policy.key] = "; ".join(filter(None, (problems.get(policy.key), said)))
-    profiles = {name: doubt.close(rules) for name, rules in _profiles(snapshot, problems).items()}
-    unreadable = unreadable_policies(snapshot)
-    return Converted(
-        (
-            *([(BEFORE_ALL, unreadable)] if unreadable else ()),
-            *((tier, tuple(sorted(policies[tier.name], key=lambda policy: policy.sort_key))) for tier in tiers),
-        ),
-        MappingProxyType(profiles),
-        MappingProxyType(dict(sorted(problems.items()))),
-    )
+    """All of one snapshot."""
+    return Conversion().convert(snapshot, doubt)
 
 
 def known_to(snapshot: Snapshot, manifests: Iterable[PolicyManifest]) -> Known:
@@ -181,21 +288,21 @@ def _nothing(_: Direction) -> Said:
     return (), []
 
 
-def _profiles(snapshot: Snapshot, problems: dict[Key, str]) -> dict[str, ProfileRules]:
+def profiles(snapshot: Snapshot, problems: dict[Key, str]) -> dict[str, ProfileRules]:
     """Those written down, and those that namespaces and service accounts stand for."""
-    profiles = {ALLOW_ALL_PROFILE: ProfileRules(ALLOW_ALL_PROFILE, ingress=ALLOW_ALL, egress=ALLOW_ALL)}
+    found = {ALLOW_ALL_PROFILE: ProfileRules(ALLOW_ALL_PROFILE, ingress=ALLOW_ALL, egress=ALLOW_ALL)}
     for key in snapshot.of(Namespace):
-        profiles[f"kns.{key.name}"] = ProfileRules(f"kns.{key.name}", ingress=ALLOW_ALL, egress=ALLOW_ALL)
+        found[f"kns.{key.name}"] = ProfileRules(f"kns.{key.name}", ingress=ALLOW_ALL, egress=ALLOW_ALL)
     for key in snapshot.of(ServiceAccount):
         name = f"ksa.{key.namespace}.{key.name}"
-        profiles[name] = ProfileRules(name)
+        found[name] = ProfileRules(name)
     for key, manifest in snapshot.of(Profile).items():
         ingress, closed_in = convert_rules(enumerate(manifest.spec.ingress), "")
         egress, closed_out = convert_rules(enumerate(manifest.spec.egress), "")
         if closed_in or closed_out:
             problems[key] = "; ".join((*closed_in, *closed_out))
-        profiles[key.name] = ProfileRules(key.name, ingress=ingress, egress=egress)
+        found[key.name] = ProfileRules(key.name, ingress=ingress, egress=egress)
     for key in snapshot.problems:
         if key.kind == Profile.KIND:
-            profiles[key.name] = ProfileRules(key.name, exists=False)
-    return profiles
+            found[key.name] = ProfileRules(key.name, exists=False)
+    return found

@@ -20,20 +20,25 @@ from typing import TypeVar
 
 from core.resources.policy import Action
 from core.selector import Selector
-from policy.identity import Entity
-from policy.index import readings
+from policy.index import Group, readings
 from policy.model import Match, Peer, Policy, ProfileRules, Rule, Side
 
 _D = TypeVar("_D", Policy, ProfileRules)
 
 
 class Doubt:
-    """What cannot be told of `entities`; `ports` says that there are endpoints whose named ports cannot."""
+    """What cannot be told of `groups`; `ports` says that there are endpoints whose named ports cannot.
 
-    def __init__(self, entities: Iterable[Entity], *, ports: bool) -> None:
-        self._doubtful = [each for each in entities if each.doubtful]
+    True when there is anything.
+    """
+
+    def __init__(self, groups: Iterable[Group], *, ports: bool) -> None:
+        self._doubtful = [each for each in groups if each.doubtful]
         self._ports = ports or any(each.ports and not each.sure for each in self._doubtful)
         self._known: dict[str, bool] = {}
+
+    def __bool__(self) -> bool:
+        return bool(self._doubtful)
 
     def close(self, directed: _D) -> _D:
         """A policy's or a profile's rules, closed."""
@@ -87,9 +92,9 @@ def _denials(rules: Sequence[Rule]) -> tuple[Rule, ...]:
     return tuple(replace(rule, action=Action.DENY) for rule in rules if rule.action in (Action.DENY, Action.PASS))
 
 
-def _differ(selector: Selector, entity: Entity) -> bool:
-    surely, possibly = readings(selector, entity.labels, entity.unknown)
-    return possibly and not (surely and entity.sure)
+def _differ(selector: Selector, group: Group) -> bool:
+    surely, possibly = readings(selector, group.labels, group.unknown)
+    return possibly and not (surely and group.sure)
 
 
 def _selectors(peer: Peer) -> list[Selector]:

@@ -12,65 +12,115 @@ it gives an address to one handle only, and a handle means one container: `NETWO
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from ipaddress import ip_address
 
 from core.addr import Address
+from core.changes import Changes
+from core.memo import Memo
 from core.names import Key
 from core.resources.network import IPAMBlock, WorkloadEndpoint
 from core.snapshot import Snapshot
+from policy.place import Place, place_of, places_of, readable
 
 
-@dataclass(frozen=True, slots=True)
-class Claims:
-    """The addresses that each endpoint holds, those of it that are contested, and what is wrong, in words."""
+class Holders:
+    """Who claims which address, and who holds it, from one snapshot to the next."""
 
-    held: Mapping[Key, Sequence[Address]] = field(default_factory=dict)
-    contested: Mapping[Key, Sequence[Address]] = field(default_factory=dict)
-    problems: Mapping[Key, Sequence[str]] = field(default_factory=dict)
+    def __init__(self) -> None:
+        self._endpoints: Mapping[Key, WorkloadEndpoint] = {}
+        self._alone: dict[Place, Key] = {}
+        self._crowds: dict[Place, set[Key]] = {}
+        self._unread: frozenset[Key] = frozenset()
+        self._blocks: Mapping[Key, IPAMBlock] = {}
+        self._read = Memo()
+
+    def update(self, snapshot: Snapshot, changed: Changes[Key, WorkloadEndpoint]) -> Collection[Place]:
+        """Follow `snapshot`, in which these endpoints changed; the addresses of which others may be the holders now."""
+        unread = frozenset(key for key in snapshot.problems if key.kind == WorkloadEndpoint.KIND)
+        blocks = snapshot.of(IPAMBlock)
+        self._endpoints = snapshot.of(WorkloadEndpoint)
+        found: set[Place] = set()
+        for key, endpoint in changed.gone.items():
+            for place in places_of(endpoint):
+                self._leave(place, key)
+                found.add(place)
+        for key, endpoint in changed.come.items():
+            for place in places_of(endpoint):
+                self._claim(place, key)
+                found.add(place)
+        if unread != self._unread or (unread and blocks is not self._blocks):
+            found.update(self._alone, self._crowds)
+        found.update(self._crowds)  # their endpoints, or what IPAM says of them, may be others
+        self._unread, self._blocks = unread, blocks
+        self._read.forget()
+        return found
+
+    def _claim(self, place: Place, key: Key) -> None:
+        crowd = self._crowds.get(place)
+        if crowd is not None:
+            crowd.add(key)
+        elif place in self._alone:
+            self._crowds[place] = {self._alone.pop(place), key}
+        else:
+            self._alone[place] = key
+
+    def _leave(self, place: Place, key: Key) -> None:
+        crowd = self._crowds.get(place)
+        if crowd is None:
+            self._alone.pop(place, None)
+            return
+        crowd.discard(key)
+        if len(crowd) == 1:
+            self._alone[place] = self._crowds.pop(place).pop()
+
+    def of(self, places: Collection[Place]) -> dict[Place, list[tuple[Key, bool]]]:
+        """Whose each of `places` is, and whether that is sure: one holder, all who might be, or nobody."""
+        handles = self._handles(place for place in places if self._unread or place in self._crowds)
+        return {place: self._of(place, handles.get(place, "")) for place in places}
+
+    def _of(self, place: Place, handle: str) -> list[tuple[Key, bool]]:
+        alone = self._alone.get(place)
+        if alone is not None and not self._unread:
+            return [(alone, True)]
+        keys = self._claimants(place)
+        holder = _holder(handle, keys, self._endpoints, self._unread)
+        return [(key, False) for key in keys] if holder is None else [(holder, True)]
+
+    def _claimants(self, place: Place) -> list[Key]:
+        alone = self._alone.get(place)
+        return [alone] if alone is not None else sorted(self._crowds.get(place, ()))
+
+    @property
+    def problems(self) -> dict[Key, list[str]]:
+        """What endpoints have to be told: addresses of theirs that others claim too."""
+        found: dict[Key, list[str]] = defaultdict(list)
+        handles = self._handles(self._crowds)
+        for place in sorted(self._crowds):
+            keys = self._claimants(place)
+            holder = _holder(handles.get(place, ""), keys, self._endpoints, self._unread)
+            for key in keys:
+                if key != holder:
+                    found[key].append(_words(readable(place), key, keys, holder))
+        return found
+
+    def _handles(self, wanted: Iterable[Place]) -> dict[Place, str]:
+        """What IPAM says of the addresses `wanted`; "" where its blocks do not agree."""
+        left, found = set(wanted), dict[Place, str]()
+        if left:
+            for block in self._blocks.values():
+                for place, handle in self._read(_allocations, block).items():
+                    if place in left:
+                        found[place] = handle if found.get(place, handle) == handle else ""
+        return found
 
 
-def claims(snapshot: Snapshot) -> Claims:
-    """Every address of every readable endpoint that holds it, or is among those who might."""
-    endpoints = snapshot.of(WorkloadEndpoint)
-    claimants: dict[Address, list[Key]] = defaultdict(list)
-    for key, endpoint in sorted(endpoints.items()):
-        for address in dict.fromkeys(endpoint.spec.addresses):
-            claimants[address].append(key)
-    unread = [key for key in snapshot.problems if key.kind == WorkloadEndpoint.KIND]
-    handles = _handles(snapshot, {address for address, keys in claimants.items() if unread or len(keys) > 1})
-    held: dict[Key, list[Address]] = defaultdict(list)
-    contested: dict[Key, list[Address]] = defaultdict(list)
-    problems: dict[Key, list[str]] = defaultdict(list)
-    for address, keys in claimants.items():
-        holder = (
-            keys[0] if len(keys) == 1 and not unread else _holder(handles.get(address, ""), keys, endpoints, unread)
-        )
-        for key in keys:
-            if holder is None:
-                contested[key].append(address)
-            elif key == holder:
-                held[key].append(address)
-            if len(keys) > 1 and key != holder:
-                problems[key].append(_words(address, key, keys, holder))
-    return Claims(held, contested, problems)
-
-
-def _handles(snapshot: Snapshot, wanted: Collection[Address]) -> dict[Address, str]:
-    """What IPAM says of the addresses `wanted`; "" where its blocks do not agree."""
-    found: dict[Address, str] = {}
-    if wanted:
-        for block in snapshot.of(IPAMBlock).values():
-            for text, handle in block.spec.allocations.items():
-                address = ip_address(text)
-                if address in wanted:
-                    found[address] = handle if found.get(address, handle) == handle else ""
-    return found
+def _allocations(block: IPAMBlock) -> dict[Place, str]:
+    return {place_of(ip_address(text)): handle for text, handle in block.spec.allocations.items()}
 
 
 def _holder(
-    handle: str, keys: Sequence[Key], endpoints: Mapping[Key, WorkloadEndpoint], unread: Sequence[Key]
+    handle: str, keys: Sequence[Key], endpoints: Mapping[Key, WorkloadEndpoint], unread: Collection[Key]
 ) -> Key | None:
     """The one of `keys` that `handle` names, unless it may name another too."""
     named = [key for key in keys if _is_pod(handle, key) or _is_container(handle, endpoints[key])]

@@ -65,6 +65,8 @@ class Cause(StrEnum):
     UNREADABLE = "unreadable header"
     UNREADABLE_POLICY = "unreadable policy"
     UNKNOWN = "unknown address"
+    NO_FORWARD_RULE = "no rule for forwarded traffic"
+    UNDECIDED = "no rule matched"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -98,6 +100,8 @@ class Reason:
             Cause.UNREADABLE: "the packet is too short to tell its ports or its ICMP type",
             Cause.UNREADABLE_POLICY: f"{self.policy} cannot be read: {self.fault}; all in its reach is denied",
             Cause.UNKNOWN: "the other address is in no class that a rule admits",
+            Cause.NO_FORWARD_RULE: f"no {side} rule for forwarded traffic (applyOnForward) denies it",
+            Cause.UNDECIDED: f"no {side} rule matched: other planes decide",
         }
         return words[self.cause]
 

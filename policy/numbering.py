@@ -6,8 +6,9 @@ takes the next free one.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TypeVar
+from collections.abc import Iterable, Mapping
+from collections.abc import Set as AbstractSet
+from typing import Generic, TypeVar
 
 _T = TypeVar("_T")
 
@@ -28,3 +29,66 @@ def numbered(digests: Mapping[_T, bytes], most: int) -> dict[_T, int]:
         taken.add(number)
         numbers[thing] = number
     return numbers
+
+
+class Numbers(Generic[_T]):
+    """The numbers of `numbered`, kept while things come and go.
+
+    A thing takes its number from one whose digest is greater, which moves on to the next: so the numbers do not depend
+    on who came first, and what leaves moves only those that stand right behind it.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.of: dict[_T, int] = {}
+        self._most = most
+        self._digests: dict[_T, bytes] = {}
+        self._there: dict[int, _T] = {}
+
+    def change(self, gone: Iterable[_T], come: Mapping[_T, bytes]) -> set[_T]:
+        """Things leave and things come; returns those that have another number now, or none any more or at last."""
+        leaving = set(gone)
+        before = {thing: self.of.get(thing) for thing in leaving}
+        full = max(len(self._digests), len(self._digests) - len(leaving) + len(come)) > self._most
+        if full:
+            self._forget(leaving)
+            self._digests.update(come)
+            old, self.of = self.of, numbered(self._digests, self._most)
+            self._there = {number: thing for thing, number in self.of.items()}
+            return {thing for thing in old.keys() | self.of.keys() if old.get(thing) != self.of.get(thing)}
+        for thing in leaving:
+            self._leave(thing, leaving, before)
+        self._forget(leaving)
+        self._digests.update(come)
+        for thing in come:
+            before.setdefault(thing, None)
+            self._enter(thing, before)
+        return {thing for thing, number in before.items() if self.of.get(thing) != number}
+
+    def _forget(self, things: Iterable[_T]) -> None:
+        for thing in things:
+            del self._digests[thing]
+
+    def _enter(self, thing: _T, before: dict[_T, int | None]) -> None:
+        number = int.from_bytes(self._digests[thing][:8], "big") % self._most + 1
+        while (other := self._there.get(number)) is not None:
+            if self._digests[other] > self._digests[thing]:
+                before.setdefault(other, number)
+                self._there[number], self.of[thing] = thing, number
+                thing = other
+            number = number % self._most + 1
+        self._there[number], self.of[thing] = thing, number
+
+    def _leave(self, thing: _T, leaving: AbstractSet[_T], before: dict[_T, int | None]) -> None:
+        if thing not in self.of:
+            return  # it stood behind one that left before
+        number = self.of.pop(thing)
+        del self._there[number]
+        behind: list[_T] = []
+        number = number % self._most + 1
+        while (other := self._there.pop(number, None)) is not None:
+            before.setdefault(other, self.of.pop(other))
+            behind.append(other)
+            number = number % self._most + 1
+        for other in behind:
+            if other not in leaving:
+                self._enter(other, before)

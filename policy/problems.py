@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
 from typing import Final
 
@@ -55,9 +55,15 @@ CLOSED: Final[Mapping[Kind, str]] = MappingProxyType(
 
 
 def problems(
-    snapshot: Snapshot, unsaid: Mapping[Key, str], contested: Mapping[Key, Sequence[str]]
+    snapshot: Snapshot,
+    unsaid: Mapping[Key, str],
+    contested: Mapping[Key, Sequence[str]],
+    asking_more: Iterable[WorkloadEndpoint] = (),
 ) -> Mapping[Key, str]:
-    """One text per object: the given ones (rules that are closed, addresses that others claim too) and the rest."""
+    """One text per object: the given ones (rules that are closed, addresses that others claim too) and the rest.
+
+    `asking_more` are the endpoints that ask for what is not programmed.
+    """
     found: dict[Key, list[str]] = defaultdict(list)
     for key, why in snapshot.problems.items():
         if key.kind in CLOSED:
@@ -66,13 +72,6 @@ def problems(
         found[key].append(text)
     for key, texts in contested.items():
         found[key].extend(texts)
-    for key, text in _without_effect(snapshot):
-        found[key].append(text)
+    for endpoint in asking_more:
+        found[endpoint.key].append("ipNATs is not programmed yet: it has no effect")
     return MappingProxyType({key: "; ".join(found[key]) for key in sorted(found)})
-
-
-def _without_effect(snapshot: Snapshot) -> Iterator[tuple[Key, str]]:
-    """What manifests ask for, and muslin accepts, but does not do yet: said, so that nobody relies on it."""
-    for key, endpoint in snapshot.of(WorkloadEndpoint).items():
-        if endpoint.spec.ip_nats:
-            yield key, "ipNATs is not programmed yet: it has no effect"

@@ -22,8 +22,9 @@ from policy import identity
 from policy.compile import Compiled, compile
 from policy.evaluate import lookup
 from policy.explain import explain
-from policy.identity import Signature, number_classes
+from policy.identity import Signature
 from policy.model import Cause, Verdict
+from policy.numbering import numbered
 from policy.render import render
 from policy.rules import convert_rules
 
@@ -146,7 +147,10 @@ def test_classes_beyond_the_mark_are_denied(monkeypatch: pytest.MonkeyPatch) -> 
 
 def test_class_numbers_survive_newcomers() -> None:
     old = [Signature(4, frozenset({f"peer {n}"})) for n in range(100)]
-    before, after = number_classes(old), number_classes([*old, Signature(4, frozenset({"new"}))])
+    before, after = (
+        numbered({each: each.digest() for each in given}, identity.MOST_CLASSES)
+        for given in (old, [*old, Signature(4, frozenset({"new"}))])
+    )
     assert len(set(before.values())) == 100
     assert sum(before[each] != after[each] for each in old) <= 1
 
