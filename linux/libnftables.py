@@ -11,7 +11,6 @@ from core.errors import MuslinError, Unsupported
 
 _LIBRARY: Final = "libnftables.so.1"
 _JSON: Final = 1 << 4
-_TERSE: Final = 1 << 11
 _NUMERIC: Final = 1 << 7 | 1 << 8 | 1 << 9 | 1 << 10  # protocols, priorities, symbols, times
 
 
@@ -60,10 +59,10 @@ class Nft:
                 self._library.nft_ctx_free(self._context)
                 self._context = None
 
-    def ask(self, command: str, *, terse: bool = False) -> str:
-        """The JSON that one command prints; sets without elements if `terse`. Raises `NftRefused` if it fails."""
+    def ask(self, command: str) -> str:
+        """The JSON that one command prints. Raises `NftRefused` if it fails."""
         with self._busy:
-            self._library.nft_ctx_output_set_flags(self._open(), _NUMERIC | _JSON | (_TERSE if terse else 0))
+            self._library.nft_ctx_output_set_flags(self._open(), _NUMERIC | _JSON)
             return self._outcome(self._library.nft_run_cmd_from_buffer(self._context, command.encode()))
 
     def run(self, script: str) -> None:

@@ -6,15 +6,16 @@ libnftables: `linux.nft_batch`, `linux.nft_script`. The driver remembers the cha
 and for elements believes the plan. What is complained of is told by object where the complaint points at one;
 everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
 makes the first try fail; the driver then reads again and tries once more with what is still different.
+
+A read is believed when no transaction, of whomever, has come between its beginning and its end.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
-from collections.abc import AsyncIterator, Mapping, Sequence
-from typing import Any, Final
+from collections.abc import AsyncIterator, Mapping
+from typing import Final
 
 from core.names import NFT_TABLE
 from core.nftables import Element, Set
@@ -24,11 +25,11 @@ from linux.nfnetlink import Nfnetlink
 from linux.nft_ahead import ahead, without
 from linux.nft_batch import blame as blame_requests
 from linux.nft_batch import requests
-from linux.nft_dump import elements, generation
-from linux.nft_json import read_table
+from linux.nft_dump import elements
 from linux.nft_monitor import Monitor
 from linux.nft_objects import Object, SetName, Value
 from linux.nft_script import blame, script
+from linux.nft_shape import generation, read_shape
 from linux.nft_wire import SUBSYSTEM, speaks
 
 _READS: Final = 20
@@ -54,7 +55,7 @@ class NftDriver:
         self._netlink.close()
 
     async def read(self) -> Mapping[Object, Value]:
-        """Everything in the table; empty when there is no such table. Raises NftRefused if nft cannot tell."""
+        """All of the table; empty when there is no such table. Raises OSError or NftRefused if it cannot tell."""
         async with self._lock:
             return await asyncio.to_thread(self._read)
 
@@ -101,21 +102,13 @@ class NftDriver:
 
     def _look(self) -> tuple[dict[Object, Value], dict[Object, Value]]:
         """The table without and with its elements. It may change meanwhile."""
-        shape = dict(read_table(self._list(f"table inet {self._table}", terse=True)))
+        shape = read_shape(self._netlink, self._table)
         found = dict(shape)
         for key, made in shape.items():
-            if isinstance(key, SetName) and isinstance(made, Set):
-                if speaks(made):
-                    listed = elements(self._netlink, self._table, key.name, made)
-                    found.update((Element(key.name, spelt), value) for spelt, value in listed)
-                else:
-                    kind = "map" if made.value else "set"
-                    found.update(read_table(self._list(f"{kind} inet {self._table} {key.name}")))
+            if isinstance(key, SetName) and isinstance(made, Set) and speaks(made):
+                listed = elements(self._netlink, self._table, key.name, made)
+                found.update((Element(key.name, spelt), value) for spelt, value in listed)
         return shape, found
-
-    def _list(self, what: str, *, terse: bool = False) -> Sequence[Mapping[str, Any]]:
-        listed: Sequence[Mapping[str, Any]] = json.loads(self._nft.ask(f"list {what}", terse=terse))["nftables"]
-        return listed
 
     def _apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
         shape, fresh = self._shape, None

@@ -17,7 +17,7 @@ from typing import Final, Literal
 
 from core.nftables import Set
 from linux.netlink import ATTRIBUTE, attributes
-from linux.nfnetlink import Nfnetlink, generic
+from linux.nfnetlink import Nfnetlink
 from linux.nft_wire import (
     BYTES,
     DATA,
@@ -25,7 +25,6 @@ from linux.nft_wire import (
     DATA_VERDICT,
     FLAGS,
     GET_ELEMENT,
-    INET,
     KEY,
     KEY_END,
     LIST_ELEMENTS,
@@ -37,20 +36,8 @@ from linux.nft_wire import (
     list_head,
 )
 
-_GET_TABLE: Final = 1
-_TABLE_NAME: Final = 1
-_RESOURCE: Final = struct.Struct("!2xH")
 _WORDS: Final = {code: word for word, code in VERDICTS.items()}
 _END: Final = b"\0\0\0\1"
-
-
-def generation(netlink: Nfnetlink, table: str) -> int | None:
-    """A number that changes with every transaction on any table; None when there is no such table."""
-    found = None
-    for body in netlink.dump(SUBSYSTEM << 8 | _GET_TABLE, generic(INET)):
-        if attributes(body, 4)[_TABLE_NAME] == table.encode() + b"\0":
-            (found,) = _RESOURCE.unpack_from(body)
-    return found
 
 
 def elements(netlink: Nfnetlink, table: str, name: str, made: Set) -> Iterator[tuple[str, str]]:

@@ -86,6 +86,7 @@ class Watch:
 
     def __init__(self, matches: Sequence[str]) -> None:
         self.table = f"{TRACE_TABLE}{os.getpid()}"
+        self._heard: list[tuple[Attributes, Step]] = []
         self._events = Netlink(NETLINK_NETFILTER, groups=(_GROUP,))
         try:
             self._nft = Nft()
@@ -114,8 +115,9 @@ class Watch:
         self._events.close()
 
     def packets(self) -> list[Traced]:
-        """The packets heard of since the last call, in the order in which they came. Does not wait."""
-        return fold(step for step in self._steps() if step[1].table != self.table)
+        """The packets heard of so far, in the order in which they came. Does not wait."""
+        self._heard += (step for step in self._steps() if step[1].table != self.table)
+        return fold(self._heard)
 
     def _steps(self) -> Iterator[tuple[Attributes, Step]]:
         for kind, _, _, data in self._events.notifications():

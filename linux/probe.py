@@ -12,7 +12,7 @@ import select
 import socket
 import struct
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -26,6 +26,7 @@ TCP: Final = 6
 UDP: Final = 17
 ICMP: Final = {4: 1, 6: 58}
 _ECHO: Final = {4: (8, 0), 6: (128, 129)}  # request, answer
+_TICK_S: Final = 0.05
 _RTM_GETNSID: Final = 90
 _NETNSA_NSID: Final = 1
 _NETNSA_FD: Final = 3
@@ -82,23 +83,26 @@ class Probe:
         there = f"{ip} saddr {self.source} {ip} daddr {self.destination} {word} sport {self.number}"
         return f"{there} {word} dport {self.port}", f"{ip} daddr {self.source} {word} dport {self.number}"
 
-    def send(self, wait_s: float) -> Heard:
-        """Send it and wait for an answer."""
+    def send(self, wait_s: float, hopeless: Callable[[], bool] = lambda: False) -> Heard:
+        """Send it and wait for an answer, or until it is `hopeless`, which is asked again and again."""
         began = time.monotonic()
         try:
-            word = self._exchange(began + wait_s)
+            word = self._exchange(began + wait_s, hopeless)
         except OSError as error:
             refused = error.errno in (errno.ECONNREFUSED, errno.ECONNRESET)
             return Heard(refused, "refused" if refused else error.strerror or str(error), time.monotonic() - began)
-        return Heard(bool(word), word or f"no answer within {wait_s:g} s", time.monotonic() - began)
+        took_s = time.monotonic() - began
+        return Heard(
+            bool(word), word or (f"no answer within {wait_s:g} s" if took_s >= wait_s else "no answer"), took_s
+        )
 
-    def _exchange(self, deadline: float) -> str:
+    def _exchange(self, deadline: float, hopeless: Callable[[], bool]) -> str:
         there = (str(self.destination), 0 if self._raw else self.port)
         if self.protocol == TCP:
             code = self._socket.connect_ex(there)
             if code not in (0, errno.EINPROGRESS):
                 raise OSError(code, os.strerror(code))
-            if not self._ready(deadline, to_write=True):
+            if not self._ready(deadline, hopeless, to_write=True):
                 return ""
             code = self._socket.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
             if code:
@@ -106,17 +110,23 @@ class Probe:
             return "connected"
         self._socket.connect(there)
         self._socket.send(self._echo() if self._raw else b"muslin")
-        while self._ready(deadline, to_write=False):
+        while self._ready(deadline, hopeless, to_write=False):
             data = self._socket.recv(65536)
             if not self._raw or self._answers(data):
                 return "answered"
         return ""
 
-    def _ready(self, deadline: float, *, to_write: bool) -> bool:
-        wanted = [self._socket]
-        left = max(0.0, deadline - time.monotonic())
-        readable, writable, _ = select.select([] if to_write else wanted, wanted if to_write else [], [], left)
-        return bool(readable or writable)
+    def _ready(self, deadline: float, hopeless: Callable[[], bool], *, to_write: bool) -> bool:
+        wanted, nothing = [self._socket], list[socket.socket]()
+        while (left := deadline - time.monotonic()) > 0:
+            ready = select.select(
+                nothing if to_write else wanted, wanted if to_write else nothing, [], min(left, _TICK_S)
+            )
+            if any(ready):
+                return True
+            if hopeless():
+                return False
+        return False
 
     def _echo(self) -> bytes:
         kind = _ECHO[self.source.version][0]
