@@ -5,6 +5,7 @@ from __future__ import annotations
 from ipaddress import ip_address, ip_network
 from random import Random
 
+import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from policy_cluster import key, namespace, pod, resource, snapshot
@@ -244,6 +245,17 @@ def test_live_connections_are_cut_where_their_verdict_turns_to_deny() -> None:
 def test_a_connection_of_a_pod_that_goes_is_not_cut_by_policy() -> None:
     live = [connection("10.0.2.1", "10.0.1.1", 5432)]
     assert not plan(snapshot(SHOP), snapshot([*SHOP[:-1], LOCKDOWN]), live).cuts
+
+
+@pytest.mark.parametrize("staged", [False, True])
+def test_only_what_is_in_force_counts(staged: bool) -> None:
+    manifest = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "StagedNetworkPolicy" if staged else "NetworkPolicy",
+        "metadata": {"name": "shut", "namespace": "shop"},
+        "spec": {"selector": "all()", "types": ["Ingress"]},
+    }
+    assert plan(snapshot(SHOP), snapshot([*SHOP, resource(manifest)])).clean is staged
 
 
 def test_outside_names_few_of_many_prefixes() -> None:
