@@ -87,7 +87,7 @@ def trace(snapshot: Snapshot, found: Explanation, source: Key | Address, wait_s:
             watch = stack.enter_context(Watch(probe.matches))
         except (NftRefused, OSError) as refusal:
             raise MuslinError(f"no packet can be sent and followed here: {refusal}") from refusal
-        heard = probe.send(wait_s)
+        heard = probe.send(wait_s, lambda: any(packet.dropped for packet in watch.packets()))
         packets = watch.packets()
         return _account(found, packets, probe, heard)
 

@@ -34,7 +34,7 @@ def heard(watch: Watch, enough: Callable[[list[Traced]], bool]) -> list[Traced]:
     deadline = time.monotonic() + 10
     while not enough(found):
         assert time.monotonic() < deadline, found
-        found += watch.packets()
+        found = watch.packets()
     return found
 
 
