@@ -89,12 +89,12 @@ def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | N
 def _ruling(
     snapshot: Snapshot, facts: Facts, node: str, ours: Endpoints, judged: Judged, settings: FelixConfigurationSpec
 ) -> Ruling:
-    specs = {key: each.spec for key, each in snapshot.of(WorkloadEndpoint).items() if each.spec.node == node}
+    known = snapshot.of(WorkloadEndpoint)
     return Ruling(
         compiled=judged.compiled,
         owners=MappingProxyType(
             {
-                address: (each.key, each.interface, specs[each.key].container_id)
+                address: (each.key, each.interface, known[each.key].spec.container_id)
                 for each in ours.local
                 for address in each.addresses
             }
