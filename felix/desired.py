@@ -31,7 +31,7 @@ from felix.endpoints import Endpoints, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
 from felix.failsafe import Failsafes
 from felix.failsafe import failsafes as failsafes_of
-from felix.hosts import Hosts, hosts
+from felix.hosts import Hosts, hosts, local_keys
 from felix.model import Config, Desired, Judged
 from felix.nat import nat
 from felix.overlay import may_tunnel, overlay, tunnels
@@ -44,10 +44,12 @@ from policy.render import render
 
 def judge(snapshot: Snapshot, node: str) -> Judged:
     """The policy part: the same for the same snapshot, whatever the facts."""
-    compiled = compile_policy(snapshot, [each.key for each in endpoints(snapshot, Facts(), node).local])
+    pods = [each.key for each in endpoints(snapshot, Facts(), node).local]
+    compiled = compile_policy(snapshot, pods, local_keys(snapshot, node))
     return Judged(
         rules=render(compiled),
         chains=compiled.chains,
+        hosts=host_frame.stacks(compiled),
         problems=compiled.problems,
         compiled=compiled,
         lost=compiled.lost,

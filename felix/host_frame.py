@@ -35,8 +35,9 @@ from core.resources.policy import Direction
 from felix.failsafe import Failsafes, stateful, stateless
 from felix.filter import FROM, LISTENER, NEIGHBOUR, NO_HOSTS, NODES, TO, UNMARK, HostRules
 from felix.hosts import LOOPBACK, Host
+from policy.compile import Compiled
 from policy.keep import OURS, SHIFT, call
-from policy.model import Plane
+from policy.model import Cause, Decision, Plane, Table
 from policy.outcomes import ACCEPTED, UNASKED, set_mark
 
 Slot: TypeAlias = tuple[Plane, Direction]
@@ -59,6 +60,7 @@ NAMES: Final[Mapping[Slot, str]] = MappingProxyType(
 
 INTERFACES: Final = "host-interfaces"
 
+_LET_BE: Final = frozenset({Cause.NO_FORWARD_RULE, Cause.UNDECIDED})
 _ALWAYS: Final = frozenset({(Plane.HOST, _IN), (Plane.HOST, _OUT)})
 _IS_ACCEPTED: Final = f"meta mark & {OURS} == {ACCEPTED << SHIFT:#010x}"
 _NOT_ACCEPTED: Final = f"meta mark & {OURS} != {ACCEPTED << SHIFT:#010x}"
@@ -97,6 +99,18 @@ class Shape:
         """Whether an interface is a host endpoint's, as nft asks; with `*`, workloads' are among them."""
         word = "iifname" if direction is _IN else "oifname"
         return f'{word} != "{LOOPBACK}"' if self.everywhere else f"{word} @{INTERFACES}"
+
+
+def stacks(compiled: Compiled) -> Stacks:
+    """The stacks of host endpoints, but for those of a plane in which no policy asks for anything."""
+    return MappingProxyType(
+        {slot: name for slot, name in compiled.hosts.items() if slot[1] is Plane.HOST or _asks(compiled.tables[name])}
+    )
+
+
+def _asks(table: Table) -> bool:
+    """Whether anything but the end of its plane is ever the answer."""
+    return not (isinstance(table.constant, Decision) and table.constant.reason.cause in _LET_BE)
 
 
 def shape(hosts: Iterable[Host], stacks: Stacks) -> Shape | None:

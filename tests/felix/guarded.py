@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 
-from core.resources import GlobalNetworkPolicy, HostEndpoint, Metadata, Profile
+from core.resources import GlobalNetworkPolicy, HostEndpoint, Metadata, Profile, StagedGlobalNetworkPolicy
 from core.resources.network import HostEndpointSpec
 from core.resources.policy import Action, EntityRule, GlobalNetworkPolicySpec, ProfileSpec, Rule
+from core.resources.staged import StagedGlobalNetworkPolicySpec
 from datastore.sqlite import SqliteStore
 from linux import netns
 from tests.felix.host import HOST, Host, Place, ip, nft
@@ -78,9 +79,11 @@ async def guarded(host: Host, folder: Path) -> AsyncIterator[Guarded]:
         await store.close()
 
 
-def hep(name: str, interface: str = "", *expected: str, profiles: tuple[str, ...] = ()) -> HostEndpoint:
-    """A host endpoint of node `a`, labelled `host=NAME`."""
-    spec = HostEndpointSpec(node="a", interface_name=interface, expected_ips=list(expected), profiles=list(profiles))
+def hep(
+    name: str, interface: str = "", *expected: str, node: str = "a", profiles: tuple[str, ...] = ()
+) -> HostEndpoint:
+    """A host endpoint, labelled `host=NAME`."""
+    spec = HostEndpointSpec(node=node, interface_name=interface, expected_ips=list(expected), profiles=list(profiles))
     return HostEndpoint(metadata=Metadata(name=name, labels={"host": name}), spec=spec)
 
 
@@ -89,9 +92,9 @@ def open_profile(name: str) -> Profile:
     return Profile(metadata=Metadata(name=name), spec=ProfileSpec(ingress=[ANY], egress=[ANY]))
 
 
-def tcp(*ports: int, action: Action = Action.ALLOW, source: bool = False) -> Rule:
-    """A rule for TCP at these ports; at the source's with `source`."""
-    end = EntityRule(ports=list(ports))
+def tcp(*ports: int, action: Action = Action.ALLOW, source: bool = False, nets: Sequence[str] = ()) -> Rule:
+    """A rule for TCP at these ports (and prefixes) of the destination; of the source with `source`."""
+    end = EntityRule(ports=list(ports), nets=list(nets))
     return Rule(
         action=action,
         protocol="TCP",
@@ -106,6 +109,14 @@ def policy(
     """A GlobalNetworkPolicy."""
     spec = GlobalNetworkPolicySpec(selector=selector, ingress=ingress, egress=egress, **fields)  # type: ignore[arg-type]
     return GlobalNetworkPolicy(metadata=Metadata(name=name), spec=spec)
+
+
+def staged(
+    name: str, selector: str, ingress: list[Rule] | None = None, egress: list[Rule] | None = None, **fields: object
+) -> StagedGlobalNetworkPolicy:
+    """A StagedGlobalNetworkPolicy that would be set."""
+    spec = StagedGlobalNetworkPolicySpec(selector=selector, ingress=ingress, egress=egress, **fields)  # type: ignore[arg-type]
+    return StagedGlobalNetworkPolicy(metadata=Metadata(name=name), spec=spec)
 
 
 @contextlib.contextmanager

@@ -11,8 +11,8 @@ from msgspec import structs
 
 from core.names import Key
 from core.nftables import Chain, Element, Ruleset, join
-from core.resources import HostEndpoint, Metadata
-from core.resources.network import FelixConfigurationSpec, HostEndpointSpec, ProtoPort
+from core.resources import GlobalNetworkPolicy, HostEndpoint, StagedGlobalNetworkPolicy
+from core.resources.network import FelixConfigurationSpec, ProtoPort
 from core.resources.policy import Direction
 from core.validate import validate
 from felix import host_frame
@@ -22,6 +22,7 @@ from felix.hosts import Host, hosts
 from felix.model import Desired
 from policy.model import Plane
 from tests.felix.cluster import CONFIG, facts, felix, link, node, pod, pool, snapshot
+from tests.felix.guarded import ANY, hep, policy, staged
 
 IN, OUT = Direction.INGRESS, Direction.EGRESS
 HOME = facts(
@@ -29,11 +30,6 @@ HOME = facts(
     link("eth0", 2, "10.1.0.1/24", "fd01::1/64"),
     link("eth1", 3, "10.2.0.1/24", "10.2.0.2/24", up=False),
 )
-
-
-def hep(name: str, interface: str = "", *expected: str, on: str = "a", profiles: tuple[str, ...] = ()) -> HostEndpoint:
-    spec = HostEndpointSpec(node=on, interface_name=interface, expected_ips=list(expected), profiles=list(profiles))
-    return HostEndpoint(metadata=Metadata(name=name, labels={"host": name}), spec=spec)
 
 
 def key(name: str) -> Key:
@@ -50,7 +46,7 @@ CASES: Mapping[str, tuple[tuple[HostEndpoint, ...], Mapping[str, Host], Mapping[
         },
         {},
     ),
-    "another node's": ((hep("a", "eth0", on="b"), hep("b", "*", on="c")), {}, {}),
+    "another node's": ((hep("a", "eth0", node="b"), hep("b", "*", node="c")), {}, {}),
     "an interface that is not there, one that is down, an address that nobody has": (
         (hep("a", "eth9"), hep("b", "eth1"), hep("c", "", "fd09::9")),
         {
@@ -195,6 +191,28 @@ def test_only_the_planes_that_are_asked_have_chains() -> None:
         assert {each for each in table.elements if each.set == "host-interfaces"} == {
             Element("host-interfaces", '"eth0"')
         }
+
+
+EARLY: Mapping[str, object] = {"apply_on_forward": True}
+ASKING: Mapping[str, tuple[GlobalNetworkPolicy | StagedGlobalNetworkPolicy, set[str]]] = {
+    "nothing": (policy("p", "host == 'other'", [ANY], [ANY], do_not_track=True, **EARLY), set()),
+    "normal": (policy("p", "all()", [ANY], [ANY]), set()),
+    "forward": (policy("p", "all()", [ANY], [ANY], **EARLY), {"host-forward-in", "host-forward-out"}),
+    "forward, one way": (policy("p", "all()", egress=[ANY], **EARLY), {"host-forward-out"}),
+    "before NAT": (policy("p", "all()", [ANY], types=["Ingress"], pre_dnat=True, **EARLY), {"host-pre-dnat"}),
+    "untracked": (policy("p", "all()", [ANY], do_not_track=True, **EARLY), {"host-untracked-in"}),
+    "staged": (staged("p", "all()", [ANY], [ANY], **EARLY), {"host-forward-in", "host-forward-out"}),
+}
+
+
+@pytest.mark.parametrize("name", ASKING)
+def test_planes_are_asked_for_by_policies(name: str) -> None:
+    asking, chains = ASKING[name]
+    found = desired(snapshot((node("a", "10.1.0.1/24"), hep("a", "eth0"), asking)), HOME, CONFIG)
+    table = join(*found.nft.values())
+    assert {each for each in host_frame.NAMES.values() if each in table.chains} == {"host-in", "host-out"} | chains
+    everywhere = desired(snapshot((node("a", "10.1.0.1/24"), hep("a", "*"), asking)), HOME, CONFIG)
+    assert any("doNotTrack" in problem for problem in everywhere.problems) is (name == "untracked")
 
 
 def test_every_other_interface_is_a_rule_behind_the_map_and_has_no_untracked_plane() -> None:
