@@ -29,6 +29,9 @@ from policy.rows import Book
 SPELT_OUT: Final = 3
 """Names or prefixes that are said one by one; of more, the first ones and how many there are."""
 
+MOST_OWNED: Final = 256
+"""Prefixes of up to so many addresses are looked at one by one: is anything of it outside?"""
+
 Both: TypeAlias = tuple[str, str]
 """The name of a table before, and after."""
 
@@ -155,10 +158,23 @@ def _outside(before: View, after: View) -> Iterator[tuple[Kind, object]]:
         world = (then.world[family], now.world[family])
         yield Kind(family=family, classes=world, members=(Outside(family),)), ("outside", family, world)
         make = IPv4Address if family == Family.V4 else IPv6Address
+        owned = _owned(family, before.snapshot, after.snapshot)
         for first, last in _cut(family, then, now):
-            classes = (_class_of(then, family, first), _class_of(now, family, first))
+            if last - first < MOST_OWNED and owned.issuperset(range(first, last + 1)):
+                continue
+            classes = (then.around(family, first), now.around(family, first))
             nets: tuple[Network, ...] = tuple(summarize_address_range(make(first), make(last)))
             yield Kind(family=family, classes=classes, members=(Outside(family, nets),)), ("outside", family, classes)
+
+
+def _owned(family: int, *snapshots: Snapshot) -> set[int]:
+    """Addresses that endpoints have, before and after."""
+    found = []
+    for snapshot in snapshots:
+        pods = (pod.spec.addresses for pod in snapshot.of(WorkloadEndpoint).values())
+        hosts = (_expected(host) for host in snapshot.of(HostEndpoint).values())
+        found.append({int(each) for addresses in (*pods, *hosts) for each in addresses if each.version == family})
+    return set.intersection(*found)
 
 
 def _cut(family: int, then: Identity, now: Identity) -> list[Range]:
@@ -166,12 +182,6 @@ def _cut(family: int, then: Identity, now: Identity) -> list[Range]:
     spans = [span for identity in (then, now) for span, _ in identity.ranges.get(family, ())]
     cuts = sorted({edge for first, last in spans for edge in (first, last + 1)})
     return [(first, end - 1) for first, end in pairwise(cuts) if any(_named(i, family, first) for i in (then, now))]
-
-
-def _class_of(identity: Identity, family: int, number: int) -> int:
-    """The class of what is at this place of the number line, pods left aside."""
-    found = _named(identity, family, number)
-    return identity.world[family] if found is None else found
 
 
 def _named(identity: Identity, family: int, number: int) -> int | None:

@@ -24,7 +24,7 @@ from core.names import Key
 from core.resources import WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
-from policy.compile import compile
+from policy.compile import Compiler
 from policy.ends import Kind, Member, View, kinds
 from policy.evaluate import Packet, lookup
 from policy.model import Cause, Decision, Reason, Verdict
@@ -129,12 +129,13 @@ def _path(tier: str, policy: Key) -> str:
 
 def plan(before: Snapshot, after: Snapshot, flows: Iterable[Connection] = (), tell: Tell = lambda _: None) -> Plan:
     """What `after` would change. `flows` are live connections, read if any could be cut; `tell` hears of long work."""
+    compiler = Compiler()  # the second state costs what differs from the first
     views = []
     for snapshot, when in ((before, "as it is"), (after, "as it would be")):
         endpoints = snapshot.of(WorkloadEndpoint)
         if len(endpoints) >= LONG:
             tell(f"compiling the policy of {len(endpoints)} endpoints, {when}")
-        compiled = compile(snapshot, endpoints)
+        compiled = compiler.compile(snapshot, endpoints)
         views.append(View(snapshot, compiled, Book(compiled.tables)))
     was, becomes = views
     comparison = _Comparison(was, becomes, tell)

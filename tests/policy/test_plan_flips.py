@@ -215,6 +215,14 @@ def test_a_network_set_flips_its_prefixes() -> None:
     ]
 
 
+def test_a_prefix_that_is_a_pods_address_is_not_told_beside_the_pod() -> None:
+    only = calico("only", selector="app == 'db'", ingress=[{"action": "Allow", "source": {"nets": ["10.0.2.1/32"]}}])
+    shut = calico("only", selector="app == 'db'", ingress=[])
+    assert told(snapshot([*SHOP, only]), snapshot([*SHOP, shut])) == [
+        "office/desk -> shop/db all traffic: Allow -> Deny by the end of tier default, ingress (of default/shop/only)"
+    ]
+
+
 def test_what_comes_and_goes_is_named_and_does_not_flip() -> None:
     found = plan(snapshot([*SHOP, LOCKDOWN]), snapshot([*SHOP[:-1], pod("shop", "new", ["10.0.3.1"]), LOCKDOWN]))
     assert found.clean
