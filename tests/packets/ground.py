@@ -82,8 +82,9 @@ class Ground:
         """Make the datastore hold `wanted` and nothing else of a user's, in one transaction; its revision."""
         puts = [objects.put(each) for key, each in wanted.items() if self.held.get(key) != each]
         gone = [Delete(key) for key in self.held if key not in wanted]
+        revision = self._loop.run(self._store.txn([*puts, *gone])) if puts or gone else 0
         self.held = dict(wanted)
-        return self._loop.run(self._store.txn([*puts, *gone])) if puts or gone else 0
+        return revision
 
     def settle(self, wanted: Mapping[Key, Resource]) -> None:
         """Write, and wait until both nodes' kernels hold it."""
