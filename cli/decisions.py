@@ -146,7 +146,7 @@ async def _watch(seconds: float | None, output: options.ResultFormat) -> None:
     from policy.outcomes import DENIED_GROUP
 
     require_net_admin()
-    names = _Names()
+    names = Names()
     if not names.known:
         raise NotFound(f"there is no table inet {NFT_TABLE} here: muslin does not run on this host")
     async with asyncio.timeout(seconds), contextlib.aclosing(logged(DENIED_GROUP)) as packets:
@@ -160,7 +160,7 @@ async def _watch(seconds: float | None, output: options.ResultFormat) -> None:
                 terminal.show_lines([_line(packet, names.of(packet.mark))])
 
 
-class _Names:
+class Names:
     """What the marks of denied packets mean: the kernel's own map, read again when a mark is new."""
 
     def __init__(self) -> None:

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from cli.decisions import Names
 from cli.here import told
 from core.addr import Address
 from core.errors import MuslinError, NotFound, Unsupported
@@ -142,7 +143,7 @@ def _ended(found: Explanation, dropped: Step) -> tuple[str, Decision | None]:
 
 
 def _ours(found: Explanation, dropped: Step) -> tuple[str, Decision | None]:
-    """Why our table dropped it: the frame's own reasons by chain, everything else by the compiled tables."""
+    """Why our table dropped it: the frame's own reasons by chain, else by the compiled tables, or by the mark."""
     if dropped.chain in _FRAME:
         return _FRAME[dropped.chain], None
     for word, end, decision in (
@@ -151,8 +152,8 @@ def _ours(found: Explanation, dropped: Step) -> tuple[str, Decision | None]:
     ):
         if decision is not None and decision.verdict is Verdict.DENY:
             return f"{word} {end}: {decision.reason}", decision
-    doubt = "this node may not have programmed them yet (`muslin status`), or an end is not known to it"
-    return f"chain {dropped.chain} denies what the datastore's policies allow: {doubt}", None
+    # Policy of hosts, or this node is behind the datastore: the number in the mark says what the kernel went by.
+    return f"{Names().of(dropped.mark).rule_name}, by what is in this node's kernel (chain {dropped.chain})", None
 
 
 def _undropped(found: Explanation, steps: Sequence[Step], back: Sequence[Step], heard: Heard) -> str:

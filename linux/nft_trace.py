@@ -27,7 +27,7 @@ TRACE_TABLE: Final = "muslin-trace-"
 _GROUP: Final = 9  # NFNLGRP_NFTRACE
 _TRACE: Final = 10 << 8 | 17  # NFNL_SUBSYS_NFTABLES, NFT_MSG_TRACE
 _TABLE, _CHAIN, _HANDLE, _TYPE, _VERDICT, _ID = 1, 2, 3, 4, 5, 6
-_NETWORK, _TRANSPORT, _POLICY = 8, 9, 16
+_NETWORK, _TRANSPORT, _MARK, _POLICY = 8, 9, 14, 16
 _FAMILIES: Final = {1: "inet", 2: "ip", 5: "netdev", 7: "bridge", 10: "ip6"}
 _TYPES: Final = {1: "policy", 2: "return", 3: "rule"}
 _VERDICTS: Final = {
@@ -45,7 +45,10 @@ _VERDICTS: Final = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Step:
-    """One rule (by its handle), end of a chain, or policy of a base chain, and its verdict as nft spells it."""
+    """One rule (by its handle), end of a chain, or policy of a base chain, and its verdict as nft spells it.
+
+    `mark` is the packet's when the rule decided.
+    """
 
     family: str
     table: str
@@ -54,6 +57,7 @@ class Step:
     kind: str
     verdict: str
     target: str = ""
+    mark: int = 0
 
     def __str__(self) -> str:
         where = f"table {self.family} {self.table}, chain {self.chain}"
@@ -139,6 +143,7 @@ def _step(family: int, parts: Attributes) -> Step:
         kind=_TYPES.get(int.from_bytes(parts.get(_TYPE, b""), "big"), ""),
         verdict=_VERDICTS.get(code if code < 0 else code & 0xFF, str(code)),
         target=_text(verdict.get(2, b"")),
+        mark=int.from_bytes(parts.get(_MARK, b""), "big"),
     )
 
 

@@ -120,6 +120,18 @@ async def test_who_denies_is_named_policy_or_another_table(cluster: Cluster) -> 
         )
 
 
+async def test_a_node_that_is_behind_the_datastore_is_told_by_its_kernel(cluster: Cluster) -> None:
+    await cluster.write(only(81))
+    await cluster.start()
+    await cluster.stop()
+    await cluster.write(allow_from("more", "shop", "app == 'db'", "app == 'web'", 80, "TCP"))
+    behind = await told(cluster, "shop/web", "shop/db", 80)
+    assert behind.lines()[-1] == "Allow"
+    assert outcome(behind).startswith("dropped by muslin: ")
+    assert "by what is in this node's kernel (chain denied)" in outcome(behind)
+    assert "default" in outcome(behind)
+
+
 async def test_an_egress_that_is_denied_and_a_node_that_may_not_be_talked_to(cluster: Cluster) -> None:
     await cluster.start()
     own = await told(cluster, "shop/web", "node/a", 8080)
