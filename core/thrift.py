@@ -34,15 +34,28 @@ _KEPT: Final = frozenset({"name", "namespace", "labels"})
 _NO_METADATA: Final[Mapping[str, Any]] = MappingProxyType(
     {name: value for name, value in msgspec.structs.asdict(Metadata(name="")).items() if name not in _KEPT}
 )
+_LOCAL: Final = frozenset(
+    {"interface_name", "mac", "workload", "ip_nats", "ipv4_gateway", "ipv6_gateway", "allow_spoofed_source_prefixes"}
+)
+"""What only the pod's own node goes by."""
+
+_UNSAID: Final = {
+    name: value for name, value in msgspec.structs.asdict(WorkloadEndpointSpec()).items() if name in _LOCAL
+}
+_ELSEWHERE: Final = tuple(name for name in _SPEC if name not in _LOCAL)
+
 _OWN: Final = frozenset({"pod", "interface_name", "mac", "container_id", "workload"})
 """Texts of an endpoint that no other has."""
 
 
 class Sharing:
-    """A decoder that shares. Of a pod's metadata it keeps what agents go by: name, namespace, labels."""
+    """A decoder that shares. Of a pod's metadata it keeps what agents go by: name, namespace, labels.
 
-    def __init__(self, decode: Decode) -> None:
-        self._decode = decode
+    With `node`, pods of other nodes are kept without what only theirs goes by: interface, MAC, gateways.
+    """
+
+    def __init__(self, decode: Decode, node: str = "") -> None:
+        self._decode, self._node = decode, node
         self._seen: dict[tuple[Any, ...], Any] = {}
 
     def __call__(self, key: Key, value: bytes) -> Resource:
@@ -57,12 +70,13 @@ class Sharing:
             labels=self._labels(found.metadata.labels),
             **_NO_METADATA,
         )
-        spec = {name: self._field(name, getattr(found.spec, name)) for name in _SPEC}
+        names = _SPEC if not self._node or found.spec.node == self._node else _ELSEWHERE
+        spec = {name: self._field(name, getattr(found.spec, name)) for name in names}
         return WorkloadEndpoint(
             api_version=sys.intern(found.api_version),
             kind=sys.intern(found.kind),
             metadata=metadata,
-            spec=WorkloadEndpointSpec(**spec),
+            spec=WorkloadEndpointSpec(**(_UNSAID | spec)),
         )
 
     def _field(self, name: str, value: Any) -> Any:

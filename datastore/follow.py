@@ -80,7 +80,7 @@ async def follow(
     vanishes in masses is held until an operator has looked at that Node.
     """
     kept = frozenset(cls.KIND for cls in kinds)
-    follower = _Follower(store, kept, latest, cache, node, Sharing(decode), timing)
+    follower = _Follower(store, kept, latest, cache, node, Sharing(decode, node), timing)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")

@@ -65,6 +65,16 @@ def test_pods_alike_share_what_they_have_in_common() -> None:
     assert one.metadata.annotations is other.metadata.annotations
 
 
+def test_pods_of_other_nodes_are_kept_without_what_only_theirs_goes_by() -> None:
+    decode = Sharing(manifest.decode, "node-3")
+    ours, theirs = decode(key(3), document(3)), decode(key(4), document(4))
+    assert ours == manifest.decode(key(3), document(3))
+    whole = manifest.decode(key(4), document(4))
+    assert isinstance(whole, WorkloadEndpoint)
+    assert theirs == msgspec.structs.replace(whole, spec=msgspec.structs.replace(whole.spec, interface_name=""))
+    assert decode(key(4), manifest.encode(theirs)) == theirs, "as from the disk"
+
+
 def test_other_kinds_come_through_as_they_are() -> None:
     made = manifest.load(
         "{apiVersion: projectcalico.org/v3, kind: IPPool, metadata: {name: p, annotations: {a: b}}, "
