@@ -52,6 +52,10 @@ PORTED: Final = frozenset({WorkloadEndpoint.KIND, HostEndpoint.KIND})
 """Kinds that have named ports."""
 
 
+_IN: Final = (Direction.INGRESS, Plane.WORKLOAD)
+_OUT: Final = (Direction.EGRESS, Plane.WORKLOAD)
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Compiled:
     """What the endpoints' packets are asked. `chains`: the names of each workload's ingress and egress chain.
@@ -119,17 +123,27 @@ class Compiler:
         self._ask({program for each in programs.values() for program in each.values()})
         moved = self._classes.refresh()
         named = {
-            (key, *place): self._stack(key, thing, program)
+            key: {place: self._stack(key, thing, program) for place, program in programs[key].items()}
             for key, thing in wanted.items()
-            for place, program in programs[key].items()
         }
-        self._answer(set(named.values()), moved)
+        self._answer({name for names in named.values() for name in names.values()}, moved)
         compiled = Compiled(
             identity=self._classes.identity,
             tables=self._tables,
-            chains=MappingProxyType({key: _pair(named, key) for key in wanted if key.kind == WorkloadEndpoint.KIND}),
+            chains=MappingProxyType(
+                {
+                    key: (names[_IN], names[_OUT])
+                    for key, names in named.items()
+                    if isinstance(wanted[key], WorkloadEndpoint)
+                }
+            ),
             hosts=MappingProxyType(
-                {(key, plane, way): name for (key, way, plane), name in named.items() if plane is not Plane.WORKLOAD}
+                {
+                    (key, plane, direction): name
+                    for key, names in named.items()
+                    if not isinstance(wanted[key], WorkloadEndpoint)
+                    for (direction, plane), name in names.items()
+                }
             ),
             addresses=MappingProxyType(
                 {
@@ -194,10 +208,6 @@ class Compiler:
 
 def _same(ours: Mapping[str, Table], theirs: Mapping[str, Table]) -> bool:
     return ours.keys() == theirs.keys() and all(theirs[name] is table for name, table in ours.items())
-
-
-def _pair(named: Mapping[tuple[Key, Direction, Plane], str], key: Key) -> tuple[str, str]:
-    return named[key, Direction.INGRESS, Plane.WORKLOAD], named[key, Direction.EGRESS, Plane.WORKLOAD]
 
 
 def _addresses(endpoint: WorkloadEndpoint) -> tuple[Address, ...]:

@@ -16,6 +16,7 @@ import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, replace
+from operator import itemgetter
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -77,14 +78,17 @@ class _Made:
     read: object
     policy: Policy
     closed: str
+    sort_key: tuple[float, str]
 
 
 class Conversion:
     """Converts one snapshot after the other."""
 
     def __init__(self) -> None:
+        self._faults: Mapping[Key, str] = {}
         self._made: dict[int, _Made] = {}
         self._unreadable: dict[Key, Policy] = {}
+        self._needy = False
         self._memo = Memo()
         self._policies: tuple[list[object], tuple[_Tiers, _Problems]] | None = None
         self._profiles: tuple[list[object], tuple[Mapping[str, ProfileRules], _Problems]] | None = None
@@ -92,6 +96,8 @@ class Conversion:
 
     def convert(self, snapshot: Snapshot, doubt: Doubt) -> Converted:
         """All of it, closed where it is in doubt; the same object while nothing of it changed."""
+        if snapshot.problems != self._faults:
+            self._faults = snapshot.problems
         tiers, unsaid = self._all_policies(snapshot, doubt)
         profiles, unsaid_too = self._all_profiles(snapshot, doubt)
         last = self._converted
@@ -101,8 +107,8 @@ class Conversion:
         return last
 
     def _all_policies(self, snapshot: Snapshot, doubt: Doubt) -> tuple[_Tiers, _Problems]:
-        kinds = (*_READ, *(_READ_BY_SOME if any(made.needs != _NOTHING for made in self._made.values()) else ()))
-        made_of: list[object] = [doubt, snapshot.problems, *(snapshot.tables.get(kind) for kind in kinds)]
+        kinds = (*_READ, *(_READ_BY_SOME if self._needy else ()))
+        made_of: list[object] = [doubt, self._faults, *(snapshot.tables.get(kind) for kind in kinds)]
         if self._policies is None or not _same(self._policies[0], made_of):
             tiers, problems = self._convert(snapshot, doubt)
             if self._policies is not None and self._policies[1][0] == tiers:
@@ -113,21 +119,23 @@ class Conversion:
 
     def _convert(self, snapshot: Snapshot, doubt: Doubt) -> tuple[_Tiers, _Problems]:
         problems: dict[Key, str] = {}
-        policies: dict[str, list[Policy]] = defaultdict(list)
+        policies: dict[str, list[tuple[tuple[float, str], Policy]]] = defaultdict(list)
         leaving = drafts.outgoing(snapshot)
         for made in self._each(snapshot):
             policy = made.policy
             if leaving and policy.key in leaving:
                 policy = self._memo(_leave, policy)
-            policies[policy.tier].append(self._memo(doubt.close, policy) if doubt else policy)
+            policies[policy.tier].append((made.sort_key, self._memo(doubt.close, policy) if doubt else policy))
             if made.closed:
                 problems[policy.key] = made.closed
         tiers = sorted((tier_order(snapshot, name) for name in policies), key=lambda tier: tier.sort_key)
-        for policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
+        for _, policy in (each for tier in tiers if tier.missing for each in policies[tier.name]):
             said = f"there is no tier {policy.tier}: it is asked after all tiers that are there, and its end denies"
             problems[policy.key] = "; ".join(filter(None, (problems.get(policy.key), said)))
         unreadable = self._as_before(unreadable_policies(snapshot))
-        ordered = [(tier, tuple(sorted(policies[tier.name], key=lambda policy: policy.sort_key))) for tier in tiers]
+        ordered = [
+            (tier, tuple(policy for _, policy in sorted(policies[tier.name], key=itemgetter(0)))) for tier in tiers
+        ]
         return (*([(BEFORE_ALL, unreadable)] if unreadable else ()), *ordered), problems
 
     def _as_before(self, unreadable: tuple[Policy, ...]) -> tuple[Policy, ...]:
@@ -150,34 +158,38 @@ class Conversion:
             order.append(manifest)
             if made is None:
                 fresh.append(manifest)
-            elif made.needs != _NOTHING:
+            elif made.read is not None:
                 needy.append(manifest)
             else:
                 self._made[id(manifest)] = made
         known = known_to(snapshot, (*fresh, *needy))
+        self._needy = bool(needy)
         for manifest in (*fresh, *needy):
             made = before.get(id(manifest))
             needs = drafts.needs(manifest) if made is None else made.needs
             read = _read(needs, known)
+            self._needy |= read is not None
             if made is None or made.read != read:
                 policy, closed = convert_policy(manifest, known)
-                made = _Made(manifest, needs, read, policy, "; ".join(closed))
+                made = _Made(manifest, needs, read, policy, "; ".join(closed), policy.sort_key)
             self._made[id(manifest)] = made
         return [self._made[id(manifest)] for manifest in order]
 
     def _all_profiles(self, snapshot: Snapshot, doubt: Doubt) -> tuple[Mapping[str, ProfileRules], _Problems]:
-        made_of: list[object] = [doubt, snapshot.problems, *(snapshot.tables.get(kind) for kind in _READ_BY_PROFILES)]
+        made_of: list[object] = [doubt, self._faults, *(snapshot.tables.get(kind) for kind in _READ_BY_PROFILES)]
         if self._profiles is None or not _same(self._profiles[0], made_of):
             problems: dict[Key, str] = {}
             before = self._profiles[1][0] if self._profiles else {}
             found = {name: doubt.close(rules) for name, rules in profiles(snapshot, problems).items()}
             kept = {name: before[name] if before.get(name) == rules else rules for name, rules in found.items()}
-            self._profiles = made_of, (MappingProxyType(kept), problems)
+            self._profiles = made_of, (before if kept == before else MappingProxyType(kept), problems)
         return self._profiles[1]
 
 
 def _read(needs: Needs, known: Known) -> object:
     """What a manifest with these needs reads of what is known."""
+    if needs == _NOTHING:
+        return None
     answering = [(name, known.services.of(*name)) for name in sorted(needs.services)]
     return answering, known.nodes if needs.nodes else None
 

@@ -82,7 +82,7 @@ class Resolver:
         self._converted = Converted((), {}, {})
         self._applying: dict[int, tuple[TierOrder, Policy]] = {}
         self._by_mark: dict[int, dict[int, tuple[TierOrder, Policy]]] = defaultdict(dict)
-        self._programs: dict[tuple[Key, Direction, Plane], Program] = {}
+        self._programs: dict[Key, dict[tuple[Direction, Plane], Program]] = {}
         self._built: dict[object, tuple[Program, object]] = {}
         self._missing: dict[str, ProfileRules] = {}
         self._memo = Memo()
@@ -108,9 +108,7 @@ class Resolver:
         stale = {key for key, thing in wanted.items() if key not in self._locals or self._locals[key][0] is not thing}
         for key in [key for key in self._locals if key not in wanted or key in stale]:
             self._crowd.leave(self._locals.pop(key)[1])
-            for direction in Direction:
-                for plane in Plane:
-                    self._programs.pop((key, direction, plane), None)
+            del self._programs[key]
         for key in stale:
             self._locals[key] = wanted[key], self._crowd.join(wanted[key])
         return stale
@@ -155,11 +153,7 @@ class Resolver:
 
     def programs(self, key: Key) -> Mapping[tuple[Direction, Plane], Program]:
         """The programs of one endpoint: of its plane, or of all planes of a host's."""
-        return {
-            (direction, plane): self._programs[key, direction, plane]
-            for plane in _planes(self._locals[key][0])
-            for direction in OF_PLANE[plane]
-        }
+        return self._programs[key]
 
     def group(self, key: Key) -> Group:
         """The group that an endpoint is in among the local ones."""
@@ -168,11 +162,12 @@ class Resolver:
     def _resolve(self, key: Key) -> None:
         thing, group = self._locals[key]
         applying = self._applying_to(group)
+        programs = self._programs[key] = {}
         for plane in _planes(thing):
             asked = tuple(each for each in applying if plane in each[1].planes)
             for direction in OF_PLANE[plane]:
                 told = tuple(each for each in asked if direction in each[1].types)
-                self._programs[key, direction, plane] = self.program(told, thing.spec.profiles, direction, plane)
+                programs[direction, plane] = self.program(told, thing.spec.profiles, direction, plane)
 
     def _applying_to(self, group: Group) -> Applying:
         found: dict[int, tuple[TierOrder, Policy]] = {}
@@ -192,7 +187,7 @@ class Resolver:
         found = self._built.get(made_of)
         if found is None:
             if len(self._built) > 4 * len(self._programs) + 100:
-                live = set(self._programs.values())
+                live = {program for programs in self._programs.values() for program in programs.values()}
                 self._built = {name: built for name, built in self._built.items() if built[0] in live}
             found = self._built[made_of] = _program(applying, named, direction, plane), (applying, named)
         return found[0]
