@@ -16,7 +16,7 @@ import hashlib
 import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Final, TypeAlias
+from typing import Final, TypeAlias, cast
 
 from core.nftables import Chain, Element, Hook, Ruleset, Set
 
@@ -69,6 +69,8 @@ def flatten(ruleset: Ruleset, sets: Mapping[str, Set] | None = None) -> Mapping[
 
     Of a part of a table, with `sets` those of the whole (`linux.nft_parts`).
     """
+    if not (ruleset.sets or ruleset.chains or ruleset.counters):
+        return cast("Mapping[Object, Value]", ruleset.elements)  # the large parts are only these: no second copy
     flat: dict[Object, Value] = {SetName(name): each for name, each in ruleset.sets.items()}
     flat |= {CounterName(name): "" for name in ruleset.counters}
     for name, chain in ruleset.chains.items():
