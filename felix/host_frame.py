@@ -11,7 +11,8 @@
                 mangle-postrouting host-out     what the host sends and NAT readdressed: only now its way out is known
 
     each        host-PLANE ── failsafe ports, established ── judge-host-PLANE ── vmap: interface ─> goto STACK
-                                                                  (no stack: `*`'s, or UNASKED: nothing to ask here)
+                                                                  not in it: `*`'s stack
+                                                                  no stack: UNASKED, there is nothing to ask
 
 A packet that an earlier plane has let in carries ACCEPTED, and later host planes let it pass; a workload's policy does
 not know the mark. What comes in or is sent begins unmarked, so that no packet brings the mark along, be it out of a
@@ -59,6 +60,9 @@ NAMES: Final[Mapping[Slot, str]] = MappingProxyType(
 """The chain of each plane and direction, and the map from interface to stack that it asks."""
 
 INTERFACES: Final = "host-interfaces"
+
+NOT_ASKED: Final = "host-not-asked"
+"""Instead of a stack, where an endpoint has none: or `*`'s would judge what is not its own."""
 
 _LET_BE: Final = frozenset({Cause.NO_FORWARD_RULE, Cause.UNDECIDED})
 _ALWAYS: Final = frozenset({(Plane.HOST, _IN), (Plane.HOST, _OUT)})
@@ -147,15 +151,15 @@ def part(given: Shape, hosts: Sequence[Host], stacks: Stacks, failsafes: Failsaf
     """The chains, maps and elements of the host endpoints. With `ipip`, nodes may always send each other IP-in-IP."""
     slots = [slot for slot in NAMES if slot in given.asked]
     every = next((host for host in hosts if host.everywhere), None)
-    chains = _base_chains(given, ipip=ipip)
+    chains = {**_base_chains(given, ipip=ipip), NOT_ASKED: Chain(rules=(set_mark(UNASKED),))}
     for slot in slots:
         chains[NAMES[slot]] = Chain(rules=(*_preface(given, slot, failsafes), *_question(slot)))
         chains[_judge(NAMES[slot])] = _judgement(slot, _stack(every, slot, stacks) if every else "")
     elements = {Element(INTERFACES, f'"{name}"'): "" for host in hosts for name in host.interfaces}
     for host in hosts:
         for slot in slots:
-            if stack := _stack(host, slot, stacks):
-                elements.update({Element(NAMES[slot], f'"{name}"'): f"goto {stack}" for name in host.interfaces})
+            stack = _stack(host, slot, stacks) or NOT_ASKED
+            elements.update({Element(NAMES[slot], f'"{name}"'): f"goto {stack}" for name in host.interfaces})
     sets = {NAMES[slot]: Set(key=("ifname",), value="verdict") for slot in slots}
     return Ruleset(
         chains=MappingProxyType(chains),
@@ -170,8 +174,7 @@ def _judge(name: str) -> str:
 
 def _judgement(slot: Slot, every: str) -> Chain:
     word = "iifname" if slot[1] is _IN else "oifname"
-    otherwise = f"goto {every}" if every else set_mark(UNASKED)
-    return Chain(rules=(f"{word} vmap @{NAMES[slot]}", otherwise))
+    return Chain(rules=(f"{word} vmap @{NAMES[slot]}", f"goto {every or NOT_ASKED}"))
 
 
 def _question(slot: Slot) -> tuple[str, ...]:

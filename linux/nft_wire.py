@@ -53,7 +53,7 @@ _LIST_BYTES: Final = 48_000
 def speaks(made: Set) -> bool:
     """Whether elements of such a set can be written here; else they are libnftables' to write."""
     known = bool(made.key) and all(part in BYTES for part in made.key) and made.value in _VALUES
-    return known and not (made.interval and "ifname" in made.key)
+    return known and not (made.interval and made.key == ("ifname",))  # there, nft's names end in wildcards
 
 
 def elements(made: Set) -> Callable[[str, str | None], bytes]:

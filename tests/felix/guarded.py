@@ -120,18 +120,18 @@ def staged(
 
 
 @contextlib.contextmanager
-def others_marks(*counted: str) -> Iterator[None]:
-    """Somebody else's table: all that comes in or is sent has 0x4000 in its mark; `marks` tells where it still has."""
+def others_marks(*counted: str, mark: int = 0x4000) -> Iterator[None]:
+    """Somebody else's table marks all that comes in or is sent, and counts at the hooks `counted` what is still so."""
     nft("add", "table", "inet", "others")
     for hook in ("prerouting", "output"):
         base = f"{{ type filter hook {hook} priority -350; }}"
         nft(f"add chain inet others first-{hook} {base}")
-        nft(f"add rule inet others first-{hook} meta mark set 0x4000")
+        nft(f"add rule inet others first-{hook} meta mark set {mark:#x}")
     for hook in counted:
         nft(f"add counter inet others {hook}-kept")
         nft(f"add counter inet others {hook}-lost")
         nft(f"add chain inet others last-{hook} {{ type filter hook {hook} priority 50; }}")
-        nft(f"add rule inet others last-{hook} meta mark and 0xffff == 0x4000 counter name {hook}-kept return")
+        nft(f"add rule inet others last-{hook} meta mark and 0xffff == {mark:#x} counter name {hook}-kept return")
         nft(f"add rule inet others last-{hook} counter name {hook}-lost")
     try:
         yield

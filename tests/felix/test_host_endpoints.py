@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import re
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
@@ -12,11 +13,17 @@ from typing import TypeAlias
 import pytest
 from msgspec import structs
 
+from core.nftables import join
 from core.resources.network import ProtoPort
 from core.resources.policy import Action, EntityRule, Rule
+from felix.desired import desired
 from linux import netns
 from linux.conntrack import Conntrack
-from tests.felix.cluster import felix, pod
+from linux.nft import NftDriver
+from linux.nft_objects import flatten
+from policy.keep import SHIFT
+from policy.outcomes import ACCEPTED
+from tests.felix.cluster import facts, felix, pod, snapshot
 from tests.felix.guarded import (
     ANY,
     FAR,
@@ -35,6 +42,7 @@ from tests.felix.guarded import (
     tcp,
 )
 from tests.felix.host import HOST, OUTSIDE, Host, Place, first_datagram, ip, nft, says, until
+from tests.felix.one_node import STATE
 
 pytestmark = pytest.mark.kernel
 
@@ -76,7 +84,9 @@ async def test_what_the_host_receives_and_sends(node: Guarded) -> None:
     here, outside, far, web = node.here, node.outside, node.far, node.web
     await node.write(hep("up", "eth0"))
     await node.start()
-    assert (await node.programmed()).endpoints["HostEndpoint/up"].state == "up"
+    await node.write(hep("up-too", "eth0"))
+    states = (await node.programmed()).endpoints
+    assert [states[f"HostEndpoint/{each}"].state for each in ("up", "up-too")] == ["up", "error"]
     async with Servers() as servers:
         for port in (22, 80):
             await servers.at(here, port, HOST, HOST6, HERE, "127.0.0.1")
@@ -229,6 +239,8 @@ async def test_without_a_trace_in_conntrack(node: Guarded) -> None:
     async with Servers() as servers:
         for port in (22, 80, 81):
             await servers.at(here, port, HOST, HOST6)
+        for port in (80, 179):
+            await servers.at(outside, port, OUTSIDE, OUTSIDE6)
         ways = [(outside, HOST, 80), (outside, HOST6, 80)]
         await refused(*ways)
         await node.write(policy("half", "host == 'up'", ingress=[tcp(80)], egress=[answers], **fields))
@@ -241,6 +253,12 @@ async def test_without_a_trace_in_conntrack(node: Guarded) -> None:
             ports = {flow.original.dport for flow in table.flows()}
         assert 22 in ports
         assert 80 not in ports
+        everything = Rule(action=Action.DENY)
+        await node.write(policy("half", "host == 'up'", [everything], [everything], **fields))
+        for namespace in ("", outside.namespace):
+            ip(*(("-n", namespace) if namespace else ()), "neigh", "flush", "dev", "eth0")
+        await passed((outside, HOST, 22), (outside, HOST6, 22), (here, OUTSIDE, 179), (here, OUTSIDE6, 179))
+        await refused(*ways, (here, OUTSIDE, 80))
 
 
 async def test_every_other_interface_also_one_that_comes_later(node: Guarded, tmp_path: Path) -> None:
@@ -278,6 +296,12 @@ async def test_every_other_interface_also_one_that_comes_later(node: Guarded, tm
         await passed(*opened)
         await node.write(policy("in", "host == 'rest'", ingress=[tcp(80)]))
         await passed(*closed)
+        for port in (80, 81):
+            await servers.at(node.far, port, FAR, FAR6)
+        await servers.at(node.web, 81, "10.0.0.1")
+        await node.write(policy("fw", "host == 'rest'", [tcp(80)], [tcp(81)], apply_on_forward=True))
+        await passed((node.far, "10.0.0.1", 80), (node.web, FAR, 81), (outside, FAR6, 81), (here, "10.0.0.1", 81))
+        await refused((node.far, "10.0.0.1", 81), (node.web, FAR, 80), (outside, FAR6, 80))
         await node.write(felix(default_endpoint_to_host_action="Drop"))
         await passed(*closed[:3])
         await refused(closed[3])
@@ -346,6 +370,38 @@ async def test_the_mark_of_others_lives_through_every_plane(node: Guarded) -> No
         seen = {name: int(packets) for name, packets in re.findall(r"counter (\S+) \{\s*packets (\d+)", listed)}
         assert all(seen[f"{hook}-kept"] > 0 for hook in ("input", "forward", "postrouting"))
         assert [seen[f"{hook}-lost"] for hook in ("input", "forward", "postrouting")] == [0, 0, 0]
+
+
+async def test_no_packet_brings_the_mark_along(node: Guarded) -> None:
+    accepted = ACCEPTED << SHIFT
+    await node.write(hep("up", "eth0"))
+    await node.start()
+    async with Servers() as servers:
+        await servers.at(node.here, 80, HOST, HOST6)
+        await servers.at(node.outside, 80, OUTSIDE)
+        await servers.at(node.outside, 179, OUTSIDE)
+        with others_marks(mark=accepted):
+            await refused((node.outside, HOST, 80), (node.outside, HOST6, 80), (node.here, OUTSIDE, 80))
+            await passed((node.here, OUTSIDE, 179))
+
+
+async def test_what_is_read_back_is_what_was_wanted(node: Guarded) -> None:
+    """Every plane, an endpoint of each sort, and prefixes that a pod may borrow: nothing is written twice."""
+    web = pod("web", "10.0.0.1", "fd00::1")
+    lent = structs.replace(web, spec=structs.replace(web.spec, allow_spoofed_source_prefixes=["10.77.0.0/24", "::/0"]))
+    state = (
+        hep("up", "eth0"),
+        hep("rest", "*"),
+        policy("raw", "all()", [ANY], [ANY], do_not_track=True, apply_on_forward=True),
+        policy("pre", "all()", [ANY], pre_dnat=True, apply_on_forward=True, types=["Ingress"]),
+        policy("fw", "all()", [ANY], [tcp(80, nets=["10.0.0.0/8"])], apply_on_forward=True),
+        lent,
+    )
+    await node.write(*state)
+    await node.start()
+    wanted = desired(snapshot((*STATE, *state)), facts(), node.config)
+    with contextlib.closing(NftDriver()) as rules:
+        assert dict(await rules.read()) == dict(flatten(join(*wanted.nft.values())))
 
 
 async def test_a_pod_may_send_from_prefixes_that_it_was_given(node: Guarded) -> None:

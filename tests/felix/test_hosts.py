@@ -193,6 +193,7 @@ def test_only_the_planes_that_are_asked_have_chains() -> None:
         }
 
 
+ASKING_REST = policy("p", "host == 'rest'", [ANY], [ANY], apply_on_forward=True)
 EARLY: Mapping[str, object] = {"apply_on_forward": True}
 ASKING: Mapping[str, tuple[GlobalNetworkPolicy | StagedGlobalNetworkPolicy, set[str]]] = {
     "nothing": (policy("p", "host == 'other'", [ANY], [ANY], do_not_track=True, **EARLY), set()),
@@ -225,11 +226,20 @@ def test_every_other_interface_is_a_rule_behind_the_map_and_has_no_untracked_pla
     assert "host-untracked-in" not in join(*wanted(hep("rest", "*"), asked=frozenset(PLANES)).nft.values()).chains
 
 
+def test_what_a_named_endpoint_is_not_asked_is_not_asked_of_every_other() -> None:
+    state = snapshot((node("a", "10.1.0.1/24"), hep("a", "eth0"), hep("rest", "*"), ASKING_REST))
+    table = join(*desired(state, HOME, CONFIG).nft.values())
+    for name in ("host-forward-in", "host-forward-out"):
+        assert table.elements[Element(name, '"eth0"')] == "goto host-not-asked"
+        assert table.chains[f"judge-{name}"].rules[-1] != "goto host-not-asked"
+
+
 def test_an_endpoint_for_which_policy_made_nothing_is_closed() -> None:
     state = snapshot((node("a", "10.1.0.1/24"), hep("a", "eth0")))
     table = join(*desired(state, HOME, CONFIG, replace(judge(state, "a"), hosts={})).nft.values())
     assert Element("host-interfaces", '"eth0"') in table.elements
-    assert not [element for element in table.elements if element.set in ("host-in", "host-out")]
+    for name in ("host-in", "host-out"):
+        assert table.elements[Element(name, '"eth0"')] == "goto host-not-asked"
     assert table.chains["host-in"].rules[-1] == "goto settled"
 
 
