@@ -7,7 +7,8 @@ and for elements believes the plan. What is complained of is told by object wher
 everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
 makes the first try fail; the driver then reads again and tries once more with what is still different.
 
-A read is believed when no transaction, of whomever, has come between its beginning and its end.
+A read is believed when no transaction, of whomever and on whatever table, has come between its beginning and its end;
+or when two in a row say the same, as others (kube-proxy) may write theirs all the time.
 """
 
 from __future__ import annotations
@@ -88,16 +89,17 @@ class NftDriver:
                 self._monitor = None
 
     def _read(self) -> dict[Object, Value]:
-        self._shape = None
+        self._shape, last = None, None
         for _ in range(_READS):
             before = generation(self._netlink, self._table)
             if before is None:
                 self._shape = {}
                 return {}
             shape, found = self._look()
-            if generation(self._netlink, self._table) == before:
+            if generation(self._netlink, self._table) == before or found == last:
                 self._shape = shape
                 return found
+            last = found
         raise NftRefused(f"table inet {self._table} changes too fast to read: tried {_READS} times; see who changes it")
 
     def _look(self) -> tuple[dict[Object, Value], dict[Object, Value]]:

@@ -6,6 +6,7 @@ import asyncio
 import json
 import socket
 import subprocess
+import threading
 from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, summarize_address_range
 
@@ -20,7 +21,7 @@ from linux.nft import NftDriver
 from linux.nft_batch import requests
 from linux.nft_counters import Counted, CounterReader, read_counters
 from linux.nft_objects import CounterName, Object, SetName, Value, flatten
-from linux.nft_wire import SUBSYSTEM, speaks
+from linux.nft_wire import SUBSYSTEM, add_counter, delete_counter, speaks
 
 pytestmark = pytest.mark.kernel
 
@@ -239,6 +240,30 @@ async def test_counters_are_read_with_their_counts(driver: NftDriver) -> None:
     many: dict[Object, Value] = {CounterName(f"n-{number}"): "" for number in range(5000)}
     assert await driver.apply(Plan(many, {})) == {}
     assert len(read_counters()) == 5002
+
+
+async def test_a_table_is_read_while_others_write_theirs_without_a_pause(driver: NftDriver) -> None:
+    wanted = table(Set(key=("ipv4_addr",), value="mark"), {f"10.0.{n >> 8}.{n & 255}": "7" for n in range(200)})
+    assert await driver.apply(diff(wanted, {})) == {}
+    with Nfnetlink() as netlink:
+        nft("add table inet theirs")
+        nft("add counter inet theirs busy")
+        begun, stop = threading.Event(), threading.Event()
+
+        def write() -> None:
+            while not stop.is_set():
+                netlink.transaction(SUBSYSTEM, [delete_counter("theirs", "busy")])
+                netlink.transaction(SUBSYSTEM, [add_counter("theirs", "busy")])
+                begun.set()
+
+        thread = threading.Thread(target=write)
+        thread.start()
+        try:
+            assert await asyncio.to_thread(begun.wait, 10)
+            assert await driver.read() == wanted
+        finally:
+            stop.set()
+            thread.join()
 
 
 def test_a_transaction_on_no_table_is_refused_by_its_first_message() -> None:
