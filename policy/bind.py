@@ -7,8 +7,8 @@ the endpoint's addresses either all match it, or none does, or some do. Only the
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, collapse_addresses, ip_network, summarize_address_range
 from typing import Final, TypeAlias, cast
 
@@ -21,8 +21,8 @@ from policy.entities import ANYWHERE
 from policy.identity import Signature
 from policy.index import Group
 from policy.marks import NO_NUMBERS, Marking, Numbers
-from policy.model import ALL_PORTS, Cause, Decision, Peer, Ports, Range, Side, Step, Tests, Verdict
-from policy.place import place_of
+from policy.model import ALL_PORTS, Cause, Decision, Peer, Plane, Ports, Range, Side, Step, Tests, Verdict
+from policy.place import place_of, readable
 from policy.ranges import less
 from policy.resolve import Local, Program
 
@@ -32,16 +32,26 @@ Truth: TypeAlias = bool | tuple[Network, ...]
 
 @dataclass(frozen=True, slots=True)
 class Own:
-    """What a program needs to know of its endpoint, per family: own-side peers by text, named ports by text."""
+    """What a program needs to know of its endpoint, per family: own-side peers by text, named ports by text.
+
+    `at` has the named ports, by text, of single addresses: where a host carries what is for others, the own side is any
+    of them.
+    """
 
     truths: Mapping[tuple[str, int], Truth]
     ports: Mapping[tuple[str, int], tuple[int, ...]]
+    at: Mapping[int, Mapping[Numbers, tuple[Network, ...]]] = field(default_factory=dict)
 
     def texts(self) -> list[str]:
         """The same for endpoints that may share a stack."""
+        at = [
+            f"{family} {sorted(numbers)} {nets}"
+            for family, having in sorted(self.at.items())
+            for numbers, nets in sorted(having.items(), key=lambda item: sorted(item[0]))
+        ]
         truths = [f"{peer} {family} {truth}" for (peer, family), truth in sorted(self.truths.items()) if truth]
         ports = [f"{port} {family} {numbers}" for (port, family), numbers in sorted(self.ports.items()) if numbers]
-        return [*truths, "", *ports]
+        return [*truths, "", *ports, *(("", *at) if at else ())]
 
 
 def own_side(thing: Local, program: Program, asked: Asked, marking: Marking, group: Group) -> Own:
@@ -54,6 +64,8 @@ def own_side(thing: Local, program: Program, asked: Asked, marking: Marking, gro
         for text, peer in asked.own.items()
         for family in Family
     }
+    if isinstance(thing, HostEndpoint) and program.plane is not Plane.HOST:
+        return Own(truths, {}, _having(frozenset(asked.own_named), marking))
     numbers = {int(family): _numbers_of(thing, family, marking, group) for family in Family}
     ports = {
         (text, family): tuple(sorted(number for name, number in known if name == text))
@@ -83,6 +95,20 @@ def _numbers_of(thing: Local, family: Family, marking: Marking, group: Group) ->
         return marking.told_of(group)
     cells = (marking.at.get(place_of(each)) for each in thing.spec.addresses if each.version == family)
     return NO_NUMBERS.union(*(cell.ports for cell in cells if cell is not None))
+
+
+def _having(names: Set[str], marking: Marking) -> Mapping[int, Mapping[Numbers, tuple[Network, ...]]]:
+    """Every address that has any of the named ports `names` (texts), by those it has."""
+    found: dict[int, dict[Numbers, list[Network]]] = {int(family): {} for family in Family}
+    for place, cell in marking.at.items() if names else ():
+        having = frozenset(port for port in cell.ports if port[0] in names)
+        if having:
+            found[cell.family].setdefault(having, []).append(host_prefix(readable(place)))
+    return {
+        family: {numbers: _collapsed(nets) for numbers, nets in alike.items()}
+        for family, alike in found.items()
+        if alike
+    }
 
 
 def _truth(peer: Peer, nets: Sequence[Network], marking: Marking) -> Truth:
@@ -116,19 +142,17 @@ class Bound:
         self._free: list[int] = []
         self._by_peer: dict[str, list[int]] = defaultdict(list)
         for position, step in enumerate(program.steps):
-            live = self._template(position, step, program.direction, family)
-            if live is None:
-                continue
             other = sides(step.match, program.direction)[0] if step.match else Side()
-            self._templates.append((live, other))
-            place = len(self._templates) - 1
-            if other.peer is None:
-                self._free.append(place)
-            else:
-                self._by_peer[other.peer.text].append(place)
+            for live in self._lives(position, step, program.direction, family):
+                self._templates.append((live, other))
+                place = len(self._templates) - 1
+                if other.peer is None:
+                    self._free.append(place)
+                else:
+                    self._by_peer[other.peer.text].append(place)
 
-    def _template(self, position: int, step: Step, direction: Direction, family: int) -> Live | None:
-        """The step with its own side settled; None when that cannot match."""
+    def _lives(self, position: int, step: Step, direction: Direction, family: int) -> list[Live]:
+        """The step with its own side settled: none when that cannot match, one for each part that differs in ports."""
         undecided = step.reason.cause is Cause.UNDECIDED
         verdict = Verdict.CONTINUE if undecided else verdict_of(step.action)
         live = Live(
@@ -142,13 +166,13 @@ class Bound:
         )
         match = step.match
         if match is None:
-            return live
+            return [live]
         if match.family not in (None, family):
-            return None
+            return []
         own = sides(match, direction)[1]
         truth: Truth = True if own.peer is None else self._own.truths[own.peer.text, family]
         if truth is False:
-            return None
+            return []
         tests = None if truth is True else Tests(local=truth)
         live = replace(
             live,
@@ -158,8 +182,14 @@ class Bound:
             not_icmp=match.not_icmp,
             tests=tests,
         )
-        numbers = {text: found for (text, version), found in self._own.ports.items() if version == family}
-        return _with_ports(live, own, numbers, destination=self._ingress)
+        parts = _by_address(live, self._own.at.get(family, {}), family) if _has_names(own) else [(live, NO_NUMBERS)]
+        found = []
+        for part, having in parts:
+            numbers = {text: found for (text, version), found in self._own.ports.items() if version == family}
+            for text, number in sorted(having):
+                numbers[text] = (*numbers.get(text, ()), number)
+            found.append(_with_ports(part, own, numbers, destination=self._ingress))
+        return [each for each in found if each is not None]
 
     @property
     def peers(self) -> frozenset[str]:
@@ -195,6 +225,33 @@ class Bound:
             if resolved is not None:
                 found.append(resolved)
         return found
+
+
+def _by_address(live: Live, at: Mapping[Numbers, tuple[Network, ...]], family: int) -> list[tuple[Live, Numbers]]:
+    """The step for each set of named ports that own addresses have, and for the rest, which have none."""
+    if not at:
+        return [(live, NO_NUMBERS)]
+    local = live.tests.local if live.tests is not None else None
+    rest: tuple[Range, ...] = tuple(map(_range, local if local is not None else (ANYWHERE[family == Family.V6],)))
+    parts: list[tuple[tuple[Range, ...], Numbers]] = []
+    for having, nets in sorted(at.items(), key=lambda item: sorted(item[0])):
+        left = less(rest, map(_range, nets))
+        parts.append((less(rest, left), having))
+        rest = left
+    return [
+        (replace(live, tests=replace(live.tests or Tests(), local=_prefixes(ranges, family))), having)
+        for ranges, having in (*parts, (rest, NO_NUMBERS))
+        if ranges
+    ]
+
+
+def _range(net: Network) -> Range:
+    return int(net.network_address), int(net.broadcast_address)
+
+
+def _prefixes(ranges: Sequence[Range], family: int) -> tuple[Network, ...]:
+    make = IPv4Address if family == Family.V4 else IPv6Address
+    return tuple(net for first, last in ranges for net in summarize_address_range(make(first), make(last)))
 
 
 def _has_names(side: Side) -> bool:

@@ -44,6 +44,9 @@ __all__ = ["EVERYWHERE", "HOSTS", "LOCAL", "OUTSIDE", "PODS", "World", "flows", 
 HOSTS = {"h": ["192.168.7.7"], "h6": ["fd99::7"], "any": []}
 """Host endpoints and the addresses expected of them."""
 
+ELSEWHERE = ["192.168.9.9", "fd99::9"]
+"""Addresses of interfaces that only `*` covers."""
+
 ALLOWING = "projectcalico-default-allow"
 
 
@@ -121,9 +124,9 @@ def worlds(draw: st.DrawFn) -> World:
 
 
 def addresses_of(endpoint: Key, *, source: bool) -> list[str]:
-    """Its own, and as a source also what it may pretend to be. A host has all addresses of its node."""
+    """Its own, and as a source also what it may pretend to be. A host's may be ones that nobody expects."""
     if endpoint.kind == HostEndpoint.KIND:
-        return HOSTS[endpoint.name] or [address for each in HOSTS.values() for address in each]
+        return HOSTS[endpoint.name] or ELSEWHERE
     name = next(each for each in LOCAL if key(*each) == endpoint)
     return [*PODS[name], *(["10.0.2.2", "10.0.2.3"] if source and name[1] == "p4" else [])]
 
