@@ -36,6 +36,7 @@ from core import clock
 from core.errors import Conflict, MuslinError
 from core.health import Health
 from core.latest import Latest
+from core.memo import Memo
 from core.names import NFT_TABLE
 from core.nftables import Element
 from core.reconcile import Driver, Plan, Progress, Reconciler
@@ -75,7 +76,7 @@ from datastore.follow import follow
 from felix import filter as frame
 from felix import status, tunnel_address
 from felix.cutting import Cutter
-from felix.desired import desired, judge
+from felix.desired import Judge, desired
 from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
@@ -178,6 +179,7 @@ class Agent:
         self._metrics = metrics
         self._snapshot: Snapshot | None = None
         self._facts: Facts | None = None
+        self._judge, self._memo = Judge(config.node), Memo()
         self._judged: tuple[Snapshot, Judged] | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
@@ -292,10 +294,10 @@ class Agent:
                 continue
             if self._judged is None or self._judged[0] is not snapshot:
                 # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
-                self._judged = (snapshot, await asyncio.to_thread(judge, snapshot, self._config.node))
-            self._set(
-                replace(desired(snapshot, facts, self._config, self._judged[1]), held=tuple(snapshot.held.values()))
-            )
+                self._judged = (snapshot, await asyncio.to_thread(self._judge, snapshot))
+            wanted = desired(snapshot, facts, self._config, self._judged[1], self._memo)
+            self._memo.forget()
+            self._set(replace(wanted, held=tuple(snapshot.held.values())))
             self._settling.put(snapshot)
             self._wake.set()
 

@@ -10,22 +10,30 @@
               └─ forwarding, per link ────────────────────────── sysctls
 
 Rules do not wait for links (an interface may be known before it exists); routes and sysctls do.
+
+Each part sees only the tables that it reads, and is worked out again only when one of them, or the facts, are others:
+the memo that an agent keeps remembers the rest. One policy's change costs what policy.compile makes of it.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from ipaddress import IPv4Address
 from types import MappingProxyType
+from typing import Final, cast
 
 import msgspec
 
-from core.names import IPIP_DEVICE
+from core.addr import Address, Network
+from core.memo import Memo
+from core.names import IPIP_DEVICE, Key, Kind
 from core.nftables import Element, Ruleset
-from core.resources import FelixConfiguration, IPAMBlock, IPPool, Node, WorkloadEndpoint
+from core.resources import FelixConfiguration, HostEndpoint, IPAMBlock, IPPool, Node, Resource, WorkloadEndpoint
 from core.resources.network import FelixConfigurationSpec
-from core.snapshot import Snapshot
+from core.snapshot import Snapshot, Table
 from felix import filter as frame
 from felix import host_frame
+from felix.claims import Books
 from felix.cut import Ruling
 from felix.endpoints import Endpoints, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
@@ -34,77 +42,141 @@ from felix.failsafe import failsafes as failsafes_of
 from felix.hosts import Hosts, hosts, local_keys
 from felix.model import Config, Desired, Judged
 from felix.nat import nat
-from felix.overlay import may_tunnel, overlay, tunnels
+from felix.overlay import Overlay, may_tunnel, overlay, tunnels
 from felix.overlay import sysctls as tunnel_sysctls
-from linux.model import Facts
+from linux.model import Facts, Route, RouteKey
 from linux.tunnels import Tunnel
-from policy.compile import compile as compile_policy
-from policy.render import render
+from policy.compile import Compiler
+from policy.render import Renderer
+
+_NO_FACTS: Final = Facts()
+_NOBODY: Final[tuple[Address, ...]] = ()
+_EMPTY: Final[Table] = MappingProxyType({})
+_CLAIMED: Final = (IPPool, IPAMBlock, Node)
+"""Kinds that say whose an address may be."""
+
+
+class Judge:
+    """The policy part, snapshot after snapshot: the same for the same snapshot, whatever the facts and those before."""
+
+    def __init__(self, node: str) -> None:
+        self._node = node
+        self._begin()
+
+    def _begin(self) -> None:
+        self._compiler, self._renderer, self._memo = Compiler(), Renderer(), Memo()
+
+    def __call__(self, snapshot: Snapshot) -> Judged:
+        """Judge `snapshot`. Not to be called again before it returns."""
+        try:
+            pods = [each.key for each in _endpoints(self._memo, snapshot, _NO_FACTS, self._node).local]
+            compiled = self._compiler.compile(snapshot, pods, local_keys(snapshot, self._node))
+            rules = self._renderer.render(compiled)
+        except BaseException:
+            self._begin()
+            raise
+        self._memo.forget()
+        return Judged(
+            rules=rules,
+            chains=compiled.chains,
+            hosts=host_frame.stacks(compiled),
+            problems=compiled.problems,
+            compiled=compiled,
+            lost=compiled.lost,
+        )
 
 
 def judge(snapshot: Snapshot, node: str) -> Judged:
-    """The policy part: the same for the same snapshot, whatever the facts."""
-    pods = [each.key for each in endpoints(snapshot, Facts(), node).local]
-    compiled = compile_policy(snapshot, pods, local_keys(snapshot, node))
-    return Judged(
-        rules=render(compiled),
-        chains=compiled.chains,
-        hosts=host_frame.stacks(compiled),
-        problems=compiled.problems,
-        compiled=compiled,
-        lost=compiled.lost,
-    )
+    """The policy part of one snapshot."""
+    return Judge(node)(snapshot)
 
 
-def desired(snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | None = None) -> Desired:
-    """What this node's kernel should hold. `judged`, when given, is `judge` of the same snapshot, already made."""
-    judged = judged or judge(snapshot, config.node)
-    settings = settings_of(snapshot, config.node)
-    local = snapshot.get(Node, config.node)
-    ours = endpoints(snapshot, facts, config.node)
-    cluster = overlay(snapshot, facts, local, config.node)
-    devices = tunnels(snapshot, facts, local, settings.ipip_mtu)
+def _view(*given: object) -> Snapshot:
+    """A snapshot of these tables alone: kind, table, kind, table ..."""
+    kinds, tables = cast("tuple[Kind, ...]", given[::2]), cast("tuple[Table, ...]", given[1::2])
+    return Snapshot(tables=MappingProxyType(dict(zip(kinds, tables, strict=True))))
+
+
+def _seen(memo: Memo, snapshot: Snapshot, *classes: type[Resource]) -> Snapshot:
+    """`snapshot` as one sees it who reads only `classes`: the same object until one of their tables is another."""
+    return memo(_view, *(each for cls in classes for each in (cls.KIND, snapshot.tables.get(cls.KIND, _EMPTY))))
+
+
+def _endpoints(memo: Memo, snapshot: Snapshot, facts: Facts, node: str) -> Endpoints:
+    books = memo(Books, _seen(memo, snapshot, *_CLAIMED))
+    return memo(endpoints, _seen(memo, snapshot, WorkloadEndpoint, *_CLAIMED), facts, node, books)
+
+
+def desired(
+    snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | None = None, memo: Memo | None = None
+) -> Desired:
+    """What this node's kernel should hold. `judged`, when given, is `judge` of the same snapshot, already made.
+
+    `memo` is what an agent keeps from one decision to the next, and ends the round of.
+    """
+    memo, node = memo or Memo(), config.node
+    judged = judged or judge(snapshot, node)
+    settings = memo(settings_of, _seen(memo, snapshot, FelixConfiguration), node)
+    local = snapshot.get(Node, node)
+    pools, cluster_of = _seen(memo, snapshot, IPPool), _seen(memo, snapshot, *_CLAIMED)
+    ours = _endpoints(memo, snapshot, facts, node)
+    cluster = memo(overlay, cluster_of, facts, local, node)
+    devices = memo(tunnels, pools, facts, local, settings.ipip_mtu)
     unjudged = {each.key: "policy made no chains for it" for each in ours.local if each.key not in judged.chains}
-    guarded = hosts(snapshot, facts, config.node)
+    guarded = memo(hosts, _seen(memo, snapshot, HostEndpoint), facts, node)
     failsafes = failsafes_of(settings, config.datastore)
     return Desired(
         revision=snapshot.revision,
         stale=snapshot.stale,
-        sysctls=MappingProxyType(_sysctls(snapshot, facts, ours)),
+        sysctls=memo(_sysctls, pools, facts, ours),
         tunnels=devices,
-        nft=_nft(snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes),
-        routes=MappingProxyType({**cluster.routes, **dict(pair for each in ours.local for pair in host_routes(each))}),
+        nft=_nft(memo, snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes),
+        routes=memo(_routes, cluster, ours),
         endpoints=ours.local,
         rejected=MappingProxyType({**ours.rejected, **unjudged, **guarded.rejected}),
         problems=(
-            *_problems(snapshot, judged, config.node),
+            *_problems(snapshot, judged, node),
             *cluster.problems,
             *host_frame.ignored(guarded.local, judged.hosts),
         ),
         hosts=guarded.local,
-        tunnelled=tuple(sorted(pool.metadata.name for pool in snapshot.of(IPPool).values() if may_tunnel(pool))),
+        tunnelled=memo(_tunnelled, pools),
         awaited=any(name not in facts.links or not facts.links[name].up for name in devices),
-        ruling=_ruling(snapshot, facts, config.node, ours, judged, settings),
-    )
-
-
-def _ruling(
-    snapshot: Snapshot, facts: Facts, node: str, ours: Endpoints, judged: Judged, settings: FelixConfigurationSpec
-) -> Ruling:
-    known = snapshot.of(WorkloadEndpoint)
-    return Ruling(
-        compiled=judged.compiled,
-        owners=MappingProxyType(
-            {
-                address: (each.key, each.interface, known[each.key].spec.container_id)
-                for each in ours.local
-                for address in each.addresses
-            }
+        ruling=Ruling(
+            compiled=judged.compiled,
+            owners=memo(_owners, _seen(memo, snapshot, WorkloadEndpoint), ours),
+            host=memo(_addresses_of, facts),
+            blocks=memo(_own_blocks, cluster_of, node),
+            enabled=settings.policy_cut_connections != "Disabled",
         ),
-        host=frozenset(interface.ip for each in facts.links.values() for interface in each.addresses),
-        blocks=tuple(each.spec.network for each in snapshot.of(IPAMBlock).values() if each.spec.node == node),
-        enabled=settings.policy_cut_connections != "Disabled",
     )
+
+
+def _routes(cluster: Overlay, ours: Endpoints) -> Mapping[RouteKey, Route]:
+    return MappingProxyType({**cluster.routes, **dict(pair for each in ours.local for pair in host_routes(each))})
+
+
+def _tunnelled(snapshot: Snapshot) -> tuple[str, ...]:
+    return tuple(sorted(pool.metadata.name for pool in snapshot.of(IPPool).values() if may_tunnel(pool)))
+
+
+def _owners(snapshot: Snapshot, ours: Endpoints) -> Mapping[Address, tuple[Key, str, str]]:
+    known = snapshot.of(WorkloadEndpoint)
+    return MappingProxyType(
+        {
+            address: (each.key, each.interface, known[each.key].spec.container_id)
+            for each in ours.local
+            for address in each.addresses
+        }
+    )
+
+
+def _addresses_of(facts: Facts) -> frozenset[Address]:
+    return frozenset(interface.ip for each in facts.links.values() for interface in each.addresses)
+
+
+def _own_blocks(snapshot: Snapshot, node: str) -> tuple[Network, ...]:
+    return tuple(each.spec.network for each in snapshot.of(IPAMBlock).values() if each.spec.node == node)
 
 
 def settings_of(snapshot: Snapshot, node: str) -> FelixConfigurationSpec:
@@ -118,7 +190,7 @@ def settings_of(snapshot: Snapshot, node: str) -> FelixConfigurationSpec:
     return merged
 
 
-def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> dict[str, str]:
+def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> Mapping[str, str]:
     found = {"net/ipv4/ip_forward": "1"}
     pools = {pool.spec.network.version for pool in snapshot.of(IPPool).values()}
     if 6 in pools | {address.version for each in ours.local for address in each.addresses}:
@@ -127,10 +199,11 @@ def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> dict[str, str
         found.update(endpoint_sysctls(endpoint))
     if IPIP_DEVICE in facts.links:
         found.update(tunnel_sysctls(IPIP_DEVICE))
-    return found
+    return MappingProxyType(found)
 
 
 def _nft(
+    memo: Memo,
     snapshot: Snapshot,
     ours: Endpoints,
     judged: Judged,
@@ -140,15 +213,10 @@ def _nft(
     failsafes: Failsafes,
 ) -> Mapping[str, Ruleset]:
     """The table in parts, of which only those are new that changed."""
-    nodes = [address for node in snapshot.of(Node).values() for v in (4, 6) if (address := node.address(v))]
-    ends: dict[Element, str] = {}
-    for endpoint in ours.local:
-        if endpoint.key in judged.chains:
-            ends.update(frame.dispatch(endpoint, *judged.chains[endpoint.key]))
-    if tunnel:
-        ends.update(frame.nodes(address for address in nodes if address.version == 4))
+    nodes = memo(_nodes, _seen(memo, snapshot, Node))
+    ends = memo(_dispatch, ours, judged.chains)
     inner = next((interface.ip for interface in tunnel.addresses), None) if tunnel else None
-    exempt = nodes if settings.nat_outgoing_exclusions == "IPPoolsAndHostIPs" else ()
+    exempt = nodes if settings.nat_outgoing_exclusions == "IPPoolsAndHostIPs" else _NOBODY
     to_host = frame.verdict_to_host(settings.default_endpoint_to_host_action)
     shape, ipip = host_frame.shape(guarded.local, judged.hosts), tunnel is not None
     spoofing = any(endpoint.spoofs for endpoint in ours.local)
@@ -157,11 +225,32 @@ def _nft(
         {
             "frame": frame.base(to_host, ipip=ipip, spoofing=spoofing, hosts=host_frame.rules(shape)),
             **({"hosts": hosted} if hosted else {}),
-            "dispatch": Ruleset(elements=MappingProxyType(ends)),
-            "nat": nat(snapshot.of(IPPool).values(), exempt, inner),
+            "dispatch": ends,
+            **({"nodes": memo(_between, nodes)} if tunnel else {}),
+            "nat": memo(_nat, _seen(memo, snapshot, IPPool), exempt, inner),
             **judged.rules,
         }
     )
+
+
+def _nodes(snapshot: Snapshot) -> tuple[Address, ...]:
+    return tuple(address for node in snapshot.of(Node).values() for v in (4, 6) if (address := node.address(v)))
+
+
+def _dispatch(ours: Endpoints, chains: Mapping[Key, tuple[str, str]]) -> Ruleset:
+    ends: dict[Element, str] = {}
+    for endpoint in ours.local:
+        if endpoint.key in chains:
+            ends.update(frame.dispatch(endpoint, *chains[endpoint.key]))
+    return Ruleset(elements=MappingProxyType(ends))
+
+
+def _between(nodes: tuple[Address, ...]) -> Ruleset:
+    return Ruleset(elements=MappingProxyType(frame.nodes(address for address in nodes if address.version == 4)))
+
+
+def _nat(snapshot: Snapshot, exempt: tuple[Address, ...], inner: IPv4Address | None) -> Ruleset:
+    return nat(snapshot.of(IPPool).values(), exempt, inner)
 
 
 def _problems(snapshot: Snapshot, judged: Judged, node: str) -> list[str]:

@@ -14,6 +14,7 @@ import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
+from operator import itemgetter
 from typing import Final
 
 from core.addr import Address, Network, host_prefix
@@ -62,15 +63,14 @@ class Endpoints:
     rejected: Mapping[Key, str]
 
 
-def endpoints(snapshot: Snapshot, facts: Facts, node: str) -> Endpoints:
-    """The endpoints whose `spec.node` is `node`."""
+def endpoints(snapshot: Snapshot, facts: Facts, node: str, books: Books | None = None) -> Endpoints:
+    """The endpoints whose `spec.node` is `node`. `books`, when given, are those of the same snapshot."""
     local: list[Endpoint] = []
     rejected: dict[Key, str] = {}
     holders: dict[str, Key] = {}
-    books = Books(snapshot)
-    for key, endpoint in sorted(snapshot.of(WorkloadEndpoint).items(), key=lambda item: item[0]):
-        if endpoint.spec.node != node:
-            continue
+    books = books or Books(snapshot)
+    here = [(key, each) for key, each in snapshot.of(WorkloadEndpoint).items() if each.spec.node == node]
+    for key, endpoint in sorted(here, key=itemgetter(0)):
         reason = _objection(endpoint, holders, books)
         if reason:
             rejected[key] = reason

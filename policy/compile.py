@@ -63,7 +63,7 @@ class Compiled:
     `hosts` names the chains of host endpoints, by plane and direction. `addresses` are the workloads' own. `problems`
     says per object what cannot be enforced as written: it was closed, or has no effect yet; `lost` counts kinds of
     address that found no class number and are denied. What a compiler finds unchanged is the same object: a table, all
-    tables, a bucket of the identity.
+    tables, all chains, a bucket of the identity.
     """
 
     identity: Identity
@@ -101,6 +101,7 @@ class Compiler:
         self._stacks: dict[str, Stack] = {}
         self._names: dict[Program, str] = {}
         self._tables: Mapping[str, Table] = {}
+        self._chains: Mapping[Key, tuple[str, str]] = {}
         self._memo = Memo()
 
     def compile(self, snapshot: Snapshot, endpoints: Iterable[Key], hosts: Iterable[Key] = ()) -> Compiled:
@@ -127,16 +128,15 @@ class Compiler:
             for key, thing in wanted.items()
         }
         self._answer({name for names in named.values() for name in names.values()}, moved)
+        chains = {
+            key: (names[_IN], names[_OUT]) for key, names in named.items() if isinstance(wanted[key], WorkloadEndpoint)
+        }
+        if chains != self._chains:
+            self._chains = MappingProxyType(chains)
         compiled = Compiled(
             identity=self._classes.identity,
             tables=self._tables,
-            chains=MappingProxyType(
-                {
-                    key: (names[_IN], names[_OUT])
-                    for key, names in named.items()
-                    if isinstance(wanted[key], WorkloadEndpoint)
-                }
-            ),
+            chains=self._chains,
             hosts=MappingProxyType(
                 {
                     (key, plane, direction): name

@@ -161,7 +161,9 @@ class Renderer:
             if digest in self._numbers and _bucket(digest) in stale:
                 pages[_bucket(digest)].outcome(self._numbers[digest], digest, answer)
         pending = {name for answer in self._answers.values() for name, _ in outcomes.pending(answer)}
-        self._outcomes["pending"] = Ruleset(counters=frozenset(pending))
+        self._outcomes.pop("pending", None)
+        if pending:
+            self._outcomes["pending"] = Ruleset(counters=frozenset(pending))
         for bucket, page in pages.items():
             part, name = page.ruleset(), f"outcomes/{bucket}"
             if part.elements:
