@@ -11,6 +11,7 @@ batch's state from nothing.
 from __future__ import annotations
 
 import asyncio
+import gc
 import time
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
@@ -51,6 +52,9 @@ BENCH: Final = Bench(
 PODS: Final = 100_000
 BATCHES: Final = 5
 BATCH: Final = 2_000
+_NAMESPACES: Final = 499
+"""Prime to the number of nodes, so that each node has pods of many."""
+
 _ELSEWHERE: Final = int(IPv4Address("10.100.0.0"))
 
 
@@ -58,7 +62,7 @@ _ELSEWHERE: Final = int(IPv4Address("10.100.0.0"))
 def subjects() -> Iterator[Subjects]:
     """The cluster's snapshot, made once."""
     require_net_admin()
-    resources = cluster(pods=PODS, policies=10_000, local=200, namespaces=500)
+    resources = cluster(pods=PODS, policies=10_000, local=200, namespaces=_NAMESPACES)
     state = Snapshot().apply(1, [(each.key, each) for each in resources])
     local = [key for key, each in state.of(WorkloadEndpoint).items() if each.spec.node == NODE]
 
@@ -86,15 +90,16 @@ def _start(state: Snapshot) -> float:
 
 
 def _updates(state: Snapshot, compiled: Callable[[Snapshot], Compiled], batches: int = BATCHES) -> float:
-    """Endpoint updates a second."""
+    """Endpoint updates in a second of processor time."""
     rng, fresh, took = Random(1), count(_ELSEWHERE), 0.0
     remote = [key for key, each in state.of(WorkloadEndpoint).items() if each.spec.node != NODE]
     for _ in range(batches):
         changed = [_changed(state, key, fresh) for key in rng.sample(remote, BATCH)]
         state = state.apply(state.revision + 1, changed)
-        begun = time.perf_counter()
+        gc.collect()  # what making the change left behind is not the compiler's
+        begun = time.process_time()
         compiled(state)
-        took += time.perf_counter() - begun
+        took += time.process_time() - begun
     return batches * BATCH / took
 
 

@@ -14,7 +14,7 @@ from typing import Final, Generic, TypeVar
 K = TypeVar("K")
 V = TypeVar("V")
 
-STRIDE: Final = 256
+STRIDE: Final = 32
 """How many entries are compared in one go where nothing changed."""
 
 

@@ -170,7 +170,7 @@ class LabelIndex:
         group.source.groups.add(group)
         for key, value in group.own.items():
             self._own[key][value].add(group)
-        asked = self._readings.values() if group.unknown is not None else self._led_to(group.labels)
+        asked = self._readings.values() if group.unknown is not None else self._led_to(group)
         self._set(group, NO_MARKS.union([each.mark for each in asked if each.holds(group)]))
 
     def remove(self, group: Group) -> None:
@@ -219,9 +219,9 @@ class LabelIndex:
         if not held:
             self._anchored.pop(label, None)
 
-    def _led_to(self, labels: Labels) -> list[_Reading]:
+    def _led_to(self, group: Group) -> list[_Reading]:
         found = list(self._free.values())
-        for key, value in labels.items():
+        for key, value in chain(group.own.items(), group.source.labels.items()):
             anchored = self._anchored.get(key)
             if anchored:
                 found += chain(anchored.get(value, {}).values(), anchored.get(None, {}).values())

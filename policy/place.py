@@ -14,6 +14,7 @@ from core.resources.network import WorkloadEndpoint
 Place: TypeAlias = int
 
 BEYOND_V4: Final = 1 << 32
+_OCTETS: Final = {str(number): number for number in range(256)}
 
 
 def place_of(address: Address) -> Place:
@@ -45,10 +46,12 @@ def places_of(endpoint: WorkloadEndpoint) -> list[Place]:
 
 
 def _place(text: str) -> Place:
-    parts = text.split(".")
-    if len(parts) == 4 and parts[3].endswith("/32"):
+    address, _, length = text.partition("/")
+    parts = address.split(".")
+    if len(parts) == 4 and length == "32":
         try:
-            return int(IPv4Address(text[:-3]))
-        except ValueError:
+            first, second, third, fourth = parts
+            return _OCTETS[first] << 24 | _OCTETS[second] << 16 | _OCTETS[third] << 8 | _OCTETS[fourth]
+        except KeyError:
             pass  # whatever it is, ipaddress has the last word
     return place_of(ip_interface(text).ip)
