@@ -149,7 +149,8 @@ class Renderer:
     def _number(self) -> set[bytes]:
         """Number the answers anew; returns those that were there before and have another number now."""
         before = self._numbers
-        self._numbers = numbered({digest: digest for digest in self._answers}, outcomes.MOST_OUTCOMES)
+        found = numbered({digest: digest for digest in self._answers}, outcomes.MOST_OUTCOMES)
+        self._numbers = {digest: found.get(digest, 0) for digest in self._answers}  # 0: none is left for it
         return {digest for digest, number in before.items() if self._numbers.get(digest, number) != number}
 
     def _write_outcomes(self, touched: set[bytes], *, everything: bool) -> None:
@@ -158,7 +159,7 @@ class Renderer:
             return
         pages = {bucket: _Page(self._numbers) for bucket in sorted(stale)}
         for digest, answer in sorted(self._answers.items()):
-            if digest in self._numbers and _bucket(digest) in stale:
+            if self._numbers[digest] and _bucket(digest) in stale:
                 pages[_bucket(digest)].outcome(self._numbers[digest], digest, answer)
         pending = {name for answer in self._answers.values() for name, _ in outcomes.pending(answer)}
         self._outcomes.pop("pending", None)
@@ -283,7 +284,7 @@ class _Page:
         """The statements that make `settled` so, in a chain that a judgement was settled by."""
         inner = Answer(answer.plane, answer.direction, settled)
         if isinstance(settled, Residual):
-            return f"goto residual-{inner.digest().hex()[:12]}"
+            return f"goto residual-{inner.digest().hex()[:12]}" if self._mark(inner) else "goto denied"
         return f"{outcomes.set_mark(self._mark(inner) >> 16)} goto decided"
 
     def _staged(self, name: str, answer: Answer, watched: Watched) -> Iterator[str]:

@@ -82,3 +82,28 @@ def test_an_outcome_that_staged_policies_would_change_counts_both() -> None:
     foreseen = whole.chains[f"{name}-p"].rules
     assert foreseen[1].endswith("return")
     assert {counter(table.plane, each, pending=True) for each in (allowed, denied)} <= whole.counters
+
+
+def test_an_outcome_that_loses_its_number_leaves_it_behind() -> None:
+    """Of more outcomes than there are numbers some are denied, and none keeps a number that is another's by now."""
+    plain, denied = compiled(300), decision(Verdict.DENY, 0)
+    one = Table(name="in-1", direction=TABLE.direction, otherwise=denied)
+    many = {(1, 6, port): decision(Verdict.ALLOW, port + 1) for port in range(65_000)}
+    crowd = {"in-0": replace(one, name="in-0", port=many)}
+    for rule in range(65_001, 67_000):
+        perhaps = Residual((Line(model.Tests(sports=(ALL_PORTS,)), denied),), decision(Verdict.ALLOW, rule))
+        crowd[f"in-{rule}"] = replace(one, name=f"in-{rule}", constant=Watched(perhaps, denied))
+    renderer = Renderer()
+    renderer.render(replace(plain, tables=crowd))
+    more = replace(one, any={number: decision(Verdict.ALLOW, 70_000 + number) for number in range(60)})
+    for tables in ({**crowd, "in-1": more}, crowd):
+        state = replace(plain, tables=tables)
+        found, fresh = renderer.render(state), render(state)
+        assert not [name for name, part in fresh.items() if found[name] != part]
+        chains = join(*fresh.values()).chains
+        assert not [
+            rule
+            for chain in chains.values()
+            for rule in chain.rules
+            if "goto residual-" in rule and rule.rpartition(" ")[2] not in chains
+        ]
