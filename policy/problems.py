@@ -47,7 +47,7 @@ CLOSED: Final[Mapping[Kind, str]] = MappingProxyType(
         ServiceAccount.KIND: f"its profile denies; {_INHERITED}",
         NetworkSet.KIND: _SELECTED,
         GlobalNetworkSet.KIND: _SELECTED,
-        HostEndpoint.KIND: _SELECTED,
+        HostEndpoint.KIND: f"no interface is judged by it; {_SELECTED}",
         WorkloadEndpoint.KIND: f"it is cut off; {_SELECTED}",
     }
 )
