@@ -34,6 +34,7 @@ from tests.felix.cluster import (
     pool,
     snapshot,
 )
+from tests.felix.guarded import ANY, hep, policy
 
 WEB, DB = workload_interface("shop", "web"), workload_interface("shop", "db")
 UPLINK = link("eth0", 2, "10.1.0.1/24", mtu=9000)
@@ -222,6 +223,29 @@ SCENARIOS = {
         facts(UPLINK, link("eth1", 7)),
         {},
         check=lambda d: len(d.rejected) == 2 and not d.endpoints and not _dispatched(d),
+    ),
+    "host endpoints": Scenario(
+        (
+            *NODES,
+            *PODS,
+            FOUR,
+            hep("up", "eth0"),
+            hep("same", "", "10.1.0.1"),
+            hep("rest", "*"),
+            hep("far", "eth0", node="b"),
+            policy("raw", "all()", [ANY], [ANY], do_not_track=True, apply_on_forward=True),
+            policy("pre", "all()", [ANY], pre_dnat=True, apply_on_forward=True, types=["Ingress"]),
+            policy("fw", "host == 'rest'", [ANY], [ANY], apply_on_forward=True),
+        ),
+        facts(*HOME),
+        routes(**WEB_UP),
+        {Element("host-interfaces", '"eth0"'): "", Element("host-forward-in", '"eth0"'): "goto host-not-asked"},
+        check=lambda d: (
+            [each.key.name for each in d.hosts] == ["rest", "up"]
+            and list(d.rejected.values()) == ["eth0 belongs to HostEndpoint up"]
+            and len(d.problems) == 1
+            and "doNotTrack" in d.problems[0]
+        ),
     ),
     "policies": Scenario(
         (
