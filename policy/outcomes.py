@@ -167,7 +167,7 @@ def _named(reason: Reason) -> list[str]:
         case Cause.PROFILE_RULE:
             return ["profile", reason.profile, str(reason.rule)]
         case Cause.MISSING_PROFILE:
-            return ["missing-profile", reason.profile]
+            return ["profile", reason.profile, "missing"]
         case Cause.UNREADABLE_POLICY:
             return ["unreadable-policy", *policy]
     return [reason.cause.replace(" ", "-")]

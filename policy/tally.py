@@ -68,12 +68,12 @@ def tally(name: str) -> Tally:
 def _decided(words: list[str]) -> tuple[str, str, str, str]:
     """Tier, policy, rule and what else decided."""
     match words:
-        case ["profile", name, rule]:
-            return "", "", rule, f"profile/{name}"
-        case ["missing-profile" | "unreadable-policy", *_]:
-            return "", "", "", "/".join(words)
         case [tier, "end-of-tier"]:
             return tier, "", "", "end-of-tier"
+        case ["profile", name, rule] if rule.isdigit():
+            return "", "", rule, f"profile/{name}"
+        case ["profile", _, "missing"] | ["unreadable-policy", *_]:
+            return "", "", "", "/".join(words)
         case [tier, *policy, rule] if len(policy) >= _BARE and rule.isdigit():
             return tier, "/".join(policy), rule, ""
     return "", "", "", "/".join(words)

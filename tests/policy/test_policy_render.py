@@ -9,11 +9,14 @@ from policy_cluster import snapshot
 from policy_worlds import World, worlds
 
 from core.nftables import join
+from linux.nft_objects import flatten
+from linux.nft_parts import Flattener
 from policy import model
 from policy.compile import Compiled, compile
 from policy.model import ALL_PORTS, Cause, Decision, Line, Reason, Residual, Table, Verdict, Watched
 from policy.outcomes import Answer, answers, counter, reasons
 from policy.render import Renderer, render
+from policy.tally import tally
 
 
 def compiled(seed: int) -> Compiled:
@@ -107,3 +110,24 @@ def test_an_outcome_that_loses_its_number_leaves_it_behind() -> None:
             for rule in chain.rules
             if "goto residual-" in rule and rule.rpartition(" ")[2] not in chains
         ]
+
+
+def test_names_that_look_like_our_own_words_are_counted_apart() -> None:
+    """A tier and a profile may be called what they like; two reasons never share a counter."""
+    direction = TABLE.direction
+    reasons_of = {
+        Reason(cause=Cause.MISSING_PROFILE, direction=direction, profile="end-of-tier"): ("", "profile/end-of-tier"),
+        Reason(cause=Cause.END_OF_TIER, direction=direction, tier="missing-profile"): ("missing-profile", ""),
+        Reason(cause=Cause.END_OF_TIER, direction=direction, tier="unreadable-policy"): ("unreadable-policy", ""),
+        Reason(cause=Cause.END_OF_TIER, direction=direction, tier="profile"): ("profile", ""),
+        Reason(cause=Cause.PROFILE_RULE, direction=direction, profile="end-of-tier", rule=0): ("", "end-of-tier"),
+    }
+    outcomes = {number: Decision(Verdict.DENY, each) for number, each in enumerate(reasons_of, 1)}
+    table = Table(name="in-1", direction=direction, otherwise=decision(Verdict.DENY, 0), any=outcomes)
+    parts = render(replace(compiled(300), tables={"in-1": table}))
+    assert len(Flattener().flatten(parts).flat()) == sum(len(flatten(part)) for part in parts.values())
+    for outcome in outcomes.values():
+        tier, why = reasons_of[outcome.reason]
+        told = tally(counter(table.plane, outcome))
+        assert told.tier == tier
+        assert why in told.why
