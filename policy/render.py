@@ -24,16 +24,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from ipaddress import IPv4Address, IPv6Address, summarize_address_range
 from types import MappingProxyType
 from typing import Final
 
-from core.addr import Family, Network
+from core.addr import Network
 from core.nftables import Chain, Element, Ruleset, Set
 from core.resources.policy import Direction
 from policy import outcomes
 from policy.compile import Compiled
-from policy.identity import Identity
 from policy.keep import OURS, keep
 from policy.model import (
     Cause,
@@ -52,16 +50,14 @@ from policy.model import (
 )
 from policy.numbering import numbered
 from policy.outcomes import Answer
+from policy.render_identity import IDENTIFY, Addresses, of_content
 
 LOG_PREFIX_CHARACTERS: Final = 100
 """nft takes at most 127 bytes of log prefix."""
 
-IDENTIFY: Final = {Direction.INGRESS: "identify-source", Direction.EGRESS: "identify-destination"}
 
 _BUCKETS: Final = 64
-_NFPROTO: Final = {4: "ipv4", 6: "ipv6"}
 _HEADER: Final = {4: "ip", 6: "ip6"}
-_ADDRESS: Final = {4: "ipv4_addr", 6: "ipv6_addr"}
 _ICMP: Final = {4: "icmp", 6: "icmpv6"}
 _PORTS: Final = ("mark", "inet_proto", "inet_service")
 
@@ -100,7 +96,7 @@ class Renderer:
         self._answers: dict[bytes, Answer] = {}
         self._numbers: Mapping[bytes, int] = {}
         self._outcomes: dict[str, Ruleset] = {}
-        self._identity = _Addresses()
+        self._identity = Addresses()
 
     def render(self, compiled: Compiled) -> Mapping[str, Ruleset]:
         """The parts of this state, by name."""
@@ -235,10 +231,12 @@ class _Page:
         """The rule that asks one of a stack's maps, if there is anything in it."""
         if not answers:
             return
-        name = f"{table.name}-{suffix}"
-        self._sets[name] = Set(key=key, value="mark", interval=suffix == "range")
-        for element, answer in answers.items():
-            self._elements[Element(name, element)] = str(self._number(table, answer))
+        name, interval = f"{table.name}-{suffix}", suffix == "range"
+        values = {element: str(self._number(table, answer)) for element, answer in answers.items()}
+        if interval:
+            name = of_content(name, values)
+        self._sets[name] = Set(key=key, value="mark", interval=interval)
+        self._elements.update((Element(name, element), value) for element, value in values.items())
         yield f"{guard}meta mark set {look} map @{name} return"
 
     def _number(self, table: Table, outcome: Outcome) -> int:
@@ -328,61 +326,6 @@ def _when(line: Line, direction: Direction, then: str) -> list[str]:
     return [f"{test} {then}" for test in _tests(line.tests, direction)]
 
 
-class _Addresses:
-    """The identity's parts, bucket by bucket."""
-
-    def __init__(self) -> None:
-        self._known: dict[str, tuple[object, Ruleset]] = {}
-
-    def parts(self, identity: Identity) -> dict[str, Ruleset]:
-        """All of them; each is the one of before when what it says is."""
-        before, self._known = self._known, {}
-        world = tuple(sorted(identity.world.items()))
-        known = before.get("identify")
-        self._known["identify"] = known if known and known[0] == world else (world, _identify(identity.world))
-        for (family, number), bucket in sorted(identity.exact.items()):
-            name = f"identity{family}/{number}"
-            known = before.get(name)
-            self._known[name] = known if known and known[0] is bucket else (bucket, _exact(family, bucket))
-        for family, spans in sorted(identity.ranges.items()):
-            name = f"cidr{family}"
-            known = before.get(name)
-            self._known[name] = known if known and known[0] is spans else (spans, _spans(family, spans))
-        return {name: part for name, (_, part) in self._known.items()}
-
-
-def _exact(family: int, bucket: Mapping[int, int]) -> Ruleset:
-    make = IPv4Address if family == 4 else IPv6Address
-    name = f"identity{family}"
-    elements = {Element(name, str(make(address))): _mark(number) for address, number in sorted(bucket.items())}
-    return Ruleset(elements=MappingProxyType(elements))
-
-
-def _spans(family: int, spans: Iterable[tuple[Range, int]]) -> Ruleset:
-    elements = {Element(f"cidr{family}", _span(span, family)): _mark(number) for span, number in spans}
-    return Ruleset(elements=MappingProxyType(elements))
-
-
-def _identify(world: Mapping[int, int]) -> Ruleset:
-    sets: dict[str, Set] = {}
-    chains = {}
-    for family in Family:
-        sets[f"identity{int(family)}"] = Set(key=(_ADDRESS[family],), value="mark")
-        sets[f"cidr{int(family)}"] = Set(key=(_ADDRESS[family],), value="mark", interval=True)
-    for direction, name in IDENTIFY.items():
-        field = "saddr" if direction is Direction.INGRESS else "daddr"
-        rules = [
-            f"meta mark set {_HEADER[family]} {field} map @{kind}{int(family)} return"
-            for family in Family
-            for kind in ("identity", "cidr")
-        ]
-        rules += [
-            f"meta nfproto {_NFPROTO[family]} meta mark set {int(_mark(world[family])):#010x}" for family in Family
-        ]
-        chains[name] = Chain(rules=tuple(rules))
-    return Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
-
-
 def _mark(number: int) -> str:
     return outcomes.mark(number)
 
@@ -429,13 +372,3 @@ def _nets(nets: Iterable[Network]) -> list[str]:
 
 def _ports(ports: Iterable[Range]) -> list[str]:
     return [str(first) if first == last else f"{first}-{last}" for first, last in ports]
-
-
-def _span(span: Range, family: int) -> str:
-    """An interval's canonical spelling: an address, a prefix when it is one, else first-last."""
-    make = IPv4Address if family == 4 else IPv6Address
-    first, last = make(span[0]), make(span[1])
-    if first == last:
-        return str(first)
-    nets = list(summarize_address_range(first, last))
-    return str(nets[0]) if len(nets) == 1 else f"{first}-{last}"
