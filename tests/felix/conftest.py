@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from datastore.sqlite import SqliteStore
+from tests.felix.guarded import Guarded, guarded
 from tests.felix.host import Host, host
 from tests.felix.one_node import STATE, Cluster
 
@@ -28,3 +29,9 @@ async def cluster(real_host: Host, tmp_path: Path) -> AsyncIterator[Cluster]:
     finally:
         await made.stop()
         await store.close()
+
+
+@pytest.fixture
+async def node(real_host: Host, tmp_path: Path) -> AsyncIterator[Guarded]:
+    async with guarded(real_host, tmp_path) as made:
+        yield made

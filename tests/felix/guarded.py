@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import AsyncExitStack
 from pathlib import Path
+from typing import TypeAlias
 
 from core.resources import GlobalNetworkPolicy, HostEndpoint, Metadata, Profile, StagedGlobalNetworkPolicy
 from core.resources.network import HostEndpointSpec
@@ -21,6 +24,9 @@ HERE, FAR, HERE6, FAR6 = "10.2.0.1", "10.2.0.254", "fd02::1", "fd02::fe"
 """The node on its second uplink, and who is there."""
 
 ANY = Rule(action=Action.ALLOW)
+
+Way: TypeAlias = tuple[Place, str, int]
+"""Who connects, to where, at which TCP port."""
 
 
 class Guarded(Cluster):
@@ -137,3 +143,24 @@ def others_marks(*counted: str, mark: int = 0x4000) -> Iterator[None]:
         yield
     finally:
         nft("delete", "table", "inet", "others")
+
+
+class Servers(AsyncExitStack):
+    """Echo servers, closed together."""
+
+    async def at(self, place: Place, port: int, *addresses: str) -> None:
+        for address in addresses:
+            await self.enter_async_context(place.echo(port, address))
+
+
+async def passed(*ways: Way) -> None:
+    """Every one of these is reached; a busy machine has time for it."""
+    opened = await asyncio.gather(*(place.connect(address, port) for place, address, port in ways))
+    for each in opened:
+        each.close()
+
+
+async def refused(*ways: Way) -> None:
+    """None of these is reached."""
+    found = await asyncio.gather(*(place.reaches(address, port) for place, address, port in ways))
+    assert not [f"{address} port {port}" for (_, address, port), made in zip(ways, found, strict=True) if made]
