@@ -59,11 +59,12 @@ async def test_before_anybody_translates_it(node: Guarded) -> None:
         await passed(lb[0], (outside, HOST, 82), (outside, HOST6, 82))
         await refused(lb[1])
         await node.remove(policy("host", "host == 'up'"))
-        await node.write(
-            structs.replace(early, spec=structs.replace(early.spec, ingress=[tcp(8080, 22, 82, action=Action.DENY)]))
-        )
-        await passed(lb[1], (outside, HOST, 22))
-        await refused(lb[0])
+        await passed(lb[1])
+        await servers.at(outside, 179, OUTSIDE, OUTSIDE6)
+        everything = Rule(action=Action.DENY)
+        await node.write(structs.replace(early, spec=structs.replace(early.spec, ingress=[everything])))
+        await passed((outside, HOST, 22), (node.here, OUTSIDE, 179), (node.here, OUTSIDE6, 179))
+        await refused(*lb)
         await node.write(early, pod("web", "10.0.0.1", "fd00::1", profiles=("absent",)))
         await refused(*lb)
 
