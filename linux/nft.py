@@ -1,9 +1,9 @@
-"""Our nftables table, and no other: read as a flat mapping, changed by one transaction a batch.
+"""Our nftables table, and no other: read as a flat mapping, changed batch by batch.
 
-A batch is all or nothing, except that large sets which no rule asks yet are filled before (`linux.nft_ahead`). One of
-elements and counters goes to the kernel as it is, one with anything else by way of
-libnftables: `linux.nft_batch`, `linux.nft_script`. The driver remembers the chains, sets and counters that are there,
-and for elements believes the plan. What is complained of is told by object where the complaint points at one;
+A batch is carried out in at most three phases, of which packets see one (`linux.nft_phases`). A transaction of elements
+and counters goes to the kernel as it is, one with anything else by way of libnftables: `linux.nft_batch`,
+`linux.nft_script`. The driver remembers the chains, sets and counters that are there, and which marks are mentioned;
+for elements it believes the plan. What is complained of is told by object where the complaint points at one;
 everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
 makes the first try fail; the driver then reads again and tries once more with what is still different.
 
@@ -23,12 +23,12 @@ from core.nftables import Element, Set
 from core.reconcile import Plan
 from linux.libnftables import Nft, NftRefused
 from linux.nfnetlink import Nfnetlink
-from linux.nft_ahead import ahead, without
 from linux.nft_batch import blame as blame_requests
 from linux.nft_batch import requests
 from linux.nft_dump import elements
 from linux.nft_monitor import Monitor
 from linux.nft_objects import Object, SetName, Value
+from linux.nft_phases import Marks, changes, phases
 from linux.nft_script import blame, script
 from linux.nft_shape import generation, read_shape
 from linux.nft_wire import SUBSYSTEM, speaks
@@ -48,6 +48,7 @@ class NftDriver:
         self._netlink = Nfnetlink()
         self._commits = 0
         self._shape: dict[Object, Value] | None = None  # the table's chains, sets and counters
+        self._marks = Marks()
         self._monitor: Monitor | None = None
 
     def close(self) -> None:
@@ -61,7 +62,7 @@ class NftDriver:
             return await asyncio.to_thread(self._read)
 
     async def apply(self, plan: Plan[Object, Value]) -> Mapping[Object, Exception]:
-        """Make one batch so, or none of it."""
+        """Make one batch so. What packets see of it is made so as a whole or not at all."""
         async with self._lock:
             if self._monitor is not None:
                 self._monitor.begin()
@@ -94,10 +95,12 @@ class NftDriver:
             before = generation(self._netlink, self._table)
             if before is None:
                 self._shape = {}
+                self._marks.learn({})
                 return {}
             shape, found = self._look()
             if generation(self._netlink, self._table) == before or found == last:
                 self._shape = shape
+                self._marks.learn(found)
                 return found
             last = found
         raise NftRefused(f"table inet {self._table} changes too fast to read: tried {_READS} times; see who changes it")
@@ -129,23 +132,22 @@ class NftDriver:
         except _Failed as second:
             return second.errors
 
-    def _carry_out(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
+    def _carry_out(self, plan: Plan[Object, Value], table: dict[Object, Value] | None) -> Mapping[Object, Exception]:
         """Raises `_Failed` with what became of every object of the plan."""
         try:
-            done: set[Object] = set()
-            for step in ahead(plan, self._shape or {}):
-                self._commit(step, table)
-                done.update(step.upsert)
-            return self._commit(without(plan, done), table)
+            for phase in list(phases(plan, self._shape or {}, self._marks)):
+                self._commit(phase, table)
+            return {}
         except _Failed as failure:
             held = NftRefused(f"held back: {next(iter(failure.errors.values()))}")
             raise _Failed({key: failure.errors.get(key, held) for key in (*plan.upsert, *plan.delete)}) from failure
 
-    def _commit(self, plan: Plan[Object, Value], table: Mapping[Object, Value] | None) -> Mapping[Object, Exception]:
+    def _commit(self, plan: Plan[Object, Value], table: dict[Object, Value] | None) -> None:
         """One transaction. `table` is all that is there, where that is known; else what the plan says is believed."""
         if not plan:
-            return {}
+            return
         shape, self._shape = self._shape or {}, None
+        change = changes(plan, shape)
         sent = requests(self._table, plan, shape)
         if sent is None:
             self._run(plan, {**shape, **plan.delete, **plan.replace} if table is None else table)
@@ -157,8 +159,12 @@ class NftDriver:
         shape.update((key, value) for key, value in plan.upsert.items() if not isinstance(key, Element))
         for key in plan.delete:
             shape.pop(key, None)
+        self._marks.follow(change)
+        if table is not None:
+            table.update(plan.upsert)
+            for key in plan.delete:
+                table.pop(key, None)
         self._shape = shape
-        return {}
 
     def _run(self, plan: Plan[Object, Value], known: Mapping[Object, Value]) -> None:
         lines = list(script(f"inet {self._table}", plan, known))
