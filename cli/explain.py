@@ -41,9 +41,9 @@ def register(app: typer.Typer) -> None:
 def explain(
     source: Annotated[str, typer.Option("--from", metavar="END", help="NAMESPACE/POD, node/NAME or an address.")],
     destination: Annotated[str, typer.Option("--to", metavar="END", help="NAMESPACE/POD, node/NAME or an address.")],
-    tcp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
-    udp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
-    sctp: Annotated[int | None, typer.Option(metavar="PORT", min=0, max=65535)] = None,
+    tcp: Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65535)] = None,
+    udp: Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65535)] = None,
+    sctp: Annotated[int | None, typer.Option(metavar="PORT", min=1, max=65535)] = None,
     icmp: Annotated[bool, typer.Option("--icmp", help="An echo request (ICMP, or ICMPv6 between IPv6 ends).")] = False,
     protocol: Annotated[int | None, typer.Option(metavar="N", min=0, max=255, help="Another protocol.")] = None,
     trace: Annotated[
@@ -59,6 +59,9 @@ def explain(
     ports = {name: port for name, port in (("tcp", tcp), ("udp", udp), ("sctp", sctp)) if port is not None}
     if len(ports) + icmp + (protocol is not None) != 1:
         raise typer.BadParameter("say one of --tcp PORT, --udp PORT, --sctp PORT, --icmp, --protocol N")
+    for name, each in NUMBERS.items():
+        if protocol == each:
+            raise typer.BadParameter(f"protocol {each} has ports: say --{name} PORT", param_hint="--protocol")
     snapshot = asyncio.run(snapshot_of(datastore))
     ends = end(snapshot, source, "--from"), end(snapshot, destination, "--to")
     meant = _address(source), _address(destination)
@@ -88,13 +91,14 @@ def ask(
     found = explained(snapshot, *ends, protocol, port, meant)
     source, destination = found.addresses
     there = hops.hops(snapshot, ends, destination, source) if ends[0] != ends[1] else []
-    back = hops.hops(snapshot, (ends[1], ends[0]), source, destination) if ends[0] != ends[1] else []
+    back = hops.hops(snapshot, (ends[1], ends[0]), source, destination, answers=True) if ends[0] != ends[1] else []
     on = sorted({hop.node for hop in (*there, *back)})
     node = here.own_node(snapshot, on) if on else ""
     return Answer(
         found=found,
         names={str(each): _called(snapshot, each) for each in ends},
         to_host=hops.to_host(snapshot, ends),
+        unasked=tuple(hops.host_endpoints(snapshot, ends)),
         hops=tuple(there),
         back=tuple(back),
         on=tuple(on),
@@ -161,12 +165,14 @@ def _called(snapshot: Snapshot, found: Key | Address) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What `explain` found. `hops` and `back` are the ways there and back, over the nodes `on`; `to_host` is said where
-    a pod talks to its own node; `live` where this host is one of the nodes; `account` where a packet was traced.
+    a pod talks to its own node; `unasked` are host endpoints whose policy may deny it all the same; `live` where this
+    host is one of the nodes; `account` where a packet was traced.
     """
 
     found: Explanation
     names: Mapping[str, str]
     to_host: str
+    unasked: tuple[Key, ...]
     hops: tuple[Hop, ...]
     back: tuple[Hop, ...]
     on: tuple[str, ...]
@@ -183,6 +189,9 @@ class Answer:
         lines = [self._renamed(line) for line in self.found.lines[:-1]]
         if self.to_host:
             lines.append(f"to its own node: {self.to_host}: defaultEndpointToHostAction")
+        if self.unasked:
+            asked = ", ".join(map(reference, self.unasked))
+            lines.append(f"not asked: {asked}: policy of host endpoints may deny it; `muslin denied` tells there")
         lines += [f"there: {hop.node}: {hop.text}" for hop in self.hops]
         lines += [f"back: {hop.node}: {hop.text}" for hop in self.back]
         lines += self._live()
@@ -228,6 +237,7 @@ class Answer:
             if found.pending
             else None,
             "toHost": self.to_host,
+            "notAsked": [reference(each) for each in self.unasked],
             "route": [_hop(each) for each in self.hops],
             "back": [_hop(each) for each in self.back],
             "live": _live(self.live) if self.live else None,

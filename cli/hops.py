@@ -14,7 +14,15 @@ from typing import Final
 
 from core.addr import Address, contains
 from core.names import IPIP_DEVICE, Key
-from core.resources import FelixConfiguration, IPAMBlock, IPPool, Node, WorkloadEndpoint
+from core.resources import (
+    FelixConfiguration,
+    GlobalNetworkPolicy,
+    HostEndpoint,
+    IPAMBlock,
+    IPPool,
+    Node,
+    WorkloadEndpoint,
+)
 from core.routing import Carrier, Metric, carriers, pool_of
 from core.snapshot import Snapshot
 
@@ -51,12 +59,22 @@ def place(snapshot: Snapshot, end: Key | Address) -> str:
     return ""
 
 
-def hops(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address], to: Address, source: Address) -> list[Hop]:
-    """The way from the first end to the second, whose address is `to`; nothing is said of nodes we do not know."""
+def hops(
+    snapshot: Snapshot,
+    ends: tuple[Key | Address, Key | Address],
+    to: Address,
+    source: Address,
+    *,
+    answers: bool = False,
+) -> list[Hop]:
+    """The way from the first end to the second, whose address is `to`; nothing is said of nodes we do not know.
+
+    `answers` go back as conntrack knows their connection: natOutgoing is for the first packet of one.
+    """
     here, there = place(snapshot, ends[0]), place(snapshot, ends[1])
     found = []
     if here and here != there:
-        found.append(_leaving(snapshot, here, to, source))
+        found.append(_leaving(snapshot, here, to, None if answers else source))
     if there:
         found.append(_arriving(snapshot, ends[1], there, to))
     return found
@@ -70,7 +88,7 @@ def _arriving(snapshot: Snapshot, end: Key | Address, node: str, to: Address) ->
     return Hop(node=node, destination=to, text="the node itself takes it")
 
 
-def _leaving(snapshot: Snapshot, node: str, to: Address, source: Address) -> Hop:
+def _leaving(snapshot: Snapshot, node: str, to: Address, source: Address | None) -> Hop:
     pools = sorted(snapshot.of(IPPool).values(), key=lambda pool: pool.key)
     block = next((each for each in snapshot.of(IPAMBlock).values() if contains(each.spec.network, to)), None)
     pool = pool_of(block.spec.network, pools) if block else None
@@ -99,7 +117,9 @@ def _wrapped(ways: list[Carrier]) -> str:
     return "ipip" if len(ways) == 1 else "ipip while BGP has no route"
 
 
-def _nat(pools: list[IPPool], to: Address, source: Address) -> str:
+def _nat(pools: list[IPPool], to: Address, source: Address | None) -> str:
+    if source is None:
+        return ""
     outside = not any(contains(pool.spec.network, to) for pool in pools)
     masked = any(pool.spec.nat_outgoing and contains(pool.spec.network, source) for pool in pools)
     return ", as the node's own address (natOutgoing)" if outside and masked else ""
@@ -115,6 +135,21 @@ def to_host(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address]) -> st
     if snapshot.of(WorkloadEndpoint)[source].spec.node != destination.name:
         return ""
     return next(iter(_actions(snapshot, destination.name)), "Drop")
+
+
+def host_endpoints(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address]) -> list[Key]:
+    """The host endpoints that may have a say: of a node that is an end, and, where policies apply on forward, of the
+    nodes that pods at the ends are on. Which of them has depends on the interfaces of those nodes."""
+    places = [place(snapshot, end) for end in ends]
+    if places[0] == places[1] and to_host(snapshot, ends) != "Return":
+        return []
+    forwarded = any(each.spec.apply_on_forward for each in snapshot.of(GlobalNetworkPolicy).values())
+    met = {
+        node
+        for end, node in zip(ends, places, strict=True)
+        if forwarded or (isinstance(end, Key) and end.kind == Node.KIND)
+    }
+    return sorted(key for key, each in snapshot.of(HostEndpoint).items() if each.spec.node in met)
 
 
 def _actions(snapshot: Snapshot, node: str) -> Iterator[str]:

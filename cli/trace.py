@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cli.decisions import Names
+from cli.decisions import Names, protocol
 from cli.here import told
 from core.addr import Address
 from core.errors import MuslinError, NotFound, Unsupported
@@ -122,7 +122,7 @@ def _account(found: Explanation, packets: Sequence[Traced], probe: Probe, heard:
         outcome = _undropped(found, steps, back, heard)
     port = f":{found.port}" if found.port is not None else ""
     return Account(
-        sent=f"protocol {found.protocol} from {probe.source} ({probe.number}) to {probe.destination}{port}",
+        sent=f"{protocol(found.protocol)} from {probe.source} ({probe.number}) to {probe.destination}{port}",
         heard=heard,
         steps=steps,
         back=back,

@@ -293,3 +293,6 @@ def test_explain_refuses_what_it_cannot_know(muslin: Muslin) -> None:
     assert (said.code, said.err) == (1, "--to: 'nonsense' is neither NAMESPACE/POD nor an address\n")
     assert muslin("explain --from shop/web --to shop/db").code == 2
     assert muslin("explain --from shop/web --to shop/db --tcp 1 --udp 1").code == 2
+    said = muslin("explain --from shop/web --to shop/db --protocol 6")
+    assert said.code == 2
+    assert "say --tcp PORT" in said.err

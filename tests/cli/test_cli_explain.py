@@ -11,8 +11,10 @@ import pytest
 from cli.explain import Answer, ask, end
 from core.errors import MuslinError
 from core.names import Key
-from core.resources import EncapMode, Resource, StagedNetworkPolicy
-from core.resources.policy import Direction
+from core.resources import EncapMode, GlobalNetworkPolicy, HostEndpoint, Resource, StagedNetworkPolicy
+from core.resources.base import Metadata
+from core.resources.network import HostEndpointSpec
+from core.resources.policy import Direction, GlobalNetworkPolicySpec
 from linux.netns import scratch_namespace
 from policy.model import Cause, Decision, Reason, Verdict
 from tests.felix.cluster import block, deny, felix, namespace, node, pod, pool, snapshot
@@ -106,6 +108,28 @@ def test_to_the_outside_and_from_there() -> None:
     ]
     assert "natOutgoing" not in ways(told("fd00::1", "2001:db8::1"))[0]
     assert [hop.node for hop in told("192.0.2.7", "shop/far").hops] == ["b"]
+
+
+def test_answers_to_the_outside_keep_the_address_that_was_asked() -> None:
+    (way,) = (line for line in ways(told("192.0.2.7", "shop/web")) if line.startswith("back: "))
+    assert way == "back: a: by the host's own routes"
+
+
+def test_host_endpoints_that_may_have_a_say_are_named() -> None:
+    def asked(source: str, destination: str, *changes: Resource) -> list[str]:
+        answer = told(source, destination, *hosts, *changes)
+        assert len(answer.document()["notAsked"]) == sum("not asked: " in line for line in answer.lines())
+        return list(answer.document()["notAsked"])
+
+    spec = HostEndpointSpec(node="b", interface_name="eth0")
+    hosts = (HostEndpoint(metadata=Metadata(name="b-eth0"), spec=spec),)
+    assert asked("node/a", "node/b") == asked("shop/web", "node/b") == ["hostendpoint/b-eth0"]
+    assert asked("shop/web", "shop/far") == asked("shop/web", "node/a") == asked("node/b", "shop/far") == []
+    forward = GlobalNetworkPolicy(
+        metadata=Metadata(name="forward"), spec=GlobalNetworkPolicySpec(apply_on_forward=True)
+    )
+    assert asked("shop/web", "shop/far", forward) == ["hostendpoint/b-eth0"]
+    assert asked("shop/web", "shop/db", forward) == []
 
 
 def test_nodes_are_ends_too() -> None:
