@@ -32,6 +32,7 @@ _EXTENSIONS: Final = frozenset({0, 43, 60})  # hop-by-hop, routing, destination 
 _FRAGMENT: Final = 44
 _WITH_PORTS: Final = frozenset({6, 17, 132, 136})
 _FLUSH_TENTHS: Final = 1
+_TAKEN: Final = frozenset({errno.EPERM, errno.EBUSY})  # EPERM: the group is bound by another socket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -78,7 +79,7 @@ def _bind(netlink: Netlink, group: int, snap: int) -> None:
     try:
         netlink.request(_CONFIG, NLM_F_ACK, head + attribute(_CFG_CMD, bytes([_CMD_BIND])))
     except Refused as refusal:
-        if refusal.errno == errno.EBUSY:
+        if refusal.errno in _TAKEN:
             raise Unavailable(
                 f"another process listens to denied packets here (NFLOG group {group}); only one at a time can"
             ) from refusal
