@@ -168,7 +168,8 @@ def _lines(results: Sequence[Result]) -> Iterator[str]:
                 yield f"{each.where}: assert[{index}]: {sentence(failure, one)}"
     total = [one for each in results for one in each.checked]
     failed = sum(not one.kept for one in total)
-    yield f"{len(total)} assertions, {failed} failed" if failed else f"{len(total)} assertions, all kept"
+    count = f"{len(total)} assertion{'' if len(total) == 1 else 's'}"
+    yield f"{count}, {failed} failed" if failed else f"{count}, all kept"
 
 
 def sentence(failure: Failure, checked: Checked) -> str:
@@ -176,7 +177,8 @@ def sentence(failure: Failure, checked: Checked) -> str:
     from policy.plan import cause
     from policy.traffic import summary
 
-    said = f"{failure.source} -> {failure.destination} {summary(failure.traffic)}"
+    family = f" in IPv{failure.only}" if failure.only else ""
+    said = f"{failure.source} -> {failure.destination} {summary(failure.traffic)}{family}"
     decided = f"{failure.decision.verdict} by {cause(failure.decision.reason)}"
     if failure.because:
         return f"{said}: {decided}, not by {failure.because}"
@@ -205,6 +207,7 @@ def _document(result: Result) -> dict[str, Any]:
                         "from": failure.source,
                         "to": failure.destination,
                         "traffic": [each.document() for each in failure.traffic],
+                        "onlyFamily": failure.only,
                         "decision": reasons.document(failure.decision),
                     }
                     for failure in one.failures

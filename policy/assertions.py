@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from ipaddress import ip_address
 from typing import TypeAlias
@@ -30,7 +30,8 @@ End: TypeAlias = Key | Address
 class Failure:
     """A pair, in the names that people use, and traffic of it that is not as asserted.
 
-    `decision` is what decided; `because` is what should have decided, where only that differs.
+    `decision` is what decided; `because` is what should have decided, where only that differs. `only` is the family of
+    which it is said, where the other one is as asserted, or fails otherwise.
     """
 
     source: str
@@ -38,6 +39,7 @@ class Failure:
     traffic: tuple[Traffic, ...]
     decision: Decision
     because: str = ""
+    only: int | None = None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -79,10 +81,20 @@ def check(test: PolicyTest, snapshot: Snapshot) -> tuple[list[Checked], list[Pro
             if not families:
                 why = f"{ends.name(one)} and {ends.name(other)} have no addresses of one family that is tested"
                 problems.append(Problem(path=f"assert[{index}]", why=why))
-            for family in families:
-                failures += judge.failures(assertion, one, other, family)
+            failures += _joined([judge.failures(assertion, one, other, family) for family in families], families)
         checked.append(Checked(assertion=assertion, pairs=len(found), failures=tuple(failures)))
     return checked, problems
+
+
+def _joined(each_family: Sequence[Sequence[Failure]], families: Sequence[int]) -> list[Failure]:
+    """What fails in both families alike once, and what fails in one with its family."""
+    found: dict[Failure, list[int]] = defaultdict(list)
+    for family, failures in zip(families, each_family, strict=True):
+        for failure in failures:
+            found[failure].append(family)
+    return [
+        failure if len(among) == len(families) else replace(failure, only=among[0]) for failure, among in found.items()
+    ]
 
 
 def _policed(one: End, other: End) -> bool:
