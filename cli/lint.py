@@ -67,7 +67,12 @@ def summary(findings: Sequence[Finding]) -> str:
     from policy.findings import Severity
 
     counts = [(sum(each.severity is severity for each in findings), severity) for severity in Severity]
-    return ", ".join(f"{count} {severity}" for count, severity in counts if count) or "nothing found"
+    said = (
+        f"{count} {severity}{'' if count == 1 or severity is Severity.INFO else 's'}"
+        for count, severity in counts
+        if count
+    )
+    return ", ".join(said) or "nothing found"
 
 
 def document(finding: Finding, places: Mapping[Key, str]) -> dict[str, Any]:

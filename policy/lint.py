@@ -107,7 +107,7 @@ def _shadow(tier: TierOrder, shadow: Shadow) -> Finding:
 
 def _meaning(snapshot: Snapshot, policy: Policy, seen: Population) -> Iterator[Finding]:
     """What a policy means among the endpoints and sets that are there."""
-    if (seen.workloads or seen.hosts) and not any(_selects(policy, seen)):
+    if _could_select(policy, seen) and not any(_selects(policy, seen)):
         yield Finding("selects-nothing", policy.key, "spec.selector", f"no endpoint matches {policy.selector}")
     pools = [pool.spec.network for pool in snapshot.of(IPPool).values()]
     for direction in Direction:
@@ -115,6 +115,12 @@ def _meaning(snapshot: Snapshot, policy: Policy, seen: Population) -> Iterator[F
             path = _path(direction, index)
             for text, code in _of_rule(policy, direction, rules, seen, pools):
                 yield Finding(code, policy.key, path, text)
+
+
+def _could_select(policy: Policy, seen: Population) -> bool:
+    """Whether all that it is for is there to be selected: manifests have hosts, and no pods, as often as neither."""
+    for_workloads, for_hosts = Plane.WORKLOAD in policy.planes, policy.planes != {Plane.WORKLOAD}
+    return bool(seen.workloads if for_workloads else for_hosts and seen.hosts)
 
 
 def _selects(policy: Policy, seen: Population) -> tuple[bool, bool]:

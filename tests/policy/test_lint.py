@@ -233,6 +233,23 @@ def test_manifests_without_endpoints_are_judged_by_their_words_alone() -> None:
     assert {each.code for each in findings(text)} == {"no-such-tier"}
 
 
+def test_a_policy_of_pods_is_not_looked_for_among_hosts_alone() -> None:
+    host = """
+---
+apiVersion: projectcalico.org/v3
+kind: HostEndpoint
+metadata: {name: eth0, labels: {faces: world}}
+spec: {node: n1, interfaceName: eth0}
+"""
+    rules = "ingress: [{action: Allow}]"
+    for kind in ("NetworkPolicy", "GlobalNetworkPolicy"):
+        assert findings(host + policy(f"{{selector: app == 'db', {rules}}}", kind=kind)) == []
+    early = f"{{selector: faces == 'rack', doNotTrack: true, applyOnForward: true, {rules}}}"
+    of_hosts = policy(early, kind="GlobalNetworkPolicy")
+    assert [each.code for each in findings(host + of_hosts)] == ["selects-nothing"]
+    assert findings(of_hosts) == []
+
+
 def test_what_is_sound_is_left_alone() -> None:
     assert (
         findings(PODS + policy("{selector: app == 'db', ingress: [{action: Allow, source: {selector: app == 'web'}}]}"))
