@@ -144,7 +144,7 @@ def _forward_chains(hosts: HostRules) -> dict[str, Chain]:
                 *(hosts.unmark or (f"{FROM} {UNMARK}",)),
             ),
         ),
-        "invalid": Chain(rules=(f"{FROM} counter drop", f"{TO} counter drop", *hosts.invalid)),
+        "invalid": Chain(rules=(f"{FROM} counter drop", f"{TO} counter drop", *hosts.invalid, *hosts.unmark)),
         FROM_WORKLOAD: Chain(
             rules=(
                 # A packet that a pod wraps itself would leave its wrapping on another node, past policy.
