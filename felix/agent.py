@@ -26,6 +26,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import gc
 from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any, Final
@@ -298,6 +299,10 @@ class Agent:
             wanted = desired(snapshot, facts, self._config, self._judged[1], self._memo)
             self._memo.forget()
             self._set(replace(wanted, held=tuple(snapshot.held.values())))
+            if self._generation == 1:
+                # What a cluster is lasts: the collector need not go through all of it, for a second, again and again.
+                gc.collect()
+                gc.freeze()
             self._settling.put(snapshot)
             self._wake.set()
 
@@ -311,6 +316,8 @@ class Agent:
     def _set(self, wanted: Desired) -> None:
         self._generation += 1
         self._wanted[self._generation] = wanted
+        if wanted.ruling is not None:
+            self._cutter.wanted(wanted.ruling)
         self._sysctl_driver.watch(wanted.sysctls)
         self._sysctls.set_desired(wanted.sysctls, self._generation, prune=False)  # none is ever set back
         self._tunnels.set_desired(wanted.tunnels, self._generation)

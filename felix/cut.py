@@ -92,6 +92,11 @@ class Cut:
     why: str
     decision: Decision | None = None
 
+    @property
+    def ends(self) -> tuple[Address, Address]:
+        """Between whom it is, as policy sees it."""
+        return self.flow.original.source, self.flow.reply.source
+
 
 def look(before: Ruling | None, after: Ruling) -> Look:
     """Whose flows may be denied now and were not; empty when nothing that matters changed.

@@ -53,6 +53,7 @@ class Cutter:
         self._fence = Fence()
         self.fence = Ruleset()
         self._before: Ruling | None = None
+        self._wanted: Ruling | None = None
         self._rulings: list[Ruling] = []
         self._pending = Look()
         self._generation = 0
@@ -67,6 +68,10 @@ class Cutter:
         """Take over the fence that an earlier felix left in the kernel."""
         self._fence = Fence.found(elements, time.monotonic())
         self.fence = self._fence.rules
+
+    def wanted(self, ruling: Ruling) -> None:
+        """`ruling` is about to be in the kernel, and may be before we hear of it."""
+        self._wanted = ruling
 
     async def programmed(self, generation: int, ruling: Ruling | None) -> None:
         """`generation` is in the kernel, and `ruling` with it."""
@@ -111,15 +116,27 @@ class Cutter:
             self._pending |= await asyncio.to_thread(_looked, self._before, rulings)
             self._before = rulings[-1]
         found: list[Cut] = []
+        spared: list[Cut] = []
         if self._pending and self._before is not None:
-            found = await asyncio.to_thread(self._find, self._pending, self._before)
+            found, spared = await asyncio.to_thread(self._find, self._pending, self._before)
         await self._raise_fence(found)
         cut = await asyncio.to_thread(self._delete, found)
-        self._pending = Look()
+        self._pending = Look(frozenset(end for each in spared for end in each.ends))
         _tell(cut)
 
-    def _find(self, asked: Look, ruling: Ruling) -> list[Cut]:
-        return list(cuts(asked, ruling, self._conntrack.flows_of(asked.addresses)))
+    def _find(self, asked: Look, ruling: Ruling) -> tuple[list[Cut], list[Cut]]:
+        """What `ruling` ends of the flows there are; and what of that is spared for another look.
+
+        The newest ruling may have let in what the one in force when we began would end: that it is in the kernel is
+        heard a little later than it is so. What it allows is not ended, and looked at again when that is known.
+        """
+        found = list(cuts(asked, ruling, self._conntrack.flows_of(asked.addresses)))
+        newest = self._wanted
+        if newest is None or newest is ruling:
+            return found, []
+        still = list(cuts(asked, newest, [each.flow for each in found]))
+        ended = {each.flow for each in still}
+        return still, [each for each in found if each.flow not in ended]
 
     def _delete(self, found: Iterable[Cut]) -> list[Cut]:
         return [each for each in found if self._conntrack.delete(each.flow)]

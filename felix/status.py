@@ -49,6 +49,11 @@ class Outcome:
         return min(progress.tried for _, progress in self)
 
     @property
+    def clean(self) -> bool:
+        """Whether nothing failed but, perhaps, a tunnel: no endpoint has to be asked for then."""
+        return all(progress.healthy for name, progress in self if name != "tunnels")
+
+    @property
     def done(self) -> int:
         """The newest desired state that is in the kernel; the tunnel's absence does not count when it is refused."""
         counted = [p for name, p in self if name != "tunnels" or not (p.errors or p.failure)]
@@ -97,6 +102,8 @@ def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
 def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
     if endpoint.pending:
         return EndpointState(state="pending", reason=endpoint.pending)
+    if outcome.clean:
+        return EndpointState(state="up")
     errors = [
         *(outcome.routes.errors[key] for key, _ in host_routes(endpoint) if key in outcome.routes.errors),
         *(outcome.sysctls.errors[key] for key, _ in sysctls(endpoint) if key in outcome.sysctls.errors),
