@@ -51,6 +51,7 @@ def decisions(
     output: options.ResultOption = options.ResultFormat.TEXT,
 ) -> None:
     """This node's decisions by verdict, tier, policy and rule, counted in first packets of flows."""
+    _only_watching(seconds, watch=watch)
     _show(lambda each: each.staged is staged, watch=watch, seconds=seconds, output=output)
 
 
@@ -60,11 +61,17 @@ def denied(
     output: options.ResultOption = options.ResultFormat.TEXT,
 ) -> None:
     """What this node denies, by tier, policy and rule; with --watch, packet by packet (at most 100 a second)."""
+    _only_watching(seconds, watch=watch)
     if watch:
         with contextlib.suppress(TimeoutError):
             asyncio.run(_watch(seconds, output))
         return
     _show(lambda each: each.verdict == "Deny" and not each.staged, watch=False, seconds=None, output=output)
+
+
+def _only_watching(seconds: float | None, *, watch: bool) -> None:
+    if seconds is not None and not watch:
+        raise typer.BadParameter("ends --watch, which is not asked for", param_hint="--for")
 
 
 def _show(wanted: Any, *, watch: bool, seconds: float | None, output: options.ResultFormat) -> None:
