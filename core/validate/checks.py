@@ -40,7 +40,7 @@ def when_set(path: str, text: Any, read: Callable[[Any], object]) -> Iterator[Pr
 def one_of(path: str, value: str | None, allowed: Collection[str]) -> Iterator[Problem]:
     """That a field, when set, is one of a few words."""
     if value and value not in allowed:
-        yield Problem(path=path, why=f"{value!r} is not one of {', '.join(allowed)}{meant(value, allowed)}")
+        yield Problem(path=path, why=f"{str(value)!r} is not one of {', '.join(allowed)}{meant(value, allowed)}")
 
 
 def within(path: str, value: int | None, least: int, most: int) -> Iterator[Problem]:

@@ -52,8 +52,8 @@ def metadata(resource: Resource) -> Iterator[Problem]:
     given, kind = resource.metadata, resource.KIND
     before = list(reads("metadata.name", given.name, name))
     yield from before or _stricter_name(resource)
-    if kind.namespaced and not LABEL_NAME.fullmatch(given.namespace[:64]):
-        yield Problem(path="metadata.namespace", why=f"{given.namespace!r} is not a namespace")
+    if kind.namespaced and not _SHORT[0].fullmatch(given.namespace):
+        yield Problem(path="metadata.namespace", why=f"{given.namespace!r} is not a namespace's name: it {_SHORT[1]}")
     if not kind.namespaced and given.namespace:
         yield Problem(path="metadata.namespace", why=f"{kind.name} belongs to no namespace")
     yield from check_labels("metadata.labels", given.labels)

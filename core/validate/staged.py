@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Final
 
 from msgspec.structs import fields
 
@@ -13,6 +14,8 @@ from core.resources.policy import LabelSelector
 from core.resources.staged import StagedAction
 from core.validate import kubernetes, policy
 from core.validate.checks import name, when_set
+
+_NOTHING: Final[tuple[object, ...]] = (None, "", [], False, LabelSelector())
 
 
 def network_policy(given: StagedNetworkPolicy) -> Iterator[Problem]:
@@ -44,5 +47,6 @@ def kubernetes_network_policy(given: StagedKubernetesNetworkPolicy) -> Iterator[
 def _deletes(spec: Base) -> Iterator[Problem]:
     for field in fields(spec):
         said = getattr(spec, field.name)
-        if field.name not in ("tier", "staged_action") and said and said != LabelSelector():
+        given = isinstance(said, float) or said not in _NOTHING  # an order of 0 is one
+        if field.name not in ("tier", "staged_action") and given:
             yield Problem(path=f"spec.{field.encode_name}", why="must be absent with stagedAction Delete")

@@ -122,6 +122,15 @@ def problems_of(manifest: dict) -> list[str]:
             kubernetes(podSelector={}, egress=[{"ports": [{"port": 80, "endPort": 70}]}]),
             "spec.egress[0].ports[0].endPort: 70 is below port 80",
         ),
+        (
+            {
+                "apiVersion": "policy.networking.k8s.io/v1alpha1",
+                "kind": "BaselineAdminNetworkPolicy",
+                "metadata": {"name": "default"},
+                "spec": {"subject": {"namespaces": {}}, "egress": [{"action": "Pass", "to": [{"namespaces": {}}]}]},
+            },
+            "spec.egress[0].action: 'Pass' is not one of Allow, Deny",
+        ),
     ],
 )
 def test_refused_with_field_and_reason(manifest: dict, says: str) -> None:
