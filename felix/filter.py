@@ -51,7 +51,6 @@ JUDGE_TO: Final = "judge-to"
 FROM: Final = f'iifname "{WORKLOAD_PREFIX}*" iifname != "muslin.*"'
 TO: Final = f'oifname "{WORKLOAD_PREFIX}*" oifname != "muslin.*"'
 UNMARK: Final = f"meta mark set meta mark & 0x{~MARK_MASK & 0xFFFFFFFF:08x}"
-
 """What comes from a workload, what goes to one, and the statement that wipes our half of the mark."""
 
 NEIGHBOUR: Final = "nd-router-solicit, nd-neighbor-solicit, nd-neighbor-advert"
