@@ -30,6 +30,7 @@ CODES: Final[Mapping[str, tuple[Severity, str]]] = MappingProxyType(
         "repeated-rule": (Severity.INFO, "delete one of the two"),
         "never-decides": (Severity.WARNING, "see with `muslin explain` what decides instead; move or delete the rule"),
         "peer-matches-nothing": (Severity.WARNING, "mend the selector: no endpoint and no network set has such labels"),
+        "service-of-nobody": (Severity.WARNING, "mend its name or namespace, or see why no endpoint of it is ready"),
         "unknown-port-name": (Severity.WARNING, "give the port this name where it is served, or use its number"),
         "prefix-of-pods": (Severity.INFO, "select pods by labels: their addresses change"),
         "isolates": (Severity.INFO, "nothing, if this is meant as a default deny"),

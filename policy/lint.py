@@ -16,15 +16,17 @@ from dataclasses import dataclass
 from core.addr import Network, contains
 from core.names import Key
 from core.resources import IPPool, Tier, WorkloadEndpoint
-from core.resources.policy import BUILT_IN_TIERS, Action, Direction
+from core.resources.policy import BUILT_IN_TIERS, Action, Direction, NetworkPolicySpec, ServiceMatch
 from core.snapshot import Snapshot
+from policy import drafts
 from policy.compile import compile
-from policy.convert import Converted, convert
+from policy.convert import Converted, convert, known_to
 from policy.doubt import Doubt
 from policy.findings import Finding
 from policy.model import Cause, Match, Peer, Plane, Policy, Rule, Side, TierOrder
 from policy.population import Population
 from policy.rows import reasons
+from policy.rules import service_of
 from policy.shadows import Shadow, Shadows
 
 
@@ -33,9 +35,12 @@ def lint(snapshot: Snapshot) -> list[Finding]:
     converted = convert(snapshot, Doubt((), ports=False))
     seen = Population(snapshot)
     found = [*_tiers(snapshot, converted), *_unenforced(converted)]
+    unanswered = list(_unanswered(snapshot))
+    of_nobody = {each.key for each in unanswered}
+    found += unanswered if seen.workloads else ()
     for tier, policies in converted.tiers:
         for policy in policies:
-            found += _words(tier, policy)
+            found += (each for each in _words(tier, policy) if each.code != "isolates" or policy.key not in of_nobody)
             found += _meaning(snapshot, policy, seen)
         found += _shadowed(tier, policies)
     if seen.workloads:
@@ -67,6 +72,30 @@ def _unenforced(converted: Converted) -> Iterator[Finding]:
         said = [part for part in text.split("; ") if key not in missing or not part.startswith("there is no tier ")]
         if said:
             yield Finding("not-enforced", key, "", f"cannot be enforced as written: {'; '.join(said)}")
+
+
+def _unanswered(snapshot: Snapshot) -> Iterator[Finding]:
+    """Rules that name a service for which nobody answers: conversion leaves nothing of them."""
+    naming = [each for each in drafts.policies(snapshot) if drafts.needs(each).services]
+    known = known_to(snapshot, naming).services
+    for manifest in naming:
+        for direction, index, match in _services(manifest.spec):
+            namespace, name = service_of(match, manifest.key.namespace)
+            answering = known.of(namespace, name)
+            if answering.sure and not answering.addresses:
+                what = f"service {namespace}/{name} has no endpoint that is ready"
+                yield Finding("service-of-nobody", manifest.key, _path(direction, index), what)
+
+
+def _services(spec: object) -> Iterator[tuple[Direction, int, ServiceMatch]]:
+    """The services that rules name: as source of an ingress rule, as destination of an egress rule."""
+    if not isinstance(spec, NetworkPolicySpec):
+        return
+    for direction, rules in ((Direction.INGRESS, spec.ingress), (Direction.EGRESS, spec.egress)):
+        for index, rule in enumerate(rules or ()):
+            match = (rule.source if direction is Direction.INGRESS else rule.destination).services
+            if match is not None:
+                yield direction, index, match
 
 
 def _words(tier: TierOrder, policy: Policy) -> Iterator[Finding]:

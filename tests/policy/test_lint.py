@@ -74,6 +74,16 @@ kind: IPPool
 metadata: {name: pods}
 spec: {cidr: 10.0.0.0/16}
 """
+SLICE = """
+---
+apiVersion: discovery.k8s.io/v1
+kind: EndpointSlice
+metadata: {name: sql-1, namespace: shop, labels: {kubernetes.io/service-name: sql}}
+addressType: IPv4
+endpoints: [{addresses: [10.0.0.2]}]
+ports: [{port: 5432}]
+"""
+TO_SQL = "destination: {services: {name: sql}}"
 KUBERNETES = """
 ---
 apiVersion: networking.k8s.io/v1
@@ -159,6 +169,13 @@ SHOWN = [
         policy("{ingress: [{action: Allow, source: {selector: role == 'partner'}}]}"),
     ),
     (
+        "service-of-nobody",
+        "spec.egress[1]",
+        policy(f"{{egress: [{{action: Allow, {TO_SQL}}}, {{action: Allow, {TO_SQL.replace('sql', 'sqls')}}}]}}")
+        + SLICE,
+        policy(f"{{egress: [{{action: Allow, {TO_SQL}}}]}}") + SLICE,
+    ),
+    (
         "unknown-port-name",
         "spec.ingress[0]",
         policy("{selector: app == 'web', ingress: [{action: Allow, protocol: TCP, destination: {ports: [sql]}}]}"),
@@ -226,6 +243,12 @@ def test_rules_beyond_the_bound_are_told_and_not_compared(monkeypatch: pytest.Mo
     many = ", ".join(f"{{action: Deny, protocol: TCP, destination: {{ports: [{n}]}}}}" for n in range(1, 101))
     text = "".join(policy(f"{{order: {n}, ingress: [{many}]}}", f"many{n}") for n in range(1, 3))
     assert "not-compared" in {each.code for each in findings(text)}
+
+
+def test_a_policy_whose_services_are_of_nobody_is_no_default_deny() -> None:
+    text = policy(f"{{egress: [{{action: Allow, {TO_SQL}}}]}}")
+    assert [(each.code, each.path) for each in findings(PODS + text)] == [("service-of-nobody", "spec.egress[0]")]
+    assert findings(text) == []
 
 
 def test_manifests_without_endpoints_are_judged_by_their_words_alone() -> None:
