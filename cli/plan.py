@@ -158,6 +158,9 @@ def lines(plan: Plan, crowds: Crowds) -> Iterator[str]:
         if len(keys) > MOST_SHOWN:
             yield f"... and {len(keys) - MOST_SHOWN} endpoints more {word}"
     yield from (f"{reference(key)}: {why}" for key, why in plan.problems.items())
+    yield from (
+        f"{reference(key)}: its policy would be another; what a host decides is not compared" for key in plan.hosts
+    )
     if plan.cuts:
         yield "live connections of this host that would be cut:"
         yield from (f"    {cut.connection} by {cause(cut.after.reason)}" for cut in plan.cuts[:MOST_SHOWN])
@@ -186,6 +189,7 @@ def document(plan: Plan, crowds: Crowds, unread: str) -> dict[str, Any]:
         "removed": [reference(key) for key in plan.removed],
         "problems": {reference(key): why for key, why in plan.problems.items()},
         "leftOut": plan.left_out,
+        "hosts": [reference(key) for key in plan.hosts],
     }
 
 

@@ -28,6 +28,7 @@ from policy.compile import Compiler
 from policy.ends import Kind, Member, View, kinds
 from policy.evaluate import Packet, lookup
 from policy.model import Cause, Decision, Reason, Verdict
+from policy.plan_hosts import concerned
 from policy.rows import Book, Decisions, Row, regions
 from policy.traffic import Traffic, joined
 
@@ -93,7 +94,8 @@ class Cut:
 class Plan:
     """Everything that would change. `left_out` pairs of kinds were too many to look at.
 
-    `problems` are those of objects that had none, or another, before.
+    `problems` are those of objects that had none, or another, before. `hosts` are the host endpoints whose policy is
+    concerned: what they decide is not compared, so that nobody can say that nothing flips.
     """
 
     flips: tuple[Flip, ...] = ()
@@ -102,11 +104,12 @@ class Plan:
     removed: tuple[Key, ...] = ()
     problems: Mapping[Key, str] = field(default_factory=lambda: MappingProxyType({}))
     left_out: int = 0
+    hosts: tuple[Key, ...] = ()
 
     @property
     def clean(self) -> bool:
         """Whether no verdict flips, for sure."""
-        return not self.flips and not self.cuts and not self.left_out
+        return not (self.flips or self.cuts or self.left_out or self.hosts)
 
 
 def cause(reason: Reason) -> str:
@@ -148,6 +151,7 @@ def plan(before: Snapshot, after: Snapshot, flows: Iterable[Connection] = (), te
         cuts=tuple(_cuts(was, becomes, flows)) if closing else (),
         added=tuple(sorted(new - old)),
         removed=tuple(sorted(old - new)),
+        hosts=concerned(before, after),
         problems=MappingProxyType({key: why for key, why in now.items() if then.get(key) != why}),
         left_out=comparison.left_out,
     )

@@ -169,3 +169,34 @@ def test_a_connection_is_judged_by_where_its_packets_really_go() -> None:
         id=7,
     )
     assert str(connection(flow)) == "10.0.0.1:40000 -> 10.0.0.9:5432 tcp"
+
+
+def test_host_endpoints_that_are_concerned_are_named(muslin: Muslin, tmp_path: Path) -> None:
+    host = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "HostEndpoint",
+        "metadata": {"name": "n1-eth0", "labels": {"faces": "world"}},
+        "spec": {"node": "n1", "interfaceName": "eth0"},
+    }
+    policy = {
+        "apiVersion": "projectcalico.org/v3",
+        "kind": "GlobalNetworkPolicy",
+        "metadata": {"name": "world"},
+        "spec": {"selector": "faces == 'world'", "applyOnForward": True, "ingress": [{"action": "Allow"}]},
+    }
+    staged = {**policy, "kind": "StagedGlobalNetworkPolicy"}
+    other = {**policy, "metadata": {"name": "rack"}, "spec": {**policy["spec"], "selector": "faces == 'rack'"}}
+    files = {}
+    for name, each in (("host", host), ("policy", policy), ("staged", staged), ("other", other)):
+        files[name] = tmp_path / f"{name}.yaml"
+        files[name].write_text(yaml.safe_dump(each))
+    concerned = "hostendpoint/n1-eth0: its policy would be another; what a host decides is not compared"
+    assert muslin(f"plan -f {files['policy']}").code == 0
+    for name in ("host", "policy"):
+        said = muslin(f"plan -f {files[name]}")
+        assert (said.code, said.out.splitlines()[0]) == (2, concerned)
+        assert json.loads(muslin(f"plan -f {files[name]} -o json").out)["hosts"] == ["hostendpoint/n1-eth0"]
+        assert muslin(f"apply -f {files[name]}").code == 0
+    for name in ("host", "policy", "other", "staged"):
+        assert muslin(f"plan -f {files[name]}").code == 0, name
+    assert muslin(f"plan --delete -f {files['policy']}").code == 2
