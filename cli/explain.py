@@ -17,6 +17,7 @@ from cli import hops, options, store, terminal
 from cli.hops import Hop
 from cli.kinds import reference
 from cli.watching import FOLLOWED
+from core import values
 from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key
@@ -121,6 +122,8 @@ def end(snapshot: Snapshot, text: str, option: str) -> Key | Address:
     node = snapshot.get(Node, pod) if namespace == "node" else None
     if node is not None:
         return node.key
+    if slash and _is_prefix(text):
+        raise Invalid([Problem(path=option, why=f"{text!r} is a prefix; one address is wanted, or NAMESPACE/POD")])
     if slash:
         of_pod = [key for key, each in endpoints.items() if key.namespace == namespace and each.spec.pod == pod]
         if not of_pod:
@@ -133,6 +136,14 @@ def end(snapshot: Snapshot, text: str, option: str) -> Key | Address:
     holder = next((key for key, each in endpoints.items() if address in each.spec.addresses), None)
     having = (key for key, each in snapshot.of(Node).items() if each.address(address.version) == address)
     return holder or next(having, address)
+
+
+def _is_prefix(text: str) -> bool:
+    try:
+        values.loose_network(text)
+    except ValueError:
+        return False
+    return True
 
 
 def _flow(families: Sequence[set[int]], ports: Mapping[str, int], protocol: int | None) -> tuple[int, int | None]:

@@ -233,7 +233,8 @@ def _fault(assertion: Assertion, decisions: Decisions) -> tuple[Decision, str] |
         return asked_ends[-1], ""
     deciding = denials or asked_ends
     if assertion.because and not any(assertion.because in names(each.reason) for each in deciding):
-        return deciding[0], assertion.because
+        by_profile = [each for each in deciding if each.reason.cause is Cause.PROFILE_RULE]
+        return next((each for each in deciding if each not in by_profile), deciding[0]), assertion.because
     return None
 
 

@@ -291,6 +291,9 @@ def test_explain_refuses_what_it_cannot_know(muslin: Muslin) -> None:
     assert (said.code, said.err) == (1, "--from: there is no pod shop/nobody; `muslin get wep -A` lists them\n")
     said = muslin("explain --from shop/web --to nonsense --tcp 1")
     assert (said.code, said.err) == (1, "--to: 'nonsense' is neither NAMESPACE/POD nor an address\n")
+    said = muslin("explain --from shop/web --to 10.0.0.0/24 --tcp 1")
+    wanted = "--to: '10.0.0.0/24' is a prefix; one address is wanted, or NAMESPACE/POD\n"
+    assert (said.code, said.err) == (1, wanted)
     assert muslin("explain --from shop/web --to shop/db").code == 2
     assert muslin("explain --from shop/web --to shop/db --tcp 1 --udp 1").code == 2
     said = muslin("explain --from shop/web --to shop/db --protocol 6")

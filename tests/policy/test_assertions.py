@@ -125,6 +125,11 @@ def test_the_right_verdict_for_the_wrong_reason_fails() -> None:
     assert only.endswith("not web-to-db")
 
 
+def test_a_policy_that_allows_is_named_before_a_profile_that_does() -> None:
+    (found,) = failures("[{from: shop/web, to: shop/db, ports: [tcp/5432], verdict: Allow, because: web}]")
+    assert found.endswith("Allow by default/shop/web-to-db ingress rule 0 not web")
+
+
 def test_what_fails_in_one_family_alone_says_in_which() -> None:
     to_four = """
 ---
