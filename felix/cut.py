@@ -12,15 +12,18 @@ one would be accepted as such. So the reverse tuple of a connection that is cut 
 with SYN, and UDP, may not begin a flow with it. A fence lasts as long as conntrack would have kept the connection while
 it is idle, and stands in our table, where a restarted felix finds it. ICMP answers never begin a flow.
 
-A flow is judged by what policy sees in forward: the source before, the destination after translation.
+A flow is judged by what policy sees in forward: the source before, the destination after translation; before NAT by
+what the client asked for. Which interface of the host judged it, conntrack does not keep: it is the one by which the
+host reaches that end. Where several may be, a flow ends only if it would have by each of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv6Address, ip_address
+from itertools import product
 from types import MappingProxyType
 from typing import Final, TypeAlias
 
@@ -28,14 +31,19 @@ from core.addr import Address, Network
 from core.names import Key
 from core.nftables import Chain, Element, Hook, Ruleset, Set
 from core.resources.policy import Direction
+from felix.guard import Guard, Passage, said
 from linux.conntrack import Flow, Status, Tuple
 from policy.compile import Compiled
 from policy.evaluate import Packet, lookup
 from policy.identity import Identity
-from policy.model import Decision, Verdict
+from policy.model import Decision, Table, Verdict
 
 Owner: TypeAlias = tuple[Key, str, str]
 """Who has an address: the endpoint, its interface and its container; another of these is another pod."""
+
+Ways: TypeAlias = Callable[[Address], tuple[str, ...]]
+"""By which interfaces this host reaches an address: "" for its own and for those it listens to with others; none where
+there is no way."""
 
 TCP: Final = 6
 UDP: Final = 17
@@ -48,6 +56,9 @@ FENCED_S: Final[Mapping[int, float]] = MappingProxyType({TCP: 432_000.0, UDP: 18
 MOST_FENCED: Final = 65_536
 """Of more, the oldest give way: their connections are cut all the same."""
 
+_OPEN: Final = frozenset({"Accept", "Return"})
+"""What a workload may be told when it talks to its host; anything else is Drop (`felix.filter`)."""
+
 _SETS: Final = MappingProxyType({4: "cut4", 6: "cut6"})
 
 
@@ -55,28 +66,33 @@ _SETS: Final = MappingProxyType({4: "cut4", 6: "cut6"})
 class Ruling:
     """What is in force on this host: the tables, who has which local address, the host's own, and its blocks.
 
-    `enabled` false: connections that policy would deny by now live on.
+    `guard` judges the host's own interfaces. `enabled` false: connections that policy would deny by now live on.
     """
 
     compiled: Compiled
     owners: Mapping[Address, Owner]
     host: frozenset[Address] = frozenset()
     blocks: tuple[Network, ...] = ()
+    guard: Guard = field(default_factory=Guard)
     enabled: bool = True
 
 
 @dataclass(frozen=True, slots=True)
 class Look:
-    """Whose flows to look at: those of `judged` addresses are judged anew, those of `gone` ones end."""
+    """Whose flows to look at: those of `judged` addresses are judged anew, those of `gone` ones end.
+
+    With `everything` all others are judged anew, too: a host's interface carries those of anyone.
+    """
 
     judged: frozenset[Address] = frozenset()
     gone: frozenset[Address] = frozenset()
+    everything: bool = False
 
     def __or__(self, other: Look) -> Look:
-        return Look(self.judged | other.judged, self.gone | other.gone)
+        return Look(self.judged | other.judged, self.gone | other.gone, self.everything or other.everything)
 
     def __bool__(self) -> bool:
-        return bool(self.judged or self.gone)
+        return bool(self.judged or self.gone or self.everything)
 
     @property
     def addresses(self) -> AbstractSet[Address]:
@@ -86,11 +102,14 @@ class Look:
 
 @dataclass(frozen=True, slots=True)
 class Cut:
-    """A connection to end, and why. `decision` is None where an end is no longer who it was."""
+    """A connection to end, and why. `decision` is None where an end is no longer who it was, and where it is not policy
+    that denies. `fenced` keeps its reverse from beginning anew.
+    """
 
     flow: Flow
     why: str
     decision: Decision | None = None
+    fenced: bool = True
 
     @property
     def ends(self) -> tuple[Address, Address]:
@@ -104,22 +123,32 @@ def look(before: Ruling | None, after: Ruling) -> Look:
     `before` None: nobody knows what was in force, so every local flow is looked at, and every flow of an address in
     one of the host's blocks that nobody has.
     """
+    guarded = after.enabled and bool(after.guard.hosts)
     if before is None:
         nobodys = frozenset(each for block in after.blocks for each in block if each not in after.owners)
-        return Look(frozenset(after.owners) if after.enabled else frozenset(), nobodys - after.host)
+        return Look(frozenset(after.owners) if after.enabled else frozenset(), nobodys - after.host, guarded)
     gone = frozenset(each for each, owner in before.owners.items() if after.owners.get(each) != owner)
     if not after.enabled:
         return Look(gone=gone)
     if not before.enabled or _reaches_all(before.compiled.identity, after.compiled.identity):
-        return Look(frozenset(after.owners), gone)
+        return Look(frozenset(after.owners), gone, guarded)
     judged = {each for each, owner in after.owners.items() if _stacks(before, owner[0]) != _stacks(after, owner[0])}
-    return Look(frozenset(judged | _moved(before.compiled.identity, after.compiled.identity)), gone)
+    if before.guard.to_host != after.guard.to_host:
+        judged.update(after.owners)
+    moved = _moved(before.compiled.identity, after.compiled.identity)
+    return Look(frozenset(judged | moved), gone, guarded and _guarding(before) != _guarding(after))
 
 
 def _stacks(ruling: Ruling, endpoint: Key) -> tuple[object, ...]:
     """The tables that judge an endpoint. Equal when they are the same objects, without looking into them."""
     names = ruling.compiled.chains.get(endpoint, ())
     return tuple(ruling.compiled.tables[name] for name in names)
+
+
+def _guarding(ruling: Ruling) -> tuple[Guard, Mapping[object, Table]]:
+    """All that judges the host's own interfaces."""
+    compiled = ruling.compiled
+    return ruling.guard, {slot: compiled.tables[name] for slot, name in compiled.hosts.items()}
 
 
 def _reaches_all(before: Identity, after: Identity) -> bool:
@@ -138,27 +167,74 @@ def _moved(before: Identity, after: Identity) -> set[Address]:
     return found
 
 
-def cuts(asked: Look, ruling: Ruling, flows: Iterable[Flow]) -> Iterator[Cut]:
+def nowhere(_: Address) -> tuple[str, ...]:
+    """The ways of a host of whose interfaces nothing is known: its endpoints judge nothing."""
+    return ()
+
+
+def cuts(asked: Look, ruling: Ruling, flows: Iterable[Flow], ways: Ways = nowhere) -> Iterator[Cut]:
     """Those of `flows` that end, each with the reason."""
     for flow in flows:
-        found = _cut(asked, ruling, flow)
+        found = _cut(asked, ruling, flow, ways)
         if found is not None:
             yield found
 
 
-def _cut(asked: Look, ruling: Ruling, flow: Flow) -> Cut | None:
+def _cut(asked: Look, ruling: Ruling, flow: Flow, ways: Ways) -> Cut | None:
     source, destination = flow.original.source, flow.reply.source
     for end in (source, destination):
         if end in asked.gone:
             now = ruling.owners.get(end)
-            return Cut(flow, f"{end} is {f'now that of {now[0]}' if now else 'no longer the address of an endpoint'}")
+            why = f"now that of {now[0]}" if now else "no longer the address of an endpoint"
+            return Cut(flow, f"{end} is {why}", fenced=False)
     # What a helper announced is part of a connection that was allowed, and is accepted as such.
     if not ruling.enabled or flow.status & Status.EXPECTED:
         return None
     denied = _denied(ruling, flow, source, destination, Direction.EGRESS)
     if denied is None and source not in ruling.host:  # the host to its own workloads is not policed
         denied = _denied(ruling, flow, destination, source, Direction.INGRESS)
-    return denied
+    return denied or _kept_out(ruling, flow, ways)
+
+
+def _kept_out(ruling: Ruling, flow: Flow, ways: Ways) -> Cut | None:
+    """What the host makes of it, by whichever of its interfaces it may have come and gone."""
+    own = flow.original.source in ruling.owners and flow.reply.source in ruling.host
+    if own and ruling.guard.to_host not in _OPEN:
+        return Cut(flow, f"defaultEndpointToHostAction is {ruling.guard.to_host}")
+    if not ruling.guard.hosts:
+        return None
+    came, to = _ways(ruling, flow.original.source, ways), flow.reply.source
+    heard = to.is_multicast and came != ("",)  # the host listens, whatever its route for sending there is
+    leaves = ("",) if heard else _ways(ruling, to, ways)
+    found = [_denying(ruling, flow, *each) for each in product(came, leaves)]
+    denied = [Cut(flow, f"{where}: {decision.reason}", decision) for where, decision in filter(None, found)]
+    return denied[0] if denied and len(denied) == len(found) else None
+
+
+def _ways(ruling: Ruling, end: Address, ways: Ways) -> tuple[str, ...]:
+    if end in ruling.host:
+        return ("",)
+    owner = ruling.owners.get(end)
+    return (owner[1],) if owner else ways(end)
+
+
+def _denying(ruling: Ruling, flow: Flow, came_by: str, leaves_by: str) -> tuple[str, Decision] | None:
+    there, back, ported = flow.original, flow.reply, flow.original.protocol in PORTED
+    passage = Passage(
+        source=there.source,
+        destination=back.source,
+        protocol=there.protocol,
+        sport=there.sport if ported else None,
+        dport=back.sport if ported else None,
+        icmp=there.icmp[1:] if there.icmp else None,
+        asked=(there.destination, there.dport if ported else None),
+        came_by=came_by,
+        leaves_by=leaves_by,
+    )
+    for each in said(ruling.guard, ruling.compiled, passage):
+        if each.judgement is not None and each.verdict is Verdict.DENY:
+            return f"{each}", each.judgement.enforced
+    return None
 
 
 def _denied(ruling: Ruling, flow: Flow, local: Address, peer: Address, direction: Direction) -> Cut | None:
@@ -167,7 +243,7 @@ def _denied(ruling: Ruling, flow: Flow, local: Address, peer: Address, direction
         return None
     endpoint = owner[0]
     if endpoint not in ruling.compiled.chains:
-        return Cut(flow, f"{endpoint} is cut off")
+        return Cut(flow, f"{endpoint} is cut off", fenced=False)
     ported = flow.original.protocol in PORTED
     packet = Packet(
         peer=peer,
@@ -194,7 +270,7 @@ class Fence:
         until = {each: end for each, end in self.until.items() if end > now}
         for each in cut:
             reverse = each.flow.reply
-            if each.decision is not None and reverse.protocol in FENCED_S:
+            if each.fenced and reverse.protocol in FENCED_S:
                 until.pop(reverse, None)
                 until[reverse] = now + FENCED_S[reverse.protocol]
         newest = list(until.items())[-MOST_FENCED:]
@@ -223,6 +299,7 @@ class Fence:
         chains = {
             # A base chain of its own: it is in nobody's way while there is none, and nobody's accept ends it.
             "cut-forward": Chain(hook=Hook(type="filter", hook="forward", priority=-10), rules=asked),
+            "cut-input": Chain(hook=Hook(type="filter", hook="input", priority=-10), rules=asked),
             "cut-output": Chain(hook=Hook(type="filter", hook="output", priority=-10), rules=asked),
             "cut": Chain(rules=("meta l4proto 6 tcp flags & (syn | ack) == syn return", "counter drop")),
         }

@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from itertools import pairwise
 from typing import Final
 
@@ -21,7 +21,8 @@ import structlog
 
 from core.nftables import Element, Ruleset
 from felix.cut import Cut, Fence, Look, Ruling, cuts, look
-from linux.conntrack import Conntrack
+from linux.conntrack import Conntrack, Flow
+from linux.route_query import Ways
 
 MOST_RULINGS: Final = 64
 """Of more that wait, all that is local is looked at instead of each step's changes."""
@@ -50,6 +51,7 @@ class Cutter:
     def __init__(self, fence_changed: Callable[[], int]) -> None:
         self._fence_changed = fence_changed
         self._conntrack = Conntrack()
+        self._ways = Ways()
         self._fence = Fence()
         self.fence = Ruleset()
         self._before: Ruling | None = None
@@ -63,6 +65,7 @@ class Cutter:
     def close(self) -> None:
         """Let go of the kernel."""
         self._conntrack.close()
+        self._ways.close()
 
     def adopt(self, elements: Iterable[Element]) -> None:
         """Take over the fence that an earlier felix left in the kernel."""
@@ -130,13 +133,17 @@ class Cutter:
         The newest ruling may have let in what the one in force when we began would end: that it is in the kernel is
         heard a little later than it is so. What it allows is not ended, and looked at again when that is known.
         """
-        found = list(cuts(asked, ruling, self._conntrack.flows_of(asked.addresses)))
+        self._ways.forget()
+        found = list(cuts(asked, ruling, self._flows(asked), self._ways.devices))
         newest = self._wanted
         if newest is None or newest is ruling:
             return found, []
-        still = list(cuts(asked, newest, [each.flow for each in found]))
+        still = list(cuts(asked, newest, [each.flow for each in found], self._ways.devices))
         ended = {each.flow for each in still}
         return still, [each for each in found if each.flow not in ended]
+
+    def _flows(self, asked: Look) -> Iterator[Flow]:
+        return self._conntrack.flows() if asked.everything else self._conntrack.flows_of(asked.addresses)
 
     def _delete(self, found: Iterable[Cut]) -> list[Cut]:
         return [each for each in found if self._conntrack.delete(each.flow)]
@@ -158,7 +165,8 @@ class Cutter:
 def _looked(before: Ruling | None, rulings: list[Ruling]) -> Look:
     """What to look at after `rulings` were in force one after the other."""
     if len(rulings) > MOST_RULINGS:
-        return look(before, rulings[-1]) | Look(frozenset(rulings[-1].owners))
+        last = rulings[-1]
+        return look(before, last) | Look(frozenset(last.owners), everything=bool(last.enabled and last.guard.hosts))
     asked = look(before, rulings[0])
     for earlier, later in pairwise(rulings):
         asked |= look(earlier, later)

@@ -39,6 +39,7 @@ from felix.endpoints import Endpoints, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
 from felix.failsafe import Failsafes
 from felix.failsafe import failsafes as failsafes_of
+from felix.guard import Guard
 from felix.hosts import Hosts, hosts, local_keys
 from felix.model import Config, Desired, Judged
 from felix.nat import nat
@@ -147,6 +148,12 @@ def desired(
             owners=memo(_owners, _seen(memo, snapshot, WorkloadEndpoint), ours),
             host=memo(_addresses_of, facts),
             blocks=memo(_own_blocks, cluster_of, node),
+            guard=Guard(
+                hosts=guarded.local,
+                failsafes=failsafes,
+                nodes=frozenset(memo(_nodes, _seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else ()),
+                to_host=settings.default_endpoint_to_host_action or "Drop",
+            ),
             enabled=settings.policy_cut_connections != "Disabled",
         ),
     )

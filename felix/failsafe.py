@@ -15,7 +15,7 @@ from itertools import groupby
 from typing import Final
 
 from core import values
-from core.addr import Network
+from core.addr import Address, Network, contains
 from core.resources.network import FelixConfigurationSpec, ProtoPort
 from core.resources.policy import Direction
 
@@ -93,6 +93,28 @@ def stateless(given: Failsafes, direction: Direction, then: str) -> list[str]:
     if direction is Direction.EGRESS:
         begun, answered = answered, begun
     return [*_rules(begun, "dport", other, then), *_rules(answered, "sport", other, then)]
+
+
+def covers(given: Failsafes, direction: Direction, protocol: int, dport: int | None, other: Address) -> bool:
+    """Whether `stateful` rules mean a packet to `dport`, whose other end is `other`."""
+    return _meant(given.inbound if direction is Direction.INGRESS else given.outbound, protocol, dport, other)
+
+
+def covers_either(
+    given: Failsafes, direction: Direction, protocol: int, ports: tuple[int | None, int | None], other: Address
+) -> bool:
+    """Whether `stateless` rules mean a packet from and to these `ports`."""
+    begun, answered = given.inbound, given.outbound
+    if direction is Direction.EGRESS:
+        begun, answered = answered, begun
+    return _meant(begun, protocol, ports[1], other) or _meant(answered, protocol, ports[0], other)
+
+
+def _meant(ports: Sequence[Failsafe], protocol: int, port: int | None, other: Address) -> bool:
+    return any(
+        (each.protocol, each.port) == (protocol, port) and (each.net is None or contains(each.net, other))
+        for each in ports
+    )
 
 
 def _rules(ports: Sequence[Failsafe], end: str, other: str, then: str) -> list[str]:

@@ -60,6 +60,11 @@ def status_name(key: Key) -> str:
     return f"{key.kind.name}/{key.name}"
 
 
+def is_workloads(interface: str) -> bool:
+    """Whether an interface is a workload's by its name, and so has a workload endpoint or is cut off."""
+    return _WORKLOAD.fullmatch(interface) is not None
+
+
 def local_keys(snapshot: Snapshot, node: str) -> list[Key]:
     """The host endpoints of `node`, sorted."""
     return sorted(key for key, each in snapshot.of(HostEndpoint).items() if each.spec.node == node)
@@ -125,7 +130,7 @@ def _objection(interface: str, holders: Mapping[str, Key]) -> str:
         return f"{interface!r} is not an interface name of 1 to 15 letters, digits, _ . or -"
     if interface == LOOPBACK:
         return "the loopback interface is never policed"
-    if _WORKLOAD.fullmatch(interface):
+    if is_workloads(interface):
         return f"{interface} is a workload's interface: policy for workloads judges it"
     return f"{interface} belongs to {holders[interface]}" if interface in holders else ""
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 import errno
 import socket
 import struct
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv6Address, ip_network
 from typing import Final
 
 from core.addr import Address, Network
 from linux.interfaces import links
-from linux.netlink import HEADER, NLM_F_REQUEST, NLMSG_ERROR, Netlink, attribute, attributes
+from linux.netlink import HEADER, NLM_F_REQUEST, NLMSG_ERROR, Attributes, Netlink, attribute, attributes
 from linux.routes import (
     RTA_DST,
     RTA_GATEWAY,
@@ -30,8 +31,11 @@ from linux.routes import (
 
 _FIB_MATCH: Final = 0x2000
 _RECEIVE: Final = 1 << 16
+_PATIENCE_S: Final = 5.0
 _RTNH: Final = struct.Struct("=HBBi")  # length, flags, hops, ifindex
 _TYPES: Final = {1: "unicast", 2: "local", 3: "broadcast", 5: "multicast", 6: "blackhole", 7: "unreachable"}
+_LATE: Final = 16
+_STAYS: Final = frozenset({"local", "broadcast", "multicast"})
 _NONE: Final = {errno.EHOSTUNREACH: "unreachable", errno.ENETUNREACH: "no route", errno.EINVAL: "blackhole"}
 
 
@@ -52,45 +56,119 @@ class Way:
 
 def way_to(destination: Address) -> Way:
     """The way out of the network namespace of the calling thread. Raises OSError when the kernel does not answer."""
-    family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
-    body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
-    body += attribute(RTA_DST, destination.packed)
-    with Netlink() as netlink:
-        netlink.raw.settimeout(5)
-        netlink.raw.send(HEADER.pack(16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, 1, 0) + body)
-        data = netlink.raw.recv(_RECEIVE)
+    with Ways() as ways:
+        return ways.to(destination)
+
+
+class Ways:
+    """The ways out of the network namespace in which this is made, whichever thread asks. Blocks.
+
+    What the kernel answered is remembered until `forget`. All but that may raise OSError.
+    """
+
+    def __init__(self) -> None:
+        self._netlink = Netlink()
+        self._netlink.raw.settimeout(_PATIENCE_S)
+        self._names: Mapping[int, str] | None = None
+        self._asked = 0
+        self._known: dict[Address, tuple[Way, ...]] = {}
+
+    def __enter__(self) -> Ways:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Let go of the kernel."""
+        self._netlink.close()
+
+    def forget(self) -> None:
+        """Ask anew from now on."""
+        self._names = None
+        self._known.clear()
+
+    def to(self, destination: Address) -> Way:
+        """The way to an address, by its first next hop."""
+        return self.all(destination)[0]
+
+    def all(self, destination: Address) -> tuple[Way, ...]:
+        """The way to an address once for each next hop; at least one."""
+        found = self._known.get(destination)
+        if found is None:
+            found = self._known[destination] = self._ask(destination)
+        return found
+
+    def devices(self, destination: Address) -> tuple[str, ...]:
+        """By which interfaces packets to `destination` may leave; "" stays here; none where there is no way.
+
+        None either for an IPv6 link-local address: it may be on any link.
+        """
+        if destination.version == 6 and destination.is_link_local:
+            return ()
+        ways = self.all(destination)
+        if ways[0].kind in _STAYS:
+            return ("",)
+        return tuple(dict.fromkeys(way.device for way in ways if way.device))
+
+    def _ask(self, destination: Address) -> tuple[Way, ...]:
+        family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
+        body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
+        body += attribute(RTA_DST, destination.packed)
+        if self._names is None:
+            self._names = {link.index: link.name for link in links(self._netlink)}
+        data = self._answer(body)
         length, kind, _, _, _ = HEADER.unpack_from(data)
         if kind == NLMSG_ERROR:
             (code,) = struct.unpack_from("=i", data, 16)
             if -code not in _NONE:
                 raise OSError(-code, f"which way to {destination}")
-            return Way(kind=_NONE[-code])
+            return (Way(kind=_NONE[-code]),)
         if kind != RTM_NEWROUTE:
             raise OSError(errno.EPROTO, f"the kernel answers with message {kind} when asked for the way")
-        names = {link.index: link.name for link in links(netlink)}
-    return _way(data[16:length], names)
+        return tuple(_ways(data[16:length], self._names))
+
+    def _answer(self, body: bytes) -> bytes:
+        """The answer to this question, and not a late one to another that was given up."""
+        self._asked += 1
+        self._netlink.raw.send(HEADER.pack(16 + len(body), RTM_GETROUTE, NLM_F_REQUEST, self._asked, 0) + body)
+        for _ in range(_LATE):
+            data = self._netlink.raw.recv(_RECEIVE)
+            if HEADER.unpack_from(data)[3] == self._asked:
+                return data
+        raise OSError(errno.EPROTO, "the kernel answers other questions than which way to go")
 
 
-def _way(data: bytes, names: dict[int, str]) -> Way:
+def _ways(data: bytes, names: Mapping[int, str]) -> Iterator[Way]:
     family, length, _, _, _, protocol, _, kind, _ = RTMSG.unpack_from(data)
-    found = attributes(data, RTMSG.size)
-    if RTA_MULTIPATH in found:
-        hop = found[RTA_MULTIPATH]
-        size, _, _, index = _RTNH.unpack_from(hop)
-        found = {**found, RTA_OIF: struct.pack("=I", index), **attributes(hop[:size], _RTNH.size)}
+    given = attributes(data, RTMSG.size)
     make = IPv4Address if family == socket.AF_INET else IPv6Address
-    gateway: Address | None = make(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None
-    if RTA_VIA in found:  # an IPv4 route by way of an IPv6 neighbour
-        gateway = IPv6Address(found[RTA_VIA][2:18])
-    base = make(found[RTA_DST]) if RTA_DST in found else make(0)
-    return Way(
-        kind=_TYPES.get(kind, str(kind)),
-        prefix=ip_network((base, length)),
-        device=names.get(_u32(found.get(RTA_OIF)), ""),
-        gateway=gateway,
-        protocol=protocol,
-        metric=_u32(found.get(RTA_PRIORITY)),
-    )
+    base = make(given[RTA_DST]) if RTA_DST in given else make(0)
+    for found in _next_hops(given):
+        gateway: Address | None = make(found[RTA_GATEWAY]) if RTA_GATEWAY in found else None
+        if RTA_VIA in found:  # an IPv4 route by way of an IPv6 neighbour
+            gateway = IPv6Address(found[RTA_VIA][2:18])
+        yield Way(
+            kind=_TYPES.get(kind, str(kind)),
+            prefix=ip_network((base, length)),
+            device=names.get(_u32(found.get(RTA_OIF)), ""),
+            gateway=gateway,
+            protocol=protocol,
+            metric=_u32(given.get(RTA_PRIORITY)),
+        )
+
+
+def _next_hops(given: Attributes) -> Iterator[Attributes]:
+    """The attributes of each next hop; the route's own where it has but one."""
+    hops = given.get(RTA_MULTIPATH, b"")
+    if not hops:
+        yield given
+    while len(hops) >= _RTNH.size:
+        size, _, _, index = _RTNH.unpack_from(hops)
+        if size < _RTNH.size:
+            return
+        yield {**attributes(hops[:size], _RTNH.size), RTA_OIF: struct.pack("=I", index)}
+        hops = hops[(size + 3) & ~3 :]
 
 
 def _u32(value: bytes | None) -> int:

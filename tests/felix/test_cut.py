@@ -135,7 +135,9 @@ def test_an_endpoint_that_has_no_rules_has_no_flows() -> None:
 def test_a_fence_lasts_its_time_and_stands_in_the_table() -> None:
     tcp, udp = flow("10.0.0.1", "10.0.0.2"), flow("fd00::1", "fd00::2", 53, UDP)
     icmp, gone = flow("10.0.0.1", "10.0.0.2", protocol=1), flow("10.0.0.1", "10.0.0.9")
-    fence = Fence().after([Cut(tcp, "", DENIED), Cut(udp, "", DENIED), Cut(icmp, "", DENIED), Cut(gone, "")], now=0)
+    fence = Fence().after(
+        [Cut(tcp, "", DENIED), Cut(udp, "", DENIED), Cut(icmp, "", DENIED), Cut(gone, "", fenced=False)], now=0
+    )
     assert set(fence.rules.elements) == {
         Element("cut4", "10.0.0.2 . 6 . 80 . 10.0.0.1 . 40000"),
         Element("cut6", "fd00::2 . 17 . 53 . fd00::1 . 40000"),

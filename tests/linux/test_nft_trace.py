@@ -15,7 +15,7 @@ import pytest
 
 from linux.libnftables import NftRefused
 from linux.nft_trace import Traced, Watch, rule_text
-from linux.route_query import Way, way_to
+from linux.route_query import Way, Ways, way_to
 
 pytestmark = pytest.mark.kernel
 
@@ -119,3 +119,29 @@ def test_the_way_that_a_packet_would_take(prefix: str, inside: str, gateway: str
     assert way_to(ip_address("203.0.113.1" if "." in gateway else "2001:db8::1")).device == ""
     run(f"ip route add blackhole {inside}")
     assert way_to(ip_address(inside)).kind == "blackhole"
+
+
+def test_by_which_interfaces_an_address_may_be_reached() -> None:
+    for name, four, six in (("a", "192.0.2.1", "fd02::1"), ("b", "198.51.100.1", "fd03::1")):
+        run(f"ip link add {name}0 type veth peer name {name}1")
+        run(f"ip addr add {four}/24 dev {name}0")
+        run(f"ip addr add {six}/64 dev {name}0 nodad")
+        run(f"ip link set {name}0 up")
+        run(f"ip link set {name}1 up")
+    run("ip link set lo up")
+    run("ip route add 10.9.0.0/16 nexthop via 192.0.2.9 dev a0 nexthop via 198.51.100.9 dev b0")
+    run("ip -6 route add fd09::/64 nexthop via fd02::9 dev a0 nexthop via fd03::9 dev b0")
+    with Ways() as ways:
+        for both in ("10.9.1.2", "fd09::7"):
+            assert set(ways.devices(ip_address(both))) == {"a0", "b0"}
+        for one in ("192.0.2.7", "fd02::7"):
+            assert ways.devices(ip_address(one)) == ("a0",)
+        for own in ("192.0.2.1", "fd02::1", "127.0.0.1", "192.0.2.255", "224.0.0.5"):
+            expected = ("",) if own != "224.0.0.5" else ()
+            assert ways.devices(ip_address(own)) == expected, own
+        for nowhere in ("203.0.113.1", "2001:db8::1", "fe80::1"):
+            assert ways.devices(ip_address(nowhere)) == ()
+        run("ip route add 203.0.113.0/24 dev b0")
+        assert ways.devices(ip_address("203.0.113.1")) == (), "what was asked is remembered"
+        ways.forget()
+        assert ways.devices(ip_address("203.0.113.1")) == ("b0",)
