@@ -101,8 +101,9 @@ class Conversion:
         tiers, unsaid = self._all_policies(snapshot, doubt)
         profiles, unsaid_too = self._all_profiles(snapshot, doubt)
         last = self._converted
-        if last is None or last.tiers is not tiers or last.profiles is not profiles:
-            problems = dict(sorted({**unsaid, **unsaid_too}.items()))
+        problems = dict(sorted({**unsaid, **unsaid_too}.items()))
+        # A rule that meant nobody may come to be closed: its policy is the same, and what to tell of it is not.
+        if last is None or last.tiers is not tiers or last.profiles is not profiles or last.problems != problems:
             last = self._converted = Converted(tiers, profiles, MappingProxyType(problems))
         return last
 

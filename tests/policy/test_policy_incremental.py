@@ -5,13 +5,13 @@ from __future__ import annotations
 from random import Random
 
 from hypothesis import given, settings
-from policy_cluster import pod, snapshot
+from policy_cluster import pod, resource, snapshot
 from policy_worlds import PODS, World
 from test_policy_doubt import crowded
 from test_policy_properties import DEEP, SEEDS, SETTINGS
 
 from core.names import Key
-from core.resources import HostEndpoint, Metadata, Resource
+from core.resources import HostEndpoint, Metadata, Node, Resource
 from core.resources.network import HostEndpointSpec
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
@@ -101,3 +101,21 @@ def test_a_host_endpoint_has_tables_in_every_plane(seed: int) -> None:
         }
     for (_, plane, way), name in compiled.hosts.items():
         assert (compiled.tables[name].plane, compiled.tables[name].direction) == (plane, way)
+
+
+def test_what_comes_to_be_closed_is_told_although_its_policy_stays_as_it_is() -> None:
+    peers = [{"nodes": {"matchLabels": {"of": "nobody"}}}]
+    closed = resource(
+        {
+            "apiVersion": "policy.networking.k8s.io/v1alpha1",
+            "kind": "AdminNetworkPolicy",
+            "metadata": {"name": "first"},
+            "spec": {"priority": 1, "subject": {"namespaces": {}}, "egress": [{"action": "Allow", "to": peers}]},
+        }
+    )
+    compiler, state = Compiler(), snapshot([closed])
+    assert closed.key not in compiler.compile(state, []).problems
+    state = state.apply(2, [(Key(Node.KIND, "", "n1"), "spec: something is wrong")])
+    assert "nodes that cannot be read" in compiler.compile(state, []).problems[closed.key]
+    state = state.apply(3, [(Key(Node.KIND, "", "n1"), None)])
+    assert closed.key not in compiler.compile(state, []).problems
