@@ -20,6 +20,7 @@ from policy.scope import rule_selector
 from policy.services import Answering, Services
 
 ICMP_PROTOCOLS = (1, 58)
+ICMP_OF_FAMILY = ((4, 1), (6, 58))
 
 
 @dataclass(slots=True)
@@ -34,7 +35,7 @@ class _Reading:
 
     def matches(self, rule: RuleManifest) -> tuple[list[Match], list[Match]]:
         """What the rule surely matches, and what it possibly does."""
-        wide = _by_protocol(self._match(rule))
+        wide = [each for match in _by_protocol(self._match(rule)) for each in self._by_icmp(match)]
         source, destination = self._answering(rule.source), self._answering(rule.destination)
         matches = [_from(match, source) for match in wide] if source is not None else wide
         if destination is not None:
@@ -60,7 +61,7 @@ class _Reading:
             protocol=protocol,
             not_protocol=self._protocol(rule.not_protocol),
             icmp=self._icmp(rule.icmp, protocol),
-            not_icmp=self._icmp(rule.not_icmp, protocol),
+            not_icmp=_icmp(rule.not_icmp),
             source=self._side(rule.source, protocol),
             destination=self._side(rule.destination, protocol),
         )
@@ -75,12 +76,31 @@ class _Reading:
             return None
 
     def _icmp(self, icmp: ICMP | None, protocol: int | None) -> ICMPMatch | None:
-        if icmp is None or icmp.type is None:
-            return None
-        if protocol not in ICMP_PROTOCOLS:
+        found = _icmp(icmp)
+        if found is not None and protocol not in ICMP_PROTOCOLS:
             self.missing.append("icmp needs protocol ICMP or ICMPv6")
             return None
-        return ICMPMatch(icmp.type, icmp.code)
+        return found
+
+    def _by_icmp(self, match: Match) -> list[Match]:
+        """What is of another protocol is not ICMP of that type: a notICMP without ICMP's protocol matches it."""
+        if match.not_icmp is None or match.protocol in ICMP_PROTOCOLS:
+            return [match]
+        other = replace(match, not_icmp=None)
+        if match.protocol is not None:
+            return [other]
+        if match.not_protocol is not None:
+            self.missing.append("notICMP with notProtocol needs a protocol")
+            return [other]
+        return [
+            each
+            for family, number in ICMP_OF_FAMILY
+            if match.family in (None, family)
+            for each in (
+                replace(match, family=family, protocol=number),
+                replace(other, family=family, not_protocol=number),
+            )
+        ]
 
     def _side(self, entity: EntityRule, protocol: int | None) -> Side:
         return Side(
@@ -119,6 +139,10 @@ class _Reading:
             self.missing.append(str(error))
             return None
         return peer(selector, not_selector, nets, not_nets)
+
+
+def _icmp(icmp: ICMP | None) -> ICMPMatch | None:
+    return None if icmp is None or icmp.type is None else ICMPMatch(icmp.type, icmp.code)
 
 
 def service_of(match: ServiceMatch, namespace: str) -> tuple[str, str]:

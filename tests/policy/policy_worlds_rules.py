@@ -156,13 +156,15 @@ def rule(draw: st.DrawFn, *, of_profile: bool = False) -> Rule:
     serviced = draw(st.integers(0, 11)) if not of_profile else None
     icmp = protocol in ("ICMP", "ICMPv6")
     icmps = st.one_of(st.none(), st.builds(ICMP, type=st.sampled_from([8, 128, 3]), code=st.sampled_from([None, 0, 1])))
+    not_icmp = draw(icmps) if icmp or draw(st.integers(0, 7)) == 0 else None
+    besides = st.sampled_from([None, None, None, "TCP", "ICMP", 47, "UDPLite"])
     return Rule(
         action=draw(actions),
         ip_version=draw(st.sampled_from([None, None, None, 4, 6])),
         protocol=protocol,
-        not_protocol=draw(st.sampled_from([None, None, None, "TCP", "ICMP", 47, "UDPLite"])),
+        not_protocol=None if not_icmp and protocol is None else draw(besides),
         icmp=draw(icmps) if icmp else None,
-        not_icmp=draw(icmps) if icmp else None,
+        not_icmp=not_icmp,
         source=draw(entity(with_ports=ported and draw(st.integers(0, 3)) == 0, service=serviced == 0)),
         destination=named or draw(entity(with_ports=ported and draw(st.integers(0, 3)) > 0, service=serviced == 1)),
     )
