@@ -17,9 +17,11 @@ direction the ordered rules are a function of (class, protocol, port) that can b
 orders, Pass, end of tier and profiles leave no trace in it but the reason kept with each answer. Only "the rest" has
 to wait for the packet, and then only the rules it decides are left: a residual.
 
-A *stack* is a program bound to one own side. Its name is a hash of the names of policies and profiles in order and of
-what its own side matches, never of rules' content: editing a rule changes elements of maps and leaves chains alone.
-A class whose answers all equal `otherwise` has no element.
+A *stack* is a program bound to one own side. Its name is a hash of what its rules say and of what its own side matches:
+editing a rule makes another stack beside the one there is, and endpoints change over to it. So the answer to one
+question never changes in a stack: all that comes and goes are classes. A packet asks several maps of a stack, one after
+the other; were they edited in place, it could miss the old answer in one and find the new in the next, and be allowed
+what neither the old rules nor the new ones allow. A class whose answers all equal `otherwise` has no element.
 """
 
 from __future__ import annotations
@@ -100,6 +102,7 @@ class Compiler:
         self._asked: dict[Program, Asked] = {}
         self._stacks: dict[str, Stack] = {}
         self._names: dict[Program, str] = {}
+        self._contents: dict[Program, str] = {}
         self._tables: Mapping[str, Table] = {}
         self._chains: Mapping[Key, tuple[str, str]] = {}
         self._memo = Memo()
@@ -183,6 +186,7 @@ class Compiler:
         for program in [program for program in self._asked if program not in live]:
             self._classes.give(self._asked.pop(program))
             self._names.pop(program, None)
+            self._contents.pop(program, None)
 
     def _stack(self, key: Key, thing: Local, program: Program) -> str:
         """The name of the stack that judges an endpoint; it is there afterwards."""
@@ -190,8 +194,10 @@ class Compiler:
         if not (asked.own or asked.own_named) and program in self._names:
             return self._names[program]
         own = own_side(thing, program, asked, self._classes.marking, self._resolver.group(key))
-        name = stack_name(program, own)
-        if name not in self._stacks or self._stacks[name].program is not program:
+        if program not in self._contents:
+            self._contents[program] = program.content()
+        name = stack_name(program, self._contents[program], own)
+        if name not in self._stacks:
             self._stacks[name] = Stack(name, program, own)
         self._names[program] = name
         return name
@@ -214,8 +220,8 @@ def _addresses(endpoint: WorkloadEndpoint) -> tuple[Address, ...]:
     return endpoint.spec.addresses
 
 
-def stack_name(program: Program, own: Own) -> str:
-    """The name of a stack's chain: `in-` or `out-` and a hash of plane, names and own side."""
-    text = "\n".join((program.plane, program.direction, *program.names, "", *own.texts()))
+def stack_name(program: Program, content: str, own: Own) -> str:
+    """The name of a stack's chain: `in-` or `out-` and a hash of plane, content of the rules, and own side."""
+    text = "\n".join((program.plane, program.direction, content, *own.texts()))
     prefix = "in" if program.direction is Direction.INGRESS else "out"
     return f"{prefix}-{hashlib.sha256(text.encode()).hexdigest()[:12]}"

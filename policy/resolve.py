@@ -68,6 +68,25 @@ class Program:
     steps: tuple[Step, ...]
     plane: Plane = Plane.WORKLOAD
 
+    def content(self) -> str:
+        """What the steps say, and in whose name: the same for programs of the same answers for the same reasons."""
+        return "\n".join(
+            f"{step.tier} {step.action} {step.staged} {step.outgoing} {_said(step)}" for step in self.steps
+        )
+
+
+def _said(step: Step) -> str:
+    """A step's reason and its match, by the texts that are their identity."""
+    reason, match = step.reason, step.match
+    why = f"{reason.cause}|{reason.tier}|{reason.policy.path if reason.policy else ''}|{reason.profile}|{reason.rule}"
+    if match is None:
+        return why
+    ends = (
+        f"{side.peer.text if side.peer else None}|{side.ports}|{side.not_ports}"
+        for side in (match.source, match.destination)
+    )
+    return "|".join((why, f"{match.family}|{match.protocol}|{match.not_protocol}|{match.icmp}|{match.not_icmp}", *ends))
+
 
 class Resolver:
     """Programs for local endpoints, from one snapshot to the next; each distinct one is built once.
