@@ -10,8 +10,9 @@ A key has one readable path, the same in every backend and in the audit log, so 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
 from typing import Final
+
+import msgspec
 
 ROOT: Final = "/muslin/"
 
@@ -30,8 +31,7 @@ MARK_MASK: Final = 0xFFFF0000
 """The bits of the packet mark that are ours; the low 16 belong to others (kube-proxy) and survive."""
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Kind:
+class Kind(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
     """A kind of resource. `group` is the API group (`core` for Kubernetes' own v1), `plural` its path segment."""
 
     group: str
@@ -54,9 +54,11 @@ class Kind:
         return self.name
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Key:
-    """The name of one object: kind, namespace ("" when the kind has none) and name."""
+class Key(msgspec.Struct, frozen=True, order=True, gc=False, cache_hash=True):
+    """The name of one object: kind, namespace ("" when the kind has none) and name.
+
+    A struct, as tables are asked by it all the time: it is small, and hashed and compared without Python.
+    """
 
     kind: Kind
     namespace: str

@@ -22,6 +22,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from types import MappingProxyType
 
+import msgspec
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Hook:
@@ -54,9 +56,11 @@ class Set:
     counter: bool = False
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Element:
-    """The name of one element: its set and its key in canonical spelling."""
+class Element(msgspec.Struct, frozen=True, order=True, gc=False):
+    """The name of one element: its set and its key in canonical spelling.
+
+    A struct, as there are as many as addresses in the cluster: it is small, and made and compared without Python.
+    """
 
     set: str
     key: str

@@ -81,7 +81,7 @@ from felix.desired import Judge, desired
 from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
-from linux import rights
+from linux import malloc, rights
 from linux.alone import alone
 from linux.links import watch_facts
 from linux.model import Facts
@@ -139,6 +139,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
 
     `health` (of COMPONENTS) hears how each part is, `metrics` what it comes to.
     """
+    malloc.share_heap()
     rights.require_net_admin()
     rights.require_nftables()
     with alone("felix"):
@@ -293,7 +294,7 @@ class Agent:
             snapshot, facts = self._snapshot, self._facts
             if snapshot is None or facts is None or await self._older_than_the_kernel(snapshot):
                 continue
-            if self._judged is None or self._judged[0] is not snapshot:
+            if self._judged is None or self._judged[0] is not snapshot or not self._judged[1].settled:
                 # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
                 self._judged = (snapshot, await asyncio.to_thread(self._judge, snapshot))
             wanted = desired(snapshot, facts, self._config, self._judged[1], self._memo)
@@ -333,6 +334,8 @@ class Agent:
     async def _on_progress(self, progress: Sequence[Progress]) -> None:
         sysctls, tunnels, nft, routes = progress
         programmed = self._wanted.get(nft.revision)
+        if nft.revision == self._generation and self._judged and not self._judged[1].settled:
+            self._changed.set()  # what borrowed its number may have its own now
         await self._cutter.programmed(nft.revision, programmed.ruling if programmed else None)
         outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, nft=nft, routes=routes)
         wanted = self._wanted.get(outcome.tried)

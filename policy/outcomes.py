@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
@@ -196,8 +197,8 @@ def set_mark(number: int) -> str:
 
 
 def mark(number: int) -> str:
-    """`number` as the mark of an element, the low half empty."""
-    return str(number << SHIFT)
+    """`number` as the mark of an element, the low half empty. One text, however many elements have it."""
+    return sys.intern(str(number << SHIFT))
 
 
 def sets() -> dict[str, Set]:

@@ -71,7 +71,7 @@ def test_pods_of_other_nodes_are_kept_without_what_only_theirs_goes_by() -> None
     assert ours == manifest.decode(key(3), document(3))
     whole = manifest.decode(key(4), document(4))
     assert isinstance(whole, WorkloadEndpoint)
-    assert theirs == msgspec.structs.replace(whole, spec=msgspec.structs.replace(whole.spec, interface_name=""))
+    assert theirs == msgspec.structs.replace(whole, spec=msgspec.structs.replace(whole.spec, interface_name="", pod=""))
     assert decode(key(4), manifest.encode(theirs)) == theirs, "as from the disk"
 
 
