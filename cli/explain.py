@@ -21,10 +21,11 @@ from core import values
 from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key
-from core.resources import Node, WorkloadEndpoint
+from core.resources import HostEndpoint, Node, WorkloadEndpoint
 from core.snapshot import Snapshot
 
 if TYPE_CHECKING:
+    from cli.guards import Guards
     from cli.here import Live
     from cli.trace import Account
     from policy.explain import Explanation
@@ -68,7 +69,7 @@ def explain(
     meant = _address(source), _address(destination)
     families = [_families(snapshot, each, asked) for each, asked in zip(ends, meant, strict=True)]
     number, port = _flow(families, ports, protocol)
-    answer = ask(snapshot, ends, number, port, meant, trace=trace)
+    answer = ask(snapshot, ends, number, port, meant, trace=trace, datastore=datastore)
     if output is options.ResultFormat.JSON:
         terminal.show_json(answer.document())
     else:
@@ -83,9 +84,13 @@ def ask(
     meant: tuple[Address | None, Address | None] = (None, None),
     *,
     trace: bool = False,
+    datastore: str = "",
 ) -> Answer:
-    """Everything that can be said here of a new flow between two ends; `meant` are the addresses, where they matter."""
-    from cli import here
+    """Everything that can be said here of a new flow between two ends; `meant` are the addresses, where they matter.
+
+    `datastore` is where agents reach it: a port that host endpoints never close.
+    """
+    from cli import guards, here
     from cli import trace as tracing
     from policy.explain import explain as explained
 
@@ -95,16 +100,19 @@ def ask(
     back = hops.hops(snapshot, (ends[1], ends[0]), source, destination, answers=True) if ends[0] != ends[1] else []
     on = sorted({hop.node for hop in (*there, *back)})
     node = here.own_node(snapshot, on) if on else ""
+    kernel = here.kernel(node) if node else guards.Kernel()
+    leaving, arriving = guards.guards(snapshot, ends, found, kernel, datastore)
     return Answer(
         found=found,
         names={str(each): _called(snapshot, each) for each in ends},
         to_host=hops.to_host(snapshot, ends),
-        unasked=tuple(hops.host_endpoints(snapshot, ends)),
+        leaving=leaving,
+        arriving=arriving,
         hops=tuple(there),
         back=tuple(back),
         on=tuple(on),
         live=here.look(node, *found.addresses, protocol, port) if node else None,
-        account=tracing.trace(snapshot, found, ends[0]) if trace else None,
+        account=tracing.trace(snapshot, found, ends[0], [*leaving.met, *arriving.met]) if trace else None,
     )
 
 
@@ -135,7 +143,16 @@ def end(snapshot: Snapshot, text: str, option: str) -> Key | Address:
         raise Invalid([Problem(path=option, why=f"{text!r} is neither NAMESPACE/POD nor an address")])
     holder = next((key for key, each in endpoints.items() if address in each.spec.addresses), None)
     having = (key for key, each in snapshot.of(Node).items() if each.address(address.version) == address)
-    return holder or next(having, address)
+    return holder or next(having, None) or _expecting(snapshot, address) or address
+
+
+def _expecting(snapshot: Snapshot, address: Address) -> Key | None:
+    """The node of which a host endpoint expects `address`."""
+    for _, found in sorted(snapshot.of(HostEndpoint).items(), key=lambda item: item[0]):
+        node = snapshot.get(Node, found.spec.node)
+        if node is not None and address in map(ip_address, found.spec.expected_ips):
+            return node.key
+    return None
 
 
 def _is_prefix(text: str) -> bool:
@@ -176,14 +193,15 @@ def _called(snapshot: Snapshot, found: Key | Address) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What `explain` found. `hops` and `back` are the ways there and back, over the nodes `on`; `to_host` is said where
-    a pod talks to its own node; `unasked` are host endpoints whose policy may deny it all the same; `live` where this
-    host is one of the nodes; `account` where a packet was traced.
+    a pod talks to its own node; `leaving` and `arriving` are the host endpoints of the source's and the destination's
+    node; `live` where this host is one of the nodes; `account` where a packet was traced.
     """
 
     found: Explanation
     names: Mapping[str, str]
     to_host: str
-    unasked: tuple[Key, ...]
+    leaving: Guards
+    arriving: Guards
     hops: tuple[Hop, ...]
     back: tuple[Hop, ...]
     on: tuple[str, ...]
@@ -193,16 +211,32 @@ class Answer:
     @property
     def verdict(self) -> str:
         """Allow or Deny, in all."""
-        return "Deny" if self.to_host == "Drop" else str(self.found.verdict)
+        return _all(self.to_host == "Drop", self.found.verdict == "Deny", self.guards.denies)
+
+    @property
+    def guards(self) -> Guards:
+        """All host endpoints that are met, or may be."""
+        return self.leaving | self.arriving
+
+    @property
+    def pending(self) -> str:
+        """The verdict if the staged policies were in force; "" when they would change nothing on the way."""
+        found = self.found
+        if not found.pending and not any(each.pending for each in self.guards.met):
+            return ""
+        return _all(self.to_host == "Drop", (found.pending or found.verdict) == "Deny", self.guards.would_deny)
 
     def lines(self) -> list[str]:
         """For people; the last one is the verdict."""
-        lines = [self._renamed(line) for line in self.found.lines[:-1]]
-        if self.to_host:
-            lines.append(f"to its own node: {self.to_host}: defaultEndpointToHostAction")
-        if self.unasked:
-            asked = ", ".join(map(reference, self.unasked))
-            lines.append(f"not asked: {asked}: policy of host endpoints may deny it; `muslin denied` tells there")
+        told = [self._renamed(line) for line in self.found.lines[:-1]]
+        sent, rest = (told[:1], told[1:]) if self.found.egress else ([], told)
+        to_host = [f"to its own node: {self.to_host}: defaultEndpointToHostAction"] if self.to_host else []
+        lines = [*sent, *map(str, self.leaving.met), *to_host, *map(str, self.arriving.met), *rest]
+        lines += self.guards.unanswered
+        lines += [each.would_be for each in self.guards.met if each.pending]
+        if self.guards.unknown:
+            named = ", ".join(map(reference, self.guards.unknown))
+            lines.append(f"not asked: {named}: only its node knows by which interface this goes: run explain there")
         lines += [f"there: {hop.node}: {hop.text}" for hop in self.hops]
         lines += [f"back: {hop.node}: {hop.text}" for hop in self.back]
         lines += self._live()
@@ -230,6 +264,8 @@ class Answer:
 
     def document(self) -> dict[str, Any]:
         """For programs."""
+        from cli.guards import documents
+
         found = self.found
         return {
             "verdict": self.verdict,
@@ -240,15 +276,17 @@ class Answer:
             "egress": _decision(found.egress),
             "ingress": _decision(found.ingress),
             "note": found.note,
+            "unanswered": list(self.guards.unanswered),
+            "hostEndpoints": list(documents(self.guards.met, _decision)),
             "pending": {
-                "verdict": found.pending.value,
+                "verdict": self.pending,
                 "egress": _decision(found.pending_egress),
                 "ingress": _decision(found.pending_ingress),
             }
-            if found.pending
+            if self.pending
             else None,
             "toHost": self.to_host,
-            "notAsked": [reference(each) for each in self.unasked],
+            "notAsked": [reference(each) for each in self.guards.unknown],
             "route": [_hop(each) for each in self.hops],
             "back": [_hop(each) for each in self.back],
             "live": _live(self.live) if self.live else None,
@@ -265,6 +303,10 @@ class Answer:
             "steps": [asdict(each) for each in account.steps],
             "back": [asdict(each) for each in account.back],
         }
+
+
+def _all(*denied: bool) -> str:
+    return "Deny" if any(denied) else "Allow"
 
 
 def _hop(hop: Hop) -> dict[str, Any]:

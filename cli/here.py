@@ -5,19 +5,23 @@ connections that it tracks between the two ends.
 from __future__ import annotations
 
 import errno
+from collections import defaultdict
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
+from types import MappingProxyType
 from typing import Final
 
+from cli.guards import Kernel
 from core.addr import Address
 from core.resources import Node
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
 from linux.conntrack import Conntrack, Flow, Status
-from linux.interfaces import addresses
+from linux.interfaces import addresses, links
+from linux.model import Facts
 from linux.netlink import Netlink
-from linux.route_query import Way, way_to
+from linux.route_query import Way, Ways, way_to
 
 MOST_FLOWS: Final = 50
 """Connections that are named; there may be more."""
@@ -44,6 +48,21 @@ def own_node(snapshot: Snapshot, among: Collection[str]) -> str:
         if node and any(node.address(version) in ours for version in (4, 6)):
             return name
     return ""
+
+
+def kernel(node: str) -> Kernel:
+    """What this host's kernel says of its own links and ways. Raises OSError when it does not answer."""
+    with Netlink() as netlink:
+        of = defaultdict(list)
+        for index, interface in addresses(netlink):
+            of[index].append(interface)
+        found = {link.name: replace(link, addresses=tuple(of[link.index])) for link in links(netlink)}
+    return Kernel(node=node, facts=Facts(links=MappingProxyType(found)), ways=_devices)
+
+
+def _devices(destination: Address) -> tuple[str, ...]:
+    with Ways() as ways:
+        return ways.devices(destination)
 
 
 def look(node: str, source: Address, destination: Address, protocol: int, port: int | None) -> Live:

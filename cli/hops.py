@@ -16,8 +16,6 @@ from core.addr import Address, contains
 from core.names import IPIP_DEVICE, Key
 from core.resources import (
     FelixConfiguration,
-    GlobalNetworkPolicy,
-    HostEndpoint,
     IPAMBlock,
     IPPool,
     Node,
@@ -95,7 +93,9 @@ def _leaving(snapshot: Snapshot, node: str, to: Address, source: Address | None)
     local = snapshot.get(Node, node)
     remote = snapshot.get(Node, block.spec.node) if block and block.spec.node else None
     if not (block and pool and local and remote):
-        return Hop(node=node, destination=to, text=f"by the host's own routes{_nat(pools, to, source)}")
+        masked = source is not None and _masked(snapshot, node, to, source)
+        nat = ", as the node's own address (natOutgoing)" if masked else ""
+        return Hop(node=node, destination=to, text=f"by the host's own routes{nat}")
     ways = [way for way in _PREFERRED if way in carriers(pool, local, remote)]
     gateway = remote.address(4) if set(ways) & {Carrier.DIRECT, Carrier.TUNNEL} else None
     words = ", else ".join(f"{_WORDS[way]} (metric {_METRICS[way]})" for way in ways)
@@ -117,12 +117,23 @@ def _wrapped(ways: list[Carrier]) -> str:
     return "ipip" if len(ways) == 1 else "ipip while BGP has no route"
 
 
-def _nat(pools: list[IPPool], to: Address, source: Address | None) -> str:
-    if source is None:
-        return ""
-    outside = not any(contains(pool.spec.network, to) for pool in pools)
-    masked = any(pool.spec.nat_outgoing and contains(pool.spec.network, source) for pool in pools)
-    return ", as the node's own address (natOutgoing)" if outside and masked else ""
+def _masked(snapshot: Snapshot, node: str, to: Address, source: Address) -> bool:
+    """Whether natOutgoing applies."""
+    pools = snapshot.of(IPPool).values()
+    if any(contains(pool.spec.network, to) for pool in pools):
+        return False
+    spared = next(_settings(snapshot, node, "nat_outgoing_exclusions"), "") == "IPPoolsAndHostIPs"
+    if spared and any(each.address(to.version) == to for each in snapshot.of(Node).values()):
+        return False
+    return any(pool.spec.nat_outgoing and contains(pool.spec.network, source) for pool in pools)
+
+
+def seen_as(snapshot: Snapshot, end: Key | Address, source: Address, to: Address) -> Address:
+    """The address that `to` sees of an end whose own is `source`: its node's, where natOutgoing applies."""
+    node = snapshot.get(Node, place(snapshot, end))
+    if node is None or node.key == end or not _masked(snapshot, node.metadata.name, to, source):
+        return source
+    return node.address(source.version) or source
 
 
 def to_host(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address]) -> str:
@@ -134,26 +145,12 @@ def to_host(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address]) -> st
         return ""
     if snapshot.of(WorkloadEndpoint)[source].spec.node != destination.name:
         return ""
-    return next(iter(_actions(snapshot, destination.name)), "Drop")
+    return next(_settings(snapshot, destination.name, "default_endpoint_to_host_action"), "Drop")
 
 
-def host_endpoints(snapshot: Snapshot, ends: tuple[Key | Address, Key | Address]) -> list[Key]:
-    """The host endpoints that may have a say: of a node that is an end, and, where policies apply on forward, of the
-    nodes that pods at the ends are on. Which of them has depends on the interfaces of those nodes."""
-    places = [place(snapshot, end) for end in ends]
-    if places[0] == places[1] and to_host(snapshot, ends) != "Return":
-        return []
-    forwarded = any(each.spec.apply_on_forward for each in snapshot.of(GlobalNetworkPolicy).values())
-    met = {
-        node
-        for end, node in zip(ends, places, strict=True)
-        if forwarded or (isinstance(end, Key) and end.kind == Node.KIND)
-    }
-    return sorted(key for key, each in snapshot.of(HostEndpoint).items() if each.spec.node in met)
-
-
-def _actions(snapshot: Snapshot, node: str) -> Iterator[str]:
+def _settings(snapshot: Snapshot, node: str, field: str) -> Iterator[str]:
+    """What FelixConfiguration says of a field: the node's own first."""
     for name in (f"node.{node}", "default"):
         settings = snapshot.get(FelixConfiguration, name)
-        if settings and settings.spec.default_endpoint_to_host_action:
-            yield settings.spec.default_endpoint_to_host_action
+        if settings and (found := getattr(settings.spec, field)):
+            yield found

@@ -11,19 +11,22 @@ The trace says where a packet ended; why our table ended it is asked of the comp
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 from cli.decisions import Names, protocol
+from cli.guards import Met
 from cli.here import told
 from core.addr import Address
 from core.errors import MuslinError, NotFound, Unsupported
 from core.names import NFT_TABLE, Key
 from core.resources import Node, WorkloadEndpoint
 from core.snapshot import Snapshot
+from felix.filter import FROM_WORKLOAD, TO_WORKLOAD
+from felix.host_frame import NAMES
 from linux import netns
 from linux.libnftables import NftRefused
 from linux.nft_trace import Step, Traced, Watch, rule_text
@@ -45,8 +48,12 @@ _FRAME: Final = {
     "workload-to-host": "defaultEndpointToHostAction lets no pod talk to its node",
     "tunnelled": "IP-in-IP is taken from nodes only",
     "cut": "it belongs to a connection that policy has cut",
+    **dict.fromkeys(NAMES.values(), "conntrack calls it invalid: it fits no connection"),
 }
 """Chains of our table that drop for reasons of their own; what the others drop, policy denies."""
+
+_JUDGES: Final = frozenset({FROM_WORKLOAD, TO_WORKLOAD, *NAMES.values()})
+"""Those that have a packet judged: the last of them that it passed is the one that denied it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -71,8 +78,10 @@ class Account:
         return [f"sent {self.sent}", *there, *back, self.outcome]
 
 
-def trace(snapshot: Snapshot, found: Explanation, source: Key | Address, wait_s: float = WAIT_S) -> Account:
-    """Send a packet as `source` would, and follow it. The host must be its node.
+def trace(
+    snapshot: Snapshot, found: Explanation, source: Key | Address, met: Sequence[Met] = (), wait_s: float = WAIT_S
+) -> Account:
+    """Send a packet as `source` would, and follow it. The host must be its node; `met` are its host endpoints' words.
 
     Raises MuslinError when it cannot be sent from here or not be followed; changes nothing that outlives it.
     """
@@ -90,7 +99,7 @@ def trace(snapshot: Snapshot, found: Explanation, source: Key | Address, wait_s:
             raise MuslinError(f"no packet can be sent and followed here: {refusal}") from refusal
         heard = probe.send(wait_s, lambda: any(packet.dropped for packet in watch.packets()))
         packets = watch.packets()
-        return _account(found, packets, probe, heard)
+        return _account(found, met, packets, probe, heard)
 
 
 def _namespace(snapshot: Snapshot, source: Key | Address) -> Sequence[str]:
@@ -106,7 +115,7 @@ def _namespace(snapshot: Snapshot, source: Key | Address) -> Sequence[str]:
         raise NotFound(f"{absent}; run this on node {endpoint.spec.node}") from absent
 
 
-def _account(found: Explanation, packets: Sequence[Traced], probe: Probe, heard: Heard) -> Account:
+def _account(found: Explanation, met: Sequence[Met], packets: Sequence[Traced], probe: Probe, heard: Heard) -> Account:
     mine = [packet for packet in packets if packet.source == probe.source]
     answers = [packet for packet in packets if packet.destination == probe.source]
     first = next((packet for packet in mine if packet.dropped), mine[0] if mine else None)
@@ -115,7 +124,7 @@ def _account(found: Explanation, packets: Sequence[Traced], probe: Probe, heard:
     dropped = (first.dropped if first else None) or (None if heard.answered else answer.dropped if answer else None)
     decision = None
     if dropped is not None:
-        outcome, decision = _ended(found, dropped)
+        outcome, decision = _ended(found, met, dropped, steps if dropped in steps else back)
         if first is None or dropped is not first.dropped:
             outcome = f"the answer was {outcome}"
     else:
@@ -132,28 +141,36 @@ def _account(found: Explanation, packets: Sequence[Traced], probe: Probe, heard:
     )
 
 
-def _ended(found: Explanation, dropped: Step) -> tuple[str, Decision | None]:
+def _ended(found: Explanation, met: Sequence[Met], dropped: Step, steps: Sequence[Step]) -> tuple[str, Decision | None]:
     if dropped.table != NFT_TABLE or dropped.family != "inet":
         rule = rule_text(dropped)
         by = f": {rule}" if rule else ""
         whose = f"table {dropped.family} {dropped.table}, which is not muslin's"
         return f"dropped by {whose}, chain {dropped.chain}{by}", None
-    why, decision = _ours(found, dropped)
+    why, decision = _ours(found, met, dropped, steps)
     return f"dropped by muslin: {why}", decision
 
 
-def _ours(found: Explanation, dropped: Step) -> tuple[str, Decision | None]:
+def _ours(found: Explanation, met: Sequence[Met], dropped: Step, steps: Sequence[Step]) -> tuple[str, Decision | None]:
     """Why our table dropped it: the frame's own reasons by chain, else by the compiled tables, or by the mark."""
     if dropped.chain in _FRAME:
         return _FRAME[dropped.chain], None
-    for word, end, decision in (
-        ("egress of", found.source, found.egress),
-        ("ingress of", found.destination, found.ingress),
-    ):
-        if decision is not None and decision.verdict is Verdict.DENY:
-            return f"{word} {end}: {decision.reason}", decision
-    # Policy of hosts, or this node is behind the datastore: the number in the mark says what the kernel went by.
+    judge = next((step.chain for step in reversed(steps[: steps.index(dropped)]) if step.chain in _JUDGES), "")
+    for chain, word, decision in (*_workloads(found), *_hosts(met)):
+        if decision is not None and decision.verdict is Verdict.DENY and judge in ("", chain):
+            return f"{word}: {decision.reason}", decision
+    # This node is behind the datastore, or it was NAT: the number in the mark says what the kernel went by.
     return f"{Names().of(dropped.mark).rule_name}, by what is in this node's kernel (chain {dropped.chain})", None
+
+
+def _workloads(found: Explanation) -> Iterator[tuple[str, str, Decision | None]]:
+    yield FROM_WORKLOAD, f"egress of {found.source}", found.egress
+    yield TO_WORKLOAD, f"ingress of {found.destination}", found.ingress
+
+
+def _hosts(met: Sequence[Met]) -> Iterator[tuple[str, str, Decision | None]]:
+    for each in met:
+        yield NAMES[each.said.plane, each.said.direction], each.where, each.decision
 
 
 def _undropped(found: Explanation, steps: Sequence[Step], back: Sequence[Step], heard: Heard) -> str:

@@ -11,7 +11,7 @@ for people (`muslin explain`). A workload's own policy is asked elsewhere.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Final, TypeAlias
 
 from core.addr import Address
@@ -72,6 +72,20 @@ class Passage:
         if self.came_by:
             return _FORWARDED if self.leaves_by else _TAKEN
         return _SENT if self.leaves_by else ()
+
+    @property
+    def answer(self) -> Passage:
+        """What comes back. ICMP's types do not: they are the request's."""
+        return replace(
+            self,
+            source=self.destination,
+            destination=self.source,
+            sport=self.dport,
+            dport=self.sport,
+            asked=None,
+            came_by=self.leaves_by,
+            leaves_by=self.came_by,
+        )
 
     def interface(self, direction: Direction) -> str:
         """The interface that judges it in that direction."""

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from ipaddress import ip_address
 from typing import Final
 
 from core.addr import Address
 from core.errors import NotFound
 from core.names import Key
-from core.resources.network import Node, WorkloadEndpoint
+from core.resources.network import HostEndpoint, Node, WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile
@@ -96,8 +97,9 @@ def explain(
 ) -> Explanation:
     """The fate of a new flow from `source` to `destination`: workload endpoints, nodes or addresses.
 
-    `meant` are the addresses in question where an end has several; else the first two of one family. Policy of hosts is
-    not asked. Raises NotFound for an end that is not there, or when the two have no family in common.
+    `meant` are the addresses in question where an end has several; else the first two of one family. A node has its own
+    and those that its host endpoints expect. Policy of hosts is not asked. Raises NotFound for an end that is not
+    there, or when the two have no family in common.
     """
     sources, destinations = (
         tuple(each for each in _addresses(snapshot, end) if asked in (None, each))
@@ -163,7 +165,14 @@ def _addresses(snapshot: Snapshot, end: Key | Address) -> tuple[Address, ...]:
         node = snapshot.of(Node).get(end)
         if node is None:
             raise NotFound(f"there is no {end}; `muslin get nodes` lists those there are")
-        return tuple(address for version in (4, 6) if (address := node.address(version)))
+        known = [address for version in (4, 6) if (address := node.address(version))]
+        more = [
+            each
+            for found in snapshot.of(HostEndpoint).values()
+            if found.spec.node == end.name
+            for each in map(ip_address, found.spec.expected_ips)
+        ]
+        return tuple(dict.fromkeys((*known, *more)))
     endpoint = snapshot.of(WorkloadEndpoint).get(end)
     if endpoint is None:
         raise NotFound(f"there is no {end}; `muslin get workloadendpoints` lists those there are")
