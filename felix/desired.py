@@ -84,6 +84,7 @@ class Judge:
             problems=compiled.problems,
             compiled=compiled,
             lost=compiled.lost,
+            settled=compiled.settled and self._renderer.settled,
         )
 
 

@@ -20,7 +20,7 @@ from policy.entities import Placement
 from policy.identity import NO_CLASS, Bucket, Identity, NamedPort, Signature, bucket_of
 from policy.marks import Cell, Marking
 from policy.model import Peer, Range
-from policy.numbering import Numbers
+from policy.numbering import Handed
 from policy.place import BEYOND_V4, Place, family_of, number_of
 from policy.ranges import alike
 
@@ -43,7 +43,7 @@ class Classes:
 
     def __init__(self, placement: Placement, *, in_doubt: bool) -> None:
         self.marking = Marking(placement, in_doubt=in_doubt)
-        self.numbers: Numbers[Signature] = Numbers(identity.MOST_CLASSES)
+        self.numbers: Handed[Signature] = Handed(identity.MOST_CLASSES)
         self.identity = Identity()
         self._peers: Counted[Peer] = Counted()
         self._own: Counted[Peer] = Counted()

@@ -65,7 +65,8 @@ class Compiled:
     `hosts` names the chains of host endpoints, by plane and direction. `addresses` are the workloads' own. `problems`
     says per object what cannot be enforced as written: it was closed, or has no effect yet; `lost` counts kinds of
     address that found no class number and are denied. What a compiler finds unchanged is the same object: a table, all
-    tables, all chains, a bucket of the identity.
+    tables, all chains, a bucket of the identity. While it is not `settled` some class has a borrowed number
+    (`policy.numbering`), and compiling the same again gives it its own.
     """
 
     identity: Identity
@@ -74,6 +75,7 @@ class Compiled:
     hosts: Mapping[tuple[Key, Plane, Direction], str] = field(default_factory=dict)
     addresses: Mapping[Key, tuple[Address, ...]] = field(default_factory=dict)
     problems: Mapping[Key, str] = field(default_factory=dict)
+    settled: bool = True
 
     @property
     def lost(self) -> int:
@@ -87,7 +89,10 @@ def compile(snapshot: Snapshot, endpoints: Iterable[Key], hosts: Iterable[Key] =
 
 
 class Compiler:
-    """Compiles snapshot after snapshot, each at the cost of what changed; what comes out depends on the last alone."""
+    """Compiles snapshot after snapshot, each at the cost of what changed.
+
+    What comes out, once it is settled, depends on the last snapshot alone.
+    """
 
     def __init__(self) -> None:
         self._begin()
@@ -158,6 +163,7 @@ class Compiler:
             problems=problems(
                 snapshot, converted.problems, self._placement.contested, self._placement.asking_more.values()
             ),
+            settled=self._classes.numbers.settled,
         )
         self._memo.forget()
         return compiled

@@ -1,7 +1,11 @@
 """Small numbers for things, that depend on the set of things alone and change little when it does.
 
 A number comes from a hash. Two things that hash to one number are told apart by the order of their digests: the later
-takes the next free one.
+takes the next free one. So one that comes may take over the number of one that is there, and that is done in two steps:
+
+    state     A: 7                A comes first in the order of digests only when B does not
+    step 1    A: 8    B: 9123     nobody has 7: a packet that was told 7 a moment ago still means A by it
+    step 2    A: 8    B: 7        what depends on the set alone
 """
 
 from __future__ import annotations
@@ -64,6 +68,10 @@ class Numbers(Generic[_T]):
             self._enter(thing, before)
         return {thing for thing, number in before.items() if self.of.get(thing) != number}
 
+    def holds(self, number: int) -> bool:
+        """Whether it is somebody's."""
+        return number in self._there
+
     def _forget(self, things: Iterable[_T]) -> None:
         for thing in things:
             del self._digests[thing]
@@ -92,3 +100,53 @@ class Numbers(Generic[_T]):
         for other in behind:
             if other not in leaving:
                 self._enter(other, before)
+
+
+class Handed(Generic[_T]):
+    """The numbers of `Numbers`, but that none means one thing in one state and another in the next.
+
+    What takes over a number that another had borrows a free one for one state; `settled` is false as long, and the next
+    `change`, if only of nothing, gives it its own.
+    """
+
+    def __init__(self, most: int) -> None:
+        self.of: dict[_T, int] = {}
+        self._most = most
+        self._own: Numbers[_T] = Numbers(most)
+        self._held: dict[int, _T] = {}
+        self._borrowing: set[_T] = set()
+
+    @property
+    def settled(self) -> bool:
+        """Whether everything has its own number."""
+        return not self._borrowing
+
+    def change(self, gone: Iterable[_T], come: Mapping[_T, bytes]) -> set[_T]:
+        """Things leave and things come; returns those that have another number now, or none any more or at last."""
+        leaving = set(gone)
+        stirred = self._own.change(leaving, come) | self._borrowing | leaving
+        before = {thing: self.of.pop(thing, None) for thing in stirred}
+        held = {number: thing for number, thing in self._held.items() if thing not in stirred}
+        self._borrowing = set()
+        for thing in stirred:
+            number = self._own.of.get(thing)
+            if number is None:
+                continue
+            if self._held.get(number, thing) == thing:
+                self.of[thing], held[number] = number, thing
+            else:
+                self._borrowing.add(thing)
+        for thing in self._borrowing:
+            number = self._free(self._own.of[thing], held)
+            if number:
+                self.of[thing], held[number] = number, thing
+        self._held = held
+        return {thing for thing, number in before.items() if self.of.get(thing) != number}
+
+    def _free(self, number: int, held: Mapping[int, _T]) -> int:
+        """A number that nobody has, has had in the last state, or is to have in the next; 0 when there is none."""
+        for _ in range(self._most):
+            number = number % self._most + 1
+            if number not in held and number not in self._held and not self._own.holds(number):
+                return number
+        return 0

@@ -48,7 +48,7 @@ from policy.model import (
     Tests,
     Watched,
 )
-from policy.numbering import numbered
+from policy.numbering import Handed
 from policy.outcomes import Answer
 from policy.render_identity import IDENTIFY, Addresses, of_content
 
@@ -94,7 +94,7 @@ class Renderer:
         self._stacks: dict[str, _Stack] = {}
         self._asked: dict[bytes, int] = {}  # digest of an answer: how many stacks give it
         self._answers: dict[bytes, Answer] = {}
-        self._numbers: Mapping[bytes, int] = {}
+        self._numbers: Handed[bytes] = Handed(outcomes.MOST_OUTCOMES)
         self._outcomes: dict[str, Ruleset] = {}
         self._identity = Addresses()
 
@@ -106,12 +106,12 @@ class Renderer:
             if name not in self._stacks or self._stacks[name].table is not table
         }
         touched = self._count(compiled.tables, fresh)
-        moved = self._number() if touched else set()
+        moved = self._number(touched)
         for name, table in compiled.tables.items():
             stack = self._stacks.get(name)
             answers = fresh.get(name) or (stack.answers if stack else {})
             if name in fresh or (moved and not moved.isdisjoint(answers)):
-                self._stacks[name] = _Stack(table, answers, _Page(self._numbers).stack(table))
+                self._stacks[name] = _Stack(table, answers, _Page(self._numbers.of).stack(table))
         for name in [name for name in self._stacks if name not in compiled.tables]:
             del self._stacks[name]
         self._write_outcomes(touched, everything=bool(moved))
@@ -142,21 +142,27 @@ class Renderer:
                         touched ^= {digest}
         return touched
 
-    def _number(self) -> set[bytes]:
-        """Number the answers anew; returns those that were there before and have another number now."""
-        before = self._numbers
-        found = numbered({digest: digest for digest in self._answers}, outcomes.MOST_OUTCOMES)
-        self._numbers = {digest: found.get(digest, 0) for digest in self._answers}  # 0: none is left for it
-        return {digest for digest, number in before.items() if self._numbers.get(digest, number) != number}
+    @property
+    def settled(self) -> bool:
+        """Whether rendering the same state again would change nothing (`policy.numbering`)."""
+        return self._numbers.settled
+
+    def _number(self, touched: set[bytes]) -> set[bytes]:
+        """Number the answers that came or went; returns the others that have another number now, or none any more."""
+        if not touched and self.settled:
+            return set()
+        gone = {digest for digest in touched if digest not in self._answers}
+        return self._numbers.change(gone, {digest: digest for digest in touched - gone}) - touched
 
     def _write_outcomes(self, touched: set[bytes], *, everything: bool) -> None:
         stale = set(range(_BUCKETS)) if everything else {_bucket(digest) for digest in touched}
         if not stale:
             return
-        pages = {bucket: _Page(self._numbers) for bucket in sorted(stale)}
+        pages = {bucket: _Page(self._numbers.of) for bucket in sorted(stale)}
         for digest, answer in sorted(self._answers.items()):
-            if self._numbers[digest] and _bucket(digest) in stale:
-                pages[_bucket(digest)].outcome(self._numbers[digest], digest, answer)
+            number = self._numbers.of.get(digest, 0)
+            if number and _bucket(digest) in stale:
+                pages[_bucket(digest)].outcome(number, digest, answer)
         pending = {name for answer in self._answers.values() for name, _ in outcomes.pending(answer)}
         self._outcomes.pop("pending", None)
         if pending:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import subprocess
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -22,8 +23,8 @@ CASES = ("ports-named", "peers-both", "sets-overlap", "tier-three", "lists-union
 
 TRIED = 6
 
-FENCES = ("cut4", "cut6")
-"""Sets of connections that felix has ended: they tell of those connections, and not of the objects."""
+FENCES = {"cut", "cut4", "cut6", "cut-forward", "cut-output"}
+"""What holds connections that felix has ended: they tell of those connections, and not of the objects."""
 
 
 def objects(ground: Ground) -> tuple[dict[Key, Resource], dict[Key, Resource]]:
@@ -43,8 +44,14 @@ def table(node: str, ground: Ground) -> list[str]:
     """The whole table as nft lists it, without handles and counts, a line for each thing in it."""
     argv = netns.command(ground.space(node), "nft", "-j", "list", "table", "inet", NFT_TABLE)
     listed = json.loads(subprocess.run(argv, capture_output=True, text=True, check=True).stdout)["nftables"]
-    told = [each for each in listed if each.get("set", {}).get("name") not in FENCES]
+    told = [each for each in listed if not FENCES.intersection(_names(each))]
     return sorted(json.dumps(_bare(each), sort_keys=True) for each in told)
+
+
+def _names(entry: Mapping[str, Any]) -> Iterator[str]:
+    """What an entry is called, and the chain that it is in."""
+    for thing in entry.values():
+        yield from (str(thing[key]) for key in ("name", "chain") if key in thing)
 
 
 def _bare(part: Any) -> Any:
