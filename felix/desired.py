@@ -84,6 +84,7 @@ class Judge:
             problems=compiled.problems,
             compiled=compiled,
             lost=compiled.lost,
+            unnumbered=self._renderer.unnumbered,
             settled=compiled.settled and self._renderer.settled,
         )
 
@@ -268,6 +269,11 @@ def _problems(snapshot: Snapshot, judged: Judged, node: str) -> list[str]:
         found.append(
             f"{judged.lost} kinds of address are denied here, as the packet mark has no number left for them: "
             "write policy with fewer different selectors and nets"
+        )
+    if judged.unnumbered:
+        found.append(
+            f"{judged.unnumbered} outcomes of rules are denied here, as the packet mark has no number left for them: "
+            "write policy with fewer rules that apply to the pods of one node"
         )
     if snapshot.get(Node, node) is None:
         found.append(

@@ -1,7 +1,7 @@
 """What felix tells Prometheus: how far it is, and every decision of policy by what decided it.
 
 Decisions are counted by the kernel, in one named counter for each reason (`policy.outcomes`), and read when somebody
-asks. Their labels are bounded: past MOST_SERIES the reasons that counted least are one series, `other`.
+asks. Their labels are bounded: past MOST_SERIES, reasons that come share series whose reason is `other`.
 """
 
 from __future__ import annotations
@@ -28,6 +28,7 @@ class Metrics:
 
     def __init__(self) -> None:
         self._reader = CounterReader()
+        self._decisions = Decisions()
         self._said = FelixState()
         self._writes: Mapping[str, int] = {}
 
@@ -70,29 +71,54 @@ class Metrics:
             samples={(name,): float(count) for name, count in self._writes.items()},
         )
         with contextlib.suppress(OSError):
-            yield from decisions(self._reader.read())
+            yield from self._decisions.families(self._reader.read())
 
 
-def decisions(counters: Mapping[str, Counted]) -> Iterator[Family]:
-    """The decisions of policy, in packets and bytes of first packets of flows."""
-    ranked = sorted(counters.items(), key=lambda item: (-item[1].packets, item[0]))
-    packets: Counter[tuple[str, ...]] = Counter()
-    size: Counter[tuple[str, ...]] = Counter()
-    for place, (name, counted) in enumerate(ranked):
-        labels = _labels(name, own=place < MOST_SERIES)
-        packets[labels] += counted.packets
-        size[labels] += counted.bytes
-    for unit, samples in (("packets", packets), ("bytes", size)):
-        yield Family(
-            name=f"muslin_felix_policy_{unit}_total",
-            help=f"{unit.capitalize()} that policy judged (the first of each flow), by what decided.",
-            kind="counter",
-            labels=_LABELS,
-            samples={labels: float(count) for labels, count in samples.items()},
+class Decisions:
+    """The decisions of policy, in packets and bytes of first packets of flows: series that never run backwards.
+
+    The reasons that had counted most when they were first seen have series of their own, and keep them. What the others
+    count is added up in `other`, also when a reason goes.
+    """
+
+    def __init__(self, most: int = MOST_SERIES) -> None:
+        self._most = most
+        self._own: set[str] = set()
+        self._last: dict[str, Counted] = {}
+        self._others: Counter[tuple[str, tuple[str, ...]]] = Counter()
+
+    def families(self, counters: Mapping[str, Counted]) -> Iterator[Family]:
+        """What the kernel's counters say now."""
+        self._own &= counters.keys()
+        newcomers = sorted(
+            counters.keys() - self._own - self._last.keys(), key=lambda name: (-counters[name].packets, name)
         )
+        self._own.update(newcomers[: max(0, self._most - len(self._own))])
+        self._add_up({name: counted for name, counted in counters.items() if name not in self._own})
+        own = {_labels(name): counters[name] for name in sorted(self._own)}
+        for unit in ("packets", "bytes"):
+            samples = {labels: float(getattr(counted, unit)) for labels, counted in own.items()}
+            samples.update((labels, float(count)) for (of, labels), count in self._others.items() if of == unit)
+            yield Family(
+                name=f"muslin_felix_policy_{unit}_total",
+                help=f"{unit.capitalize()} that policy judged (the first of each flow), by what decided.",
+                kind="counter",
+                labels=_LABELS,
+                samples=samples,
+            )
+
+    def _add_up(self, others: Mapping[str, Counted]) -> None:
+        for name, now in others.items():
+            before = self._last.get(name, Counted(0, 0))
+            if now.packets < before.packets:
+                before = Counted(0, 0)  # it went, and came again
+            labels = _labels(name, own=False)
+            self._others["packets", labels] += now.packets - before.packets
+            self._others["bytes", labels] += now.bytes - before.bytes
+        self._last = dict(others)
 
 
-def _labels(name: str, *, own: bool) -> tuple[str, ...]:
+def _labels(name: str, *, own: bool = True) -> tuple[str, ...]:
     said = tally(name)
     direction = said.direction.lower() if said.direction else ""
     staged = "true" if said.staged else "false"

@@ -33,8 +33,9 @@ class Judged:
     """Policy for this node's endpoints: the stacks' tables in parts, and each endpoint's chains, ingress and egress.
 
     `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
-    address that found no class number and are denied. While it is not `settled`, judging the same again changes numbers
-    and no verdict. `compiled` is what all of it was made from. `hosts` are the names of host endpoints' stacks.
+    address that found no class number and are denied, `unnumbered` the outcomes. While it is not `settled`, judging the
+    same again changes numbers and no verdict. `compiled` is what all of it was made from. `hosts` are the names of
+    host endpoints' stacks.
     """
 
     rules: Mapping[str, Ruleset]
@@ -42,6 +43,7 @@ class Judged:
     problems: Mapping[Key, str]
     compiled: Compiled
     lost: int = 0
+    unnumbered: int = 0
     settled: bool = True
     hosts: Mapping[tuple[Key, Plane, Direction], str] = field(default_factory=lambda: MappingProxyType({}))
 

@@ -147,6 +147,11 @@ class Renderer:
         """Whether rendering the same state again would change nothing (`policy.numbering`)."""
         return self._numbers.settled
 
+    @property
+    def unnumbered(self) -> int:
+        """Outcomes for which no number is left: they are denied."""
+        return len(self._answers) - len(self._numbers.of)
+
     def _number(self, touched: set[bytes]) -> set[bytes]:
         """Number the answers that came or went; returns the others that have another number now, or none any more."""
         if not touched and self.settled:
