@@ -21,7 +21,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address, IPv6Address, ip_address
 from itertools import product
 from types import MappingProxyType
@@ -36,7 +36,7 @@ from linux.conntrack import Flow, Status, Tuple
 from policy.compile import Compiled
 from policy.evaluate import Packet, lookup
 from policy.identity import Identity
-from policy.model import Decision, Table, Verdict
+from policy.model import Decision, Verdict
 
 Owner: TypeAlias = tuple[Key, str, str]
 """Who has an address: the endpoint, its interface and its container; another of these is another pod."""
@@ -145,10 +145,11 @@ def _stacks(ruling: Ruling, endpoint: Key) -> tuple[object, ...]:
     return tuple(ruling.compiled.tables[name] for name in names)
 
 
-def _guarding(ruling: Ruling) -> tuple[Guard, Mapping[object, Table]]:
-    """All that judges the host's own interfaces."""
-    compiled = ruling.compiled
-    return ruling.guard, {slot: compiled.tables[name] for slot, name in compiled.hosts.items()}
+def _guarding(ruling: Ruling) -> tuple[object, ...]:
+    """All that judges the host's own interfaces; not what an endpoint still waits for."""
+    guard, compiled = ruling.guard, ruling.compiled
+    hosts = tuple(replace(each, pending="") for each in guard.hosts)
+    return replace(guard, hosts=hosts), {slot: compiled.tables[name] for slot, name in compiled.hosts.items()}
 
 
 def _reaches_all(before: Identity, after: Identity) -> bool:

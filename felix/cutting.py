@@ -133,12 +133,13 @@ class Cutter:
         The newest ruling may have let in what the one in force when we began would end: that it is in the kernel is
         heard a little later than it is so. What it allows is not ended, and looked at again when that is known.
         """
-        self._ways.forget()
+        self._ways.forget()  # routes may be others since
         found = list(cuts(asked, ruling, self._flows(asked), self._ways.devices))
         newest = self._wanted
         if newest is None or newest is ruling:
             return found, []
         still = list(cuts(asked, newest, [each.flow for each in found], self._ways.devices))
+        self._ways.forget()
         ended = {each.flow for each in still}
         return still, [each for each in found if each.flow not in ended]
 

@@ -63,7 +63,7 @@ def way_to(destination: Address) -> Way:
 class Ways:
     """The ways out of the network namespace in which this is made, whichever thread asks. Blocks.
 
-    What the kernel answered is remembered until `forget`. All but that may raise OSError.
+    What `devices` found is remembered until `forget`. All but that may raise OSError.
     """
 
     def __init__(self) -> None:
@@ -71,7 +71,7 @@ class Ways:
         self._netlink.raw.settimeout(_PATIENCE_S)
         self._names: Mapping[int, str] | None = None
         self._asked = 0
-        self._known: dict[Address, tuple[Way, ...]] = {}
+        self._known: dict[Address, tuple[str, ...]] = {}
 
     def __enter__(self) -> Ways:
         return self
@@ -94,24 +94,6 @@ class Ways:
 
     def all(self, destination: Address) -> tuple[Way, ...]:
         """The way to an address once for each next hop; at least one."""
-        found = self._known.get(destination)
-        if found is None:
-            found = self._known[destination] = self._ask(destination)
-        return found
-
-    def devices(self, destination: Address) -> tuple[str, ...]:
-        """By which interfaces packets to `destination` may leave; "" stays here; none where there is no way.
-
-        None either for an IPv6 link-local address: it may be on any link.
-        """
-        if destination.version == 6 and destination.is_link_local:
-            return ()
-        ways = self.all(destination)
-        if ways[0].kind in _STAYS:
-            return ("",)
-        return tuple(dict.fromkeys(way.device for way in ways if way.device))
-
-    def _ask(self, destination: Address) -> tuple[Way, ...]:
         family = socket.AF_INET if destination.version == 4 else socket.AF_INET6
         body = RTMSG.pack(family, destination.max_prefixlen, 0, 0, 0, 0, 0, 0, _FIB_MATCH)
         body += attribute(RTA_DST, destination.packed)
@@ -127,6 +109,20 @@ class Ways:
         if kind != RTM_NEWROUTE:
             raise OSError(errno.EPROTO, f"the kernel answers with message {kind} when asked for the way")
         return tuple(_ways(data[16:length], self._names))
+
+    def devices(self, destination: Address) -> tuple[str, ...]:
+        """By which interfaces packets to `destination` may leave; "" stays here; none where there is no way.
+
+        None either for an IPv6 link-local address: it may be on any link.
+        """
+        if destination.version == 6 and destination.is_link_local:
+            return ()
+        found = self._known.get(destination)
+        if found is None:
+            ways = self.all(destination)
+            names = ("",) if ways[0].kind in _STAYS else (way.device for way in ways if way.device)
+            found = self._known[destination] = tuple(dict.fromkeys(names))
+        return found
 
     def _answer(self, body: bytes) -> bytes:
         """The answer to this question, and not a late one to another that was given up."""

@@ -162,6 +162,8 @@ def test_everything_is_looked_at_when_an_interface_is_judged_by_something_else_a
         found = look(before, ruling(change))
         assert found.everything, change
         assert (Look() | found).everything
+    waiting = replace(before.guard, hosts=tuple(replace(each, pending="x is down") for each in before.guard.hosts))
+    assert not look(before, replace(before, guard=waiting)), "a link that goes down is judged as before"
     pods = policy("pods", "projectcalico.org/namespace == 'shop'", [DENY])
     assert not look(before, ruling(pods)).everything, "what judges pods judges no interface"
 
