@@ -10,35 +10,46 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
-from types import MappingProxyType
 from typing import Final
 
 from core.nftables import Hook, Set
 from linux.netlink import Attributes, attributes
 from linux.nfnetlink import Nfnetlink, generic
 from linux.nft_objects import FOREIGN, ChainBody, ChainName, CounterName, Object, SetName, Value, digest_of
-from linux.nft_wire import INET, SUBSYSTEM, counted, dump_counters
+from linux.nft_wire import (
+    CONCATENATION,
+    INET,
+    INTERVAL,
+    MAP,
+    OBJECTS,
+    SET_DATA_TYPE,
+    SET_FLAGS,
+    SET_KEY_TYPE,
+    SET_NAME,
+    SET_OBJECT_TYPE,
+    SUBSYSTEM,
+    TYPE_BITS,
+    TYPES,
+    VERDICT_TYPE,
+    counted,
+    dump_counters,
+)
 
 _GET_TABLE, _GET_CHAIN, _GET_RULE, _GET_SET = 1, 4, 7, 10
 _TABLE: Final = 1  # the first attribute of all of them: the table's name
 _CHAIN_NAME, _CHAIN_HOOK, _CHAIN_POLICY, _CHAIN_TYPE = 3, 4, 5, 7
 _HOOK_NUMBER, _HOOK_PRIORITY = 1, 2
 _RULE_CHAIN, _RULE_USERDATA = 2, 7
-_SET_NAME, _SET_FLAGS, _SET_KEY_TYPE, _SET_DATA_TYPE = 2, 3, 4, 6
-_SET_TIMEOUT, _SET_OBJECT_TYPE, _SET_EXPRESSION, _SET_EXPRESSIONS = 11, 15, 17, 18
+_SET_TIMEOUT, _SET_EXPRESSION, _SET_EXPRESSIONS = 11, 17, 18
 _EXPRESSION_NAME: Final = 1
 _COMMENT: Final = 0  # NFTNL_UDATA_RULE_COMMENT
 
 _HOOKS: Final = ("prerouting", "input", "forward", "output", "postrouting")
 _ACCEPT: Final = 1
 
-_ANONYMOUS, _CONSTANT, _INTERVAL, _MAP, _OBJECT, _CONCATENATION = 0x1, 0x2, 0x4, 0x8, 0x40, 0x80
-_OURS: Final = _INTERVAL | _MAP | _OBJECT | _CONCATENATION
-_TYPES: Final = MappingProxyType(
-    {7: "ipv4_addr", 8: "ipv6_addr", 12: "inet_proto", 13: "inet_service", 19: "mark", 41: "ifname"}
-)
-_TYPE_BITS: Final = 6
-_VERDICT: Final = 0xFFFFFF00
+_ANONYMOUS: Final = 0x1
+_OURS: Final = INTERVAL | MAP | OBJECTS | CONCATENATION
+_WORDS: Final = {number: kind for kind, number in TYPES.items()}
 _COUNTER: Final = 1
 _RESOURCE: Final = struct.Struct("!2xH")
 
@@ -62,8 +73,8 @@ def read_shape(netlink: Nfnetlink, table: str) -> dict[Object, Value]:
         name = _text(chain[_CHAIN_NAME])
         found[ChainName(name)] = _chain(chain, comments.get(name, []))
     for made in _dump(netlink, _GET_SET, table):
-        if not _number(made.get(_SET_FLAGS, b"")) & _ANONYMOUS:
-            found[SetName(_text(made[_SET_NAME]))] = _set(made)
+        if not _number(made.get(SET_FLAGS, b"")) & _ANONYMOUS:
+            found[SetName(_text(made[SET_NAME]))] = _set(made)
     for body in netlink.dump(*dump_counters(table)):
         found[CounterName(counted(body)[0])] = ""
     return found
@@ -110,13 +121,13 @@ def _comment(userdata: bytes) -> str:
 
 
 def _set(made: Attributes) -> Set:
-    flags = _number(made.get(_SET_FLAGS, b""))
+    flags = _number(made.get(SET_FLAGS, b""))
     statements = _statements(made)
     ours = not flags & ~_OURS and _SET_TIMEOUT not in made and statements in ([], ["counter"])
     return Set(
-        key=_types(_number(made[_SET_KEY_TYPE])) if ours else (),
+        key=_types(_number(made[SET_KEY_TYPE])) if ours else (),
         value=_value(made, flags),
-        interval=bool(flags & _INTERVAL),
+        interval=bool(flags & INTERVAL),
         counter="counter" in statements,
     )
 
@@ -125,17 +136,17 @@ def _types(packed: int) -> tuple[str, ...]:
     """The types of a key's parts; none if one of them is not of ours."""
     found = []
     while packed:
-        found.append(_TYPES.get(packed & (1 << _TYPE_BITS) - 1, ""))
-        packed >>= _TYPE_BITS
+        found.append(_WORDS.get(packed & (1 << TYPE_BITS) - 1, ""))
+        packed >>= TYPE_BITS
     return tuple(reversed(found)) if all(found) else ()
 
 
 def _value(made: Attributes, flags: int) -> str:
-    if flags & _OBJECT:
-        return "counter" if _number(made[_SET_OBJECT_TYPE]) == _COUNTER else "object"
-    if flags & _MAP:
-        kind = _number(made[_SET_DATA_TYPE])
-        return "verdict" if kind == _VERDICT else " . ".join(_types(kind)) or "data"
+    if flags & OBJECTS:
+        return "counter" if _number(made[SET_OBJECT_TYPE]) == _COUNTER else "object"
+    if flags & MAP:
+        kind = _number(made[SET_DATA_TYPE])
+        return "verdict" if kind == VERDICT_TYPE else " . ".join(_types(kind)) or "data"
     return ""
 
 
