@@ -37,6 +37,7 @@ _NETWORK, _TRANSPORT = 1, 2  # NFT_PAYLOAD_*_HEADER
 _EQUAL, _NOT_EQUAL, _AT_MOST, _AT_LEAST = 0, 1, 3, 5  # NFT_CMP_*
 _COUNTER: Final = 1  # NFT_OBJECT_COUNTER
 _TO_NETWORK: Final = 1  # NFT_BYTEORDER_HTON
+_LOG_PREFIX: Final = 2  # NFTA_LOG_PREFIX
 _VERDICT_REGISTER, _FIRST = 0, 1
 _FAMILY: Final = MappingProxyType({"ip": 2, "ipv4": 2, "icmp": 2, "ip6": 10, "ipv6": 10, "icmpv6": 10})
 _ICMP: Final = MappingProxyType({"icmp": 1, "icmpv6": 58})
@@ -140,6 +141,9 @@ class _Rule:
         yield from _masked_mark(mask)
         yield _expression("objref", _number(3, _FIRST) + attribute(4, name.encode() + b"\0"))
 
+    def log(self, prefix: str) -> Iterator[bytes]:
+        yield _expression("log", attribute(_LOG_PREFIX, prefix.encode() + b"\0"))
+
     def mark_is(self, mask: str | None, unlike: str | None, mark: str) -> Iterator[bytes]:
         yield from _masked_mark(mask)
         yield _compare(_NOT_EQUAL if unlike else _EQUAL, _mark(int(mark, 0)))
@@ -230,6 +234,7 @@ _PHRASES: Final[tuple[tuple[re.Pattern[str], Callable[..., Iterable[bytes]]], ..
         (f"meta mark & {_N} vmap @{_NAME}", _Rule.verdict_from),
         (f"meta mark (?:& {_N} )?(?:== |(!= ))?{_N}", _Rule.mark_is),
         (f'counter name (?!meta )"?{_NAME}"?', _Rule.count),
+        (r'log prefix "([^"]*)"', _Rule.log),
         (f"counter name meta mark & {_N} map @{_NAME}", _Rule.count_by),
         (f"meta l4proto {_D}(?:-{_D})?", _Rule.protocol_is),
         ("meta nfproto (ipv4|ipv6)", _Rule.family_is),

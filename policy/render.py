@@ -220,7 +220,7 @@ class _Page:
         rules += self._asking(table, "port", _PORTS, single, "meta mark . meta l4proto . th dport")
         rules += self._asking(table, "range", _PORTS, spans, "meta mark . meta l4proto . th dport")
         if protocols:
-            rules.append(f"meta l4proto {_either([str(each) for each in protocols])} jump {outcomes.READABLE}")
+            rules += [f"meta l4proto {each} jump {outcomes.READABLE}" for each in protocols]
             rules.append(f"meta mark {int(_mark(outcomes.UNREADABLE)):#010x} return")
         rules += self._asking(table, "proto", _PORTS[:2], protos, "meta mark . meta l4proto")
         # A packet whose protocol cannot be told must not pass for one of no special protocol.

@@ -123,6 +123,7 @@ def rules(draw: st.DrawFn) -> str:
         st.builds("meta mark set meta mark & {} | {}".format, masks, marks),
         st.sampled_from(['counter name "two"', "counter name deny/one"]),
         masks.map("counter name meta mark & {} map @counters".format),
+        st.just('log prefix "muslin default/one/a-policy: "'),
     ]
     first = draw(st.sampled_from(["", *about]))
     if first == "":
