@@ -51,7 +51,7 @@ class Snapshot:
         for key, value in changes:
             table = tables.get(key.kind)
             if table is None:
-                table = tables[key.kind] = dict(self.tables.get(key.kind, {}))
+                table = tables[key.kind] = _copy(self.tables.get(key.kind, {}))
             table.pop(key, None)
             problems.pop(key, None)
             if isinstance(value, str):
@@ -66,3 +66,8 @@ class Snapshot:
             tables=MappingProxyType({**self.tables, **{k: MappingProxyType(t) for k, t in tables.items()}}),
             problems=MappingProxyType(problems),
         )
+
+
+def _copy(table: Table) -> dict[Key, Resource]:
+    """To change. A read-only view copies what it shows in one go; `dict` of it would look up one key after another."""
+    return table.copy() if isinstance(table, MappingProxyType) else dict(table)
