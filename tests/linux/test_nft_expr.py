@@ -13,13 +13,13 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from core.nftables import Chain, Element, Hook, Ruleset, Set
-from core.reconcile import diff
+from core.nftables import Chain, Element, Hook, Ruleset, Set, join
+from core.reconcile import Plan, diff
 from linux.netlink import Attributes, attributes
 from linux.nfnetlink import Nfnetlink, generic
 from linux.nft import NftDriver
 from linux.nft_batch import requests
-from linux.nft_objects import Object, Value, flatten
+from linux.nft_objects import ChainName, Object, SetName, Value, flatten
 from linux.nft_wire import INET, SUBSYSTEM
 
 pytestmark = pytest.mark.kernel
@@ -166,6 +166,7 @@ def listed(table: str) -> list[object]:
         for described in entry.values():
             described.pop("handle", None)
             described.pop("table", None)
+            described.get("elem", []).sort(key=repr)
     return sorted(said, key=repr)
 
 
@@ -197,7 +198,7 @@ async def written_alike(drivers: tuple[NftDriver, NftDriver], frame: Ruleset, *s
         now = then
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(made=st.lists(sets(), min_size=1, max_size=5), other=st.lists(sets(), max_size=3))
 def test_a_set_is_the_same_whoever_made_it(
     drivers: tuple[NftDriver, NftDriver], made: list[Set], other: list[Set]
@@ -207,7 +208,7 @@ def test_a_set_is_the_same_whoever_made_it(
     asyncio.run(written_alike(drivers, FRAME, one, two))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(first=st.lists(rules(), min_size=1, max_size=8), second=st.lists(rules(), max_size=4))
 def test_a_rule_is_the_same_whoever_wrote_it(
     drivers: tuple[NftDriver, NftDriver], first: list[str], second: list[str]
@@ -217,3 +218,126 @@ def test_a_rule_is_the_same_whoever_wrote_it(
     one = replace(frame, chains={**FRAME.chains, "in-one": new})
     two = replace(frame, chains={**FRAME.chains, "in-one": Chain(rules=tuple(second)), "out/two": new})
     asyncio.run(written_alike(drivers, frame, one, two))
+
+
+MANY = 4000
+
+
+async def test_many_elements_are_held_alike_in_sets_of_either_making(drivers: tuple[NftDriver, NftDriver]) -> None:
+    elements = {
+        **{Element("in-port", f"{n << 16} . 6 . {n}"): "65536" for n in range(MANY)},
+        **{Element("in-range", f"{n << 16} . 6 . {n}-{n + 9}"): "65536" for n in range(MANY)},
+        **{Element("in-span", f"{n * 16}-{n * 16 + 5}"): "65536" for n in range(MANY)},
+        **{Element("cidr6", f"fd00:{n + 1:x}::/32"): "65536" for n in range(MANY)},
+        **{Element("pair6", f"fd00::{n + 1:x} . 7 . fd00::1"): "65536" for n in range(MANY)},
+        **{Element("counters", str(n)): "two" for n in range(MANY)},
+        **{Element("verdicts", str(n)): "goto decided" for n in range(MANY)},
+    }
+    await written_alike(drivers, FRAME, replace(FRAME, sets=ASKED, elements=elements))
+
+
+def stack(name: str, *, ports: int) -> Ruleset:
+    """What a content of a stack is: a chain, and maps of its own."""
+    maps = {"port": ASKED["in-port"], "range": ASKED["in-range"], "any": ASKED["in-any"]}
+    return Ruleset(
+        chains={
+            name: Chain(
+                rules=(
+                    "jump identify-source",
+                    f"meta mark set meta mark . meta l4proto . th dport map @{name}-port return",
+                    f"meta mark set meta mark . meta l4proto . th dport map @{name}-range return",
+                    f"meta l4proto 0-255 meta mark set meta mark map @{name}-any return",
+                    "meta mark set 0x00020000",
+                )
+            )
+        },
+        sets={f"{name}-{suffix}": made for suffix, made in maps.items()},
+        elements={
+            **{Element(f"{name}-port", f"65536 . 6 . {port}"): "65536" for port in range(ports)},
+            Element(f"{name}-range", "65536 . 17 . 80-90"): "65536",
+            Element(f"{name}-any", "65536"): "131072",
+        },
+    )
+
+
+GOES = Ruleset(
+    chains={**FRAME.chains, "forward": Chain(hook=FRAME.chains["forward"].hook, rules=("iifname vmap @goes",))},
+    sets={"goes": Set(key=("ifname",), value="verdict")},
+    counters=FRAME.counters,
+)
+
+
+def dispatched(to: Ruleset) -> Ruleset:
+    (chain,) = to.chains
+    return join(GOES, to, Ruleset(elements={Element("goes", '"mus0"'): f"goto {chain}"}))
+
+
+async def test_another_content_of_a_stack_is_built_switched_to_and_taken_away(
+    drivers: tuple[NftDriver, NftDriver],
+) -> None:
+    old, new = dispatched(stack("in-a.1", ports=50)), dispatched(stack("in-a.2", ports=60))
+    await written_alike(drivers, GOES, old, new, old)
+
+
+@pytest.fixture
+def driver() -> Iterator[NftDriver]:
+    made = NftDriver()
+    yield made
+    made.close()
+
+
+TOO_LONG = Set(key=("ipv6_addr",) * 5)
+
+
+@pytest.mark.parametrize(
+    ("bad", "key", "said"),
+    [
+        (Ruleset(chains={"bad": Chain(rules=("return", "jump nowhere"))}), ChainName("bad"), "chain bad: jump nowhere"),
+        (Ruleset(chains={"bad": Chain(rules=("counter name three",))}), ChainName("bad"), "counter name three"),
+        (Ruleset(sets={"bad": TOO_LONG}), SetName("bad"), "set bad"),
+    ],
+)
+async def test_what_the_kernel_refuses_is_named_and_nothing_is_changed(
+    driver: NftDriver, bad: Ruleset, key: Object, said: str
+) -> None:
+    assert await driver.apply(diff(flatten(dispatched(stack("in-a", ports=5))), {})) == {}
+    before = await driver.read()
+    plan = Plan({**flatten(stack("in-b", ports=5)), **flatten(bad)}, {})
+    assert requests("muslin", plan, {k: v for k, v in before.items() if not isinstance(k, Element)}) is not None
+    failed = await driver.apply(plan)
+    assert failed.keys() == plan.upsert.keys()
+    assert [each for each, error in failed.items() if "held back" not in str(error)] == [key]
+    assert said in str(failed[key])
+    assert {k: v for k, v in (await driver.read()).items() if k in before} == before
+
+
+async def test_a_chain_or_set_that_is_in_use_is_not_deleted(driver: NftDriver) -> None:
+    whole = flatten(dispatched(stack("in-a", ports=5)))
+    assert await driver.apply(diff(whole, {})) == {}
+    for key in (ChainName("in-a"), SetName("in-a-port")):
+        failed = await driver.apply(Plan({}, {key: whole[key]}))
+        assert "busy" in str(failed[key])
+        assert key.name in str(failed[key])
+    assert await driver.read() == whole
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        Ruleset(chains={"new": Chain(hook=Hook(type="filter", hook="input", priority=0))}),
+        Ruleset(chains={"forward": Chain(rules=("drop",))}),
+        Ruleset(chains={"new": Chain(rules=("return", "th sport { 1, 2 } return"))}),
+        Ruleset(chains={"new": Chain(rules=("meta mark set meta mark map @nowhere return",))}),
+        Ruleset(chains={"new": Chain(rules=("meta mark set meta l4proto map @in-any return",))}),
+        Ruleset(chains={"new": Chain(rules=("meta mark set 0x100000000",))}),
+        Ruleset(chains={"new": Chain(rules=("th sport 65536 drop",))}),
+        Ruleset(chains={"new": Chain(rules=("ip saddr 10.0.0.1 ip6 saddr fd00::1 drop",))}),
+        Ruleset(sets={"in-any": Set(key=("mark",), value="mark", interval=True)}),
+        Ruleset(sets={"new": Set(key=("mark",), counter=True)}),
+    ],
+)
+def test_what_is_not_understood_is_left_to_libnftables(change: Ruleset) -> None:
+    shape = flatten(replace(FRAME, sets=ASKED))
+    plan: Plan[Object, Value] = Plan(flatten(change), {})
+    assert requests("muslin", plan, shape) is None
+    assert requests("muslin", Plan(flatten(stack("in-b", ports=5)), {}), {}) is None, "the table may not be there"
