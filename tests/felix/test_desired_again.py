@@ -56,6 +56,8 @@ def test_one_policy_leaves_the_rest_as_it_was() -> None:
     after = desired(state, seen, CONFIG, judge(state), memo)
     other = {name for name, part in after.nft.items() if before.nft.get(name) is not part}
     assert after.nft != before.nft
-    assert not other & {"dispatch", "nodes", "identify"}
+    assert not other & {"frame", "nat", "nodes", "identify"}
+    moved = {key for key, to in after.nft["dispatch"].elements.items() if before.nft["dispatch"].elements[key] != to}
+    assert {key.set for key in moved} == {"to-workload"}, "those whom it applies to go to another stack, one way"
     assert after.routes is before.routes
     assert isinstance(seen, Facts)
