@@ -1,9 +1,10 @@
-"""policy-churn: one pod more on a node of 250, and one address more in a selector of 100,000, in the kernel driver.
+"""policy-churn: a pod more on a node of 250, an address more in a selector of 100,000, a policy's content more, in nft.
 
 The table is as big as such a node's: a stack of chains and maps for each of 250 pods, 5,000 outcomes with a counter
 each, 100,000 addresses of known identity. The pod shares a stack and brings its dispatch, source and identity; the
-address brings its identity. Timed is `NftDriver.apply` from the plan to the kernel's word that it is done; the peer is
-the same transaction as text through libnftables, which lists the table first. Each change is taken back, untimed.
+address brings its identity; a stack's content is a chain, three maps and 50 elements, which come and go. Timed is
+`NftDriver.apply` from the plan to the kernel's word that it is done; the peer is the same transaction as text through
+libnftables, which lists the table first. Pod and address are taken back untimed.
 """
 
 from __future__ import annotations
@@ -27,13 +28,18 @@ from linux.nft_script import script
 from linux.rights import require_net_admin
 
 ADDRESS: Final = "address us"
+STACK: Final = "stack us"
 
 BENCH: Final = Bench(
     name="policy-churn",
     what="a pod more on a node of 250 (and an address more in a selector of 100,000) into the kernel",
     unit="us",
     peer="libnftables",
-    targets=(at_most(3000, absolute=True), at_most(1000, of=ADDRESS, absolute=True)),
+    targets=(
+        at_most(3000, absolute=True),
+        at_most(1000, of=ADDRESS, absolute=True),
+        at_most(5000, of=STACK, absolute=True),
+    ),
 )
 
 PODS: Final = 250
@@ -98,6 +104,29 @@ def pod(number: int, stack: int) -> dict[Element, str]:
     }
 
 
+def content(name: str) -> Ruleset:
+    """What a stack is made of anew when its policies change."""
+    sets = {
+        f"{name}-port": Set(key=("mark", "inet_proto", "inet_service"), value="mark"),
+        f"{name}-range": Set(key=("mark", "inet_proto", "inet_service"), value="mark", interval=True),
+        f"{name}-any": Set(key=("mark",), value="mark"),
+    }
+    chain = Chain(
+        rules=(
+            "jump identify",
+            f"meta mark set meta mark . meta l4proto . th dport map @{name}-port return",
+            f"meta mark set meta mark . meta l4proto . th dport map @{name}-range return",
+            "meta mark 0xfffe0000 return",
+            f"meta l4proto 0-255 meta mark set meta mark map @{name}-any return",
+            "meta mark set 0x00010000",
+        )
+    )
+    elements = {Element(f"{name}-port", f"{port << 16} . 6 . {port}"): "65536" for port in range(40)}
+    elements |= {Element(f"{name}-range", f"{port << 16} . 6 . 80-90"): "65536" for port in range(5)}
+    elements |= {Element(f"{name}-any", str(port << 16)): "65536" for port in range(5)}
+    return Ruleset(chains={name: chain}, sets=sets, elements=elements)
+
+
 @contextmanager
 def subjects() -> Iterator[Subjects]:
     """In a namespace of its own, which holds the table."""
@@ -127,7 +156,7 @@ def subjects() -> Iterator[Subjects]:
 
 
 def _turn(apply: Callable[[Plan[Object, Value]], float], undo: Callable[[Plan[Object, Value]], float]) -> Figures:
-    """Median microseconds of `CHANGES` of each kind, each taken back."""
+    """Median microseconds of `CHANGES` of each kind, each taken back; a stack's include that."""
     known = [{identity(ADDRESSES + number): "65536"} for number in range(CHANGES)]
     pods = [{**pod(PODS + number, number), **known[number]} for number in range(CHANGES)]
     found = []
@@ -138,4 +167,6 @@ def _turn(apply: Callable[[Plan[Object, Value]], float], undo: Callable[[Plan[Ob
             took.append(apply(Plan(change, {})))
             undo(Plan({}, change))
         found.append(median(took) * 1e6)
-    return Figures(found[0], {ADDRESS: found[1]})
+    contents = [flatten(content(f"in-new-{number}")) for number in range(CHANGES)]
+    stacks = median([apply(Plan(each, {})) + apply(Plan({}, each)) for each in contents]) * 1e6
+    return Figures(found[0], {ADDRESS: found[1], STACK: stacks})
