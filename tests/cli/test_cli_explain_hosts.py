@@ -151,6 +151,7 @@ def test_early_planes_come_first_and_what_is_untracked_needs_answers() -> None:
     assert met(unanswered) == ["b untracked Ingress hostendpoint/up expectedIPs: Allow"]
     assert unanswered.verdict == "Deny"
     assert len(unanswered.document()["unanswered"]) == 1
+    assert told(OUTSIDE, "node/b", UP, policy("raw", "all()", [ANY], do_not_track=True), protocol=17).verdict == "Allow"
     back = policy("raw", "host == 'up'", [tcp(80)], [tcp(80, source=True)], do_not_track=True, apply_on_forward=True)
     assert told(OUTSIDE, "node/b", UP, back).verdict == "Allow"
 
@@ -160,6 +161,9 @@ def test_the_node_sees_a_masked_pod_as_its_node() -> None:
     from_pods = Rule(action=Action.ALLOW, source=EntityRule(nets=["10.0.0.0/16"]))
     assert told("shop/web", "node/b", UP, policy("in", "all()", [from_node], order=1)).verdict == "Allow"
     assert told("shop/web", "node/b", UP, policy("in", "host == 'up'", [from_pods])).verdict == "Deny"
+    tunnelled = pool("pods", "10.0.0.0/16", nat_outgoing=True, ipip_mode=EncapMode.ALWAYS)
+    (known,) = told("shop/web", "node/b", UP, tunnelled).document()["hostEndpoints"]
+    assert known["knownBy"] == "expectedIPs", "as its node it comes unwrapped"
     bare = felix(nat_outgoing_exclusions="IPPoolsAndHostIPs")
     assert told("shop/web", "node/b", UP, bare, policy("in", "host == 'up'", [from_pods])).verdict == "Allow"
 

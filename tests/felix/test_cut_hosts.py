@@ -11,9 +11,11 @@ from msgspec import structs
 from core.addr import Address
 from core.resources import EncapMode, Metadata, Resource
 from core.resources.network import ProtoPort
-from core.resources.policy import Action, EntityRule, Rule
-from felix.cut import TCP, Cut, Fence, Look, Ruling, cuts, look
+from core.resources.policy import Action, Direction, EntityRule, Rule
+from felix.cut import TCP, UDP, Cut, Fence, Look, Ruling, cuts, look
 from felix.desired import desired
+from felix.failsafe import covers, covers_either
+from felix.guard import covering
 from linux.conntrack import Flow, Tuple
 from tests.felix.cluster import CONFIG, block, facts, felix, link, namespace, node, pod, pool, snapshot
 from tests.felix.guarded import ANY, hep, open_profile, policy, tcp
@@ -68,6 +70,7 @@ def behind(source: str, asked: str, port: int, destination: str, own: int) -> Fl
 EARLY = policy("early", "host == 'up'", [tcp(8080), DENY], pre_dnat=True, apply_on_forward=True, types=["Ingress"])
 UNTRACKED = policy("raw", "host == 'up'", [tcp(80)], [tcp(80)], do_not_track=True, apply_on_forward=True)
 REST = hep("rest", "*")
+RAW_REST = policy("raw", "host == 'rest'", [ANY], do_not_track=True, apply_on_forward=True)
 CASES: list[tuple[str, Flow, tuple[Resource, ...], bool]] = [
     ("taken by the host, with no rule", flow(OUTSIDE, HOST), (), True),
     ("by a rule", flow(OUTSIDE, HOST), (policy("in", "host == 'up'", [tcp(80)]),), False),
@@ -129,6 +132,13 @@ CASES: list[tuple[str, Flow, tuple[Resource, ...], bool]] = [
         (pool("pods", "10.0.0.0/16", ipip_mode=EncapMode.ALWAYS),),
         False,
     ),
+    (
+        "wrapped, of a node, before NAT",
+        flow("10.1.0.2", HOST, 0, 4),
+        (pool("pods", "10.0.0.0/16", ipip_mode=EncapMode.ALWAYS), EARLY),
+        True,
+    ),
+    ("of the rest, which has no untracked plane", flow(FAR, HOST), (REST, RAW_REST), True),
     ("switched off", flow(OUTSIDE, HOST), (felix(policy_cut_connections="Disabled"),), False),
 ]
 
@@ -145,6 +155,22 @@ def test_a_reason_names_plane_endpoint_and_rule_and_its_reverse_is_fenced() -> N
     fence = Fence().after([found], 0)
     assert set(fence.until) == {found.flow.reply}
     assert {"cut-forward", "cut-input", "cut-output"} <= fence.rules.chains.keys()
+
+
+def test_loopback_is_nobodys() -> None:
+    every = ruling(REST).guard.hosts
+    assert covering(every, "eth9") is not None
+    assert covering(every, "lo") is covering(every, "") is None
+
+
+def test_failsafe_ports_of_a_packet_whoever_began_it() -> None:
+    other = ip_address(OUTSIDE)
+    given = ruling().guard.failsafes
+    assert covers(given, Direction.INGRESS, TCP, 22, other)
+    assert not covers(given, Direction.EGRESS, TCP, 22, other)
+    assert covers_either(given, Direction.EGRESS, TCP, (22, 40000), other), "the answer of one that is let in"
+    assert covers_either(given, Direction.INGRESS, UDP, (53, 40000), other)
+    assert not covers_either(given, Direction.INGRESS, TCP, (22, 40000), other)
 
 
 def test_without_a_way_nothing_is_known_of_an_interface() -> None:

@@ -118,3 +118,13 @@ async def test_a_real_packet_is_told_by_the_endpoint_that_dropped_it(node: Guard
     await node.remove(deny("web", "shop", "app == 'web'"))
     own = await told(node, "shop/web", HOST, 81)
     assert outcome(own).startswith("dropped by muslin: host ingress of hostendpoint/rest on a: no ingress rule")
+
+
+async def test_of_all_that_deny_the_one_that_dropped_it_is_named(node: Guarded) -> None:
+    far = pod("far", "10.0.9.9", on="b", app="far")
+    await node.write(named("b", f"{OUTSIDE}/24"), far, deny("far", "shop", "app == 'far'"))
+    await node.write(hep("up", "eth0"), policy("fw", UP, egress=[tcp(80)], apply_on_forward=True))
+    await node.start()
+    answer = await told(node, "shop/web", "shop/far", 81)
+    assert [line for line in answer.lines() if line.startswith("ingress of shop/far: Deny")]
+    assert outcome(answer).startswith("dropped by muslin: forward egress of hostendpoint/up on a: ")
