@@ -1,11 +1,11 @@
 """Our nftables table, and no other: read as a flat mapping, changed batch by batch.
 
-A batch is carried out in at most three phases, of which packets see one (`linux.nft_phases`). A transaction of elements
-and counters goes to the kernel as it is, one with anything else by way of libnftables: `linux.nft_batch`,
-`linux.nft_script`. The driver remembers the chains, sets and counters that are there, and which marks are mentioned;
-for elements it believes the plan. What is complained of is told by object where the complaint points at one;
-everything else in the batch was held back with it and says so. An object that somebody else removed or added meanwhile
-makes the first try fail; the driver then reads again and tries once more with what is still different.
+A batch is carried out in at most three phases, of which packets see one (`linux.nft_phases`). A transaction that
+`linux.nft_batch` can write goes to the kernel as it is, any other by way of libnftables (`linux.nft_script`). The
+driver remembers the chains, sets and counters that are there, and which marks are mentioned; for elements it believes
+the plan. What is complained of is told by object where the complaint points at one; everything else in the batch was
+held back with it and says so. An object that somebody else removed or added meanwhile makes the first try fail; the
+driver then reads again and tries once more with what is still different.
 
 A read is believed when no transaction, of whomever and on whatever table, has come between its beginning and its end;
 or when two in a row say the same, as others (kube-proxy) may write theirs all the time.

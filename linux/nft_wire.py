@@ -54,7 +54,7 @@ VERDICT_TYPE: Final = 0xFFFFFF00
 _MOST_PARTS: Final = 32 // TYPE_BITS
 _DESCRIBED_PARTS, _PART_SIZE = 2, 1
 _KEY_ORDER, _DATA_ORDER, _KEY_IS, _DATA_INTERVAL = 0, 1, 3, 6
-_A_CONCATENATION: Final = b"\0\4\x0d\0\0\0\1\0"  # nft's number of that expression, and that nothing more is to say
+_A_CONCATENATION: Final = struct.pack("=BBIBB", 0, 4, 13, 1, 0)  # nft's number of that, and that no more is to say
 
 _CHAIN_TABLE, _CHAIN_NAME = 1, 3
 _RULE_TABLE, _RULE_CHAIN = 1, 2

@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from core.nftables import Chain, Element, Hook, Ruleset, Set, join
-from core.reconcile import Plan, diff
+from core.reconcile import Plan, Reconciler, diff
 from linux.netlink import Attributes, attributes
 from linux.nfnetlink import Nfnetlink, generic
 from linux.nft import NftDriver
@@ -158,10 +158,13 @@ def held(table: str) -> list[tuple[int, Attributes]]:
     return sorted(found, key=repr)
 
 
+def nft(*words: str) -> bytes:
+    return subprocess.run(["nft", *words], check=True, capture_output=True).stdout
+
+
 def listed(table: str) -> list[object]:
     """All that nft says of a table, but for its name and handles."""
-    argv = ["nft", "-n", "-j", "list", "table", "inet", table]
-    said = json.loads(subprocess.run(argv, check=True, capture_output=True).stdout)["nftables"][2:]
+    said = json.loads(nft("-n", "-j", "list", "table", "inet", table))["nftables"][2:]
     for entry in said:
         for described in entry.values():
             described.pop("handle", None)
@@ -319,6 +322,31 @@ async def test_a_chain_or_set_that_is_in_use_is_not_deleted(driver: NftDriver) -
         assert "busy" in str(failed[key])
         assert key.name in str(failed[key])
     assert await driver.read() == whole
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        ["delete table inet muslin"],
+        ["delete element inet muslin goes { mus0 }", "flush chain inet muslin in-a", "delete chain inet muslin in-a"],
+        ["add chain inet muslin in-b", "add rule inet muslin in-b drop"],
+        ["add map inet muslin in-b-any { type mark : verdict; }"],
+        ["flush chain inet muslin in-a", "delete map inet muslin in-a-any"],
+    ],
+)
+async def test_what_others_change_before_a_stack_does_is_healed(driver: NftDriver, lines: list[str]) -> None:
+    reconciler: Reconciler[Object, Value] = Reconciler(driver)
+    reconciler.set_desired(flatten(dispatched(stack("in-a", ports=5))), 1)
+    assert (await reconciler.step()).healthy
+    for line in lines:
+        nft(*line.split())
+    wanted = flatten(dispatched(stack("in-b", ports=5)))
+    reconciler.set_desired(wanted, 2)
+    for _ in range(3):
+        await reconciler.step()
+        reconciler.distrust()
+    assert (await reconciler.step()).healthy
+    assert await driver.read() == wanted
 
 
 @pytest.mark.parametrize(
