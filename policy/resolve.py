@@ -79,6 +79,7 @@ def _said(step: Step) -> str:
     """A step's reason and its match, by the texts that are their identity."""
     reason, match = step.reason, step.match
     why = f"{reason.cause}|{reason.tier}|{reason.policy.path if reason.policy else ''}|{reason.profile}|{reason.rule}"
+    why += f"|{reason.fault}|{' '.join(key.path for key in reason.policies)}"
     if match is None:
         return why
     ends = (
