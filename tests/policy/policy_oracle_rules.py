@@ -106,8 +106,9 @@ class Rules:
             return False
         if not rule.ports:
             return True
-        servers = self.cluster.here(flow.destination)  # where no peer is asked for, a host's named port is one too
-        if direction == "Egress" and peers:
+        servers = self.cluster.here(flow.destination)  # where no labels are asked for, a host's named port is one too
+        blocks = [each for each in peers if each.ip_block is not None]
+        if direction == "Egress" and peers and not any(self.kube_peer(each, address, [], namespace) for each in blocks):
             pods = self.pods(flow.destination)
             meant = [each for each in pods if any(self.means(peer, each, namespace) for peer in peers)]
             servers = [self.cluster.thing(each) for each in meant]
