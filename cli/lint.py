@@ -16,7 +16,7 @@ from core.names import Key
 from core.snapshot import Snapshot
 
 if TYPE_CHECKING:
-    from policy.findings import Finding
+    from policy.whatif.findings import Finding
 
 
 def register(app: typer.Typer) -> None:
@@ -43,8 +43,8 @@ def lint(
         snapshot = asyncio.run(snapshot_of(datastore))
         for why in snapshot.problems.values():
             terminal.tell(f"left out, because it cannot be read: {why}")
-    from policy.findings import Severity
-    from policy.lint import lint as linted
+    from policy.whatif.findings import Severity
+    from policy.whatif.lint import lint as linted
 
     findings = linted(snapshot)
     if output is options.ResultFormat.JSON:
@@ -64,7 +64,7 @@ def line(finding: Finding, places: Mapping[Key, str]) -> str:
 
 def summary(findings: Sequence[Finding]) -> str:
     """How many of each severity."""
-    from policy.findings import Severity
+    from policy.whatif.findings import Severity
 
     counts = [(sum(each.severity is severity for each in findings), severity) for severity in Severity]
     said = (

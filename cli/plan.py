@@ -29,8 +29,8 @@ from core.snapshot import Snapshot
 
 if TYPE_CHECKING:
     from linux.conntrack import Flow
-    from policy.ends import Crowds, Member
-    from policy.plan import Connection, Cut, Flip, Plan
+    from policy.whatif.ends import Crowds, Member
+    from policy.whatif.plan import Connection, Cut, Flip, Plan
 
 FLIPS: Final = 2
 """The exit code that says that something flips."""
@@ -57,8 +57,8 @@ def plan(
     found = load(filename)
     with told_where(found):
         before, after = asyncio.run(_states(datastore, [each.resource for each in found], delete))
-    from policy.ends import Crowds
-    from policy.plan import plan as planned
+    from policy.whatif.ends import Crowds
+    from policy.whatif.plan import plan as planned
 
     live = _Live()
     result = planned(before, after, live.connections(), terminal.tell)
@@ -133,7 +133,7 @@ class _Live:
 
 def connection(flow: Flow) -> Connection:
     """A tracked flow as policy sees it: where its packets come from, and where they really go."""
-    from policy.plan import Connection
+    from policy.whatif.plan import Connection
 
     sent, answered = flow.original, flow.reply
     return Connection(
@@ -148,7 +148,7 @@ def connection(flow: Flow) -> Connection:
 
 def lines(plan: Plan, crowds: Crowds) -> Iterator[str]:
     """The plan in words."""
-    from policy.plan import cause
+    from policy.whatif.plan import cause
 
     for flip in plan.flips:
         yield f"{said(flip, crowds)}: {flip.before.verdict} -> {flip.after.verdict} by {cause(flip.after.reason)}"
@@ -173,7 +173,7 @@ def lines(plan: Plan, crowds: Crowds) -> Iterator[str]:
 
 def said(flip: Flip, crowds: Crowds) -> str:
     """Who, to whom, by what: `8 pods of shop app=web -> shop/db tcp/5432`."""
-    from policy.traffic import summary
+    from policy.whatif.traffic import summary
 
     return f"{crowds.name(flip.sources)} -> {crowds.name(flip.destinations)} {summary(flip.traffic)}"
 

@@ -17,8 +17,8 @@ from core.errors import Invalid, Problem
 if TYPE_CHECKING:
     from core.documents import Document
     from core.resources import Resource
-    from policy.assertions import Checked, Failure
-    from policy.suite import PolicyTest
+    from policy.whatif.assertions import Checked, Failure
+    from policy.whatif.suite import PolicyTest
 
 policy = typer.Typer(help="Policies, before they are applied.", no_args_is_help=True)
 
@@ -79,7 +79,7 @@ def found_in(files: Sequence[str]) -> list[tuple[Path, Document]]:
     """The tests in the files: every document of a file that is named, those of the kind in a folder."""
     from core import documents, source
     from core.manifest import SUFFIXES
-    from policy.suite import KIND
+    from policy.whatif.suite import KIND
 
     found: list[tuple[Path, Document]] = []
     problems: list[Problem] = []
@@ -105,8 +105,8 @@ def _kind(document: Document) -> object:
 
 def result(file: Path, document: Document) -> Result:
     """One test, checked. Raises `Invalid` with the problems of the test and of its manifests."""
-    from policy.assertions import check
-    from policy.suite import cluster, read
+    from policy.whatif.assertions import check
+    from policy.whatif.suite import cluster, read
 
     test, problems = read(document.value)
     if test is None or problems:
@@ -174,8 +174,8 @@ def _lines(results: Sequence[Result]) -> Iterator[str]:
 
 def sentence(failure: Failure, checked: Checked) -> str:
     """What fails, and what decided it."""
-    from policy.plan import cause
-    from policy.traffic import summary
+    from policy.whatif.plan import cause
+    from policy.whatif.traffic import summary
 
     family = f" in IPv{failure.only}" if failure.only else ""
     said = f"{failure.source} -> {failure.destination} {summary(failure.traffic)}{family}"

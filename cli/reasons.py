@@ -6,7 +6,7 @@ from typing import Any
 
 from cli.kinds import reference
 from policy.model import Decision
-from policy.plan import cause
+from policy.whatif.plan import cause
 
 
 def document(decision: Decision) -> dict[str, Any]:

@@ -14,13 +14,13 @@ from policy_worlds import HOSTS, LOCAL, PODS, flows, worlds
 
 from core import manifest
 from core.resources.policy import Direction
-from policy.assertions import Failure, check
 from policy.compile import compile
 from policy.evaluate import lookup
 from policy.model import Verdict
-from policy.plan import cause
-from policy.suite import API_VERSION, KIND, asked, cluster, read
-from policy.traffic import summary
+from policy.whatif.assertions import Failure, check
+from policy.whatif.plan import cause
+from policy.whatif.suite import API_VERSION, KIND, asked, cluster, read
+from policy.whatif.traffic import summary
 
 POLICIES = """
 apiVersion: networking.k8s.io/v1

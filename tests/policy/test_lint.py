@@ -18,12 +18,12 @@ from core.resources.base import Metadata
 from core.resources.policy import Action, Direction, NetworkPolicySpec
 from core.snapshot import Snapshot
 from policy.compile import compile
-from policy.findings import CODES, Finding, Severity
-from policy.implies import matches
-from policy.lint import lint
 from policy.model import Cause
-from policy.rows import reasons
 from policy.rules import convert_rules
+from policy.whatif.findings import CODES, Finding, Severity
+from policy.whatif.implies import matches
+from policy.whatif.lint import lint
+from policy.whatif.rows import reasons
 
 PODS = """
 apiVersion: v1
@@ -239,7 +239,7 @@ def test_every_other_code_has_a_cluster_that_shows_it() -> None:
 
 
 def test_rules_beyond_the_bound_are_told_and_not_compared(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("policy.shadows.MOST_COMPARED", 5_000)
+    monkeypatch.setattr("policy.whatif.shadows.MOST_COMPARED", 5_000)
     many = ", ".join(f"{{action: Deny, protocol: TCP, destination: {{ports: [{n}]}}}}" for n in range(1, 101))
     text = "".join(policy(f"{{order: {n}, ingress: [{many}]}}", f"many{n}") for n in range(1, 3))
     assert "not-compared" in {each.code for each in findings(text)}

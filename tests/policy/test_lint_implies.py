@@ -11,9 +11,9 @@ from policy_worlds_rules import rule, selector
 
 from core.resources.policy import Rule
 from core.selector import parse
-from policy.implies import implies, matches
 from policy.model import Match
 from policy.rules import convert_rules
+from policy.whatif.implies import implies, matches
 
 VALUES = ["", "web", "db", "w", "wd"]
 SETTINGS = settings(

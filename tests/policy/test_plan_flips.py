@@ -18,11 +18,11 @@ from core.resources import Resource, WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile
-from policy.ends import Crowds, Member, Outside
 from policy.evaluate import Packet, lookup
 from policy.model import Verdict
-from policy.plan import Connection, Flip, cause, plan
-from policy.traffic import REST, Traffic, summary
+from policy.whatif.ends import Crowds, Member, Outside
+from policy.whatif.plan import Connection, Flip, cause, plan
+from policy.whatif.traffic import REST, Traffic, summary
 
 TWO_OF_A_FAMILY = PODS["a", "p1"]
 """A flip names its pod, which may be flipped at one of its addresses only."""

@@ -14,8 +14,8 @@ from policy_worlds import World, flows, worlds
 from core.resources.policy import Direction
 from policy.compile import compile
 from policy.evaluate import lookup
-from policy.rows import Book, regions
-from policy.traffic import ALL_TRAFFIC, ICMPS, REST, Traffic, joined
+from policy.whatif.rows import Book, regions
+from policy.whatif.traffic import ALL_TRAFFIC, ICMPS, REST, Traffic, joined
 
 
 def covers(traffic: Traffic, flow: Flow, named: set[int], cases: list[tuple[int, int]]) -> bool:

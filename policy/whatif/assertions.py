@@ -19,9 +19,9 @@ from core.resources import WorkloadEndpoint
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile
 from policy.model import Cause, Decision, Reason, Verdict
-from policy.rows import Book, Decisions, Row, regions
-from policy.suite import EVERYTHING, Asked, Assertion, PolicyTest, Wanted, asked, in_family
-from policy.traffic import REST, Traffic, joined, touching
+from policy.whatif.rows import Book, Decisions, Row, regions
+from policy.whatif.suite import EVERYTHING, Asked, Assertion, PolicyTest, Wanted, asked, in_family
+from policy.whatif.traffic import REST, Traffic, joined, touching
 
 End: TypeAlias = Key | Address
 
@@ -57,7 +57,7 @@ class Checked:
 
 
 def check(test: PolicyTest, snapshot: Snapshot) -> tuple[list[Checked], list[Problem]]:
-    """Every assertion of the test on its cluster (`policy.suite.cluster`); and ends that mean nothing there."""
+    """Every assertion of the test on its cluster (`policy.whatif.suite.cluster`); and ends that mean nothing there."""
     ends = _Ends(snapshot)
     problems: list[Problem] = []
     pairs: list[list[tuple[End, End]]] = []

@@ -38,7 +38,7 @@ from policy.model import (
     Tests,
     Watched,
 )
-from policy.traffic import REST, Traffic
+from policy.whatif.traffic import REST, Traffic
 
 LARGEST_BYTE: Final = 255
 

@@ -22,12 +22,12 @@ from policy import drafts
 from policy.compile import compile
 from policy.convert import Converted, convert, known_to
 from policy.doubt import Doubt
-from policy.findings import Finding
 from policy.model import Cause, Match, Peer, Plane, Policy, Rule, Side, TierOrder
-from policy.population import Population
-from policy.rows import reasons
 from policy.rules import service_of
-from policy.shadows import Shadow, Shadows
+from policy.whatif.findings import Finding
+from policy.whatif.population import Population
+from policy.whatif.rows import reasons
+from policy.whatif.shadows import Shadow, Shadows
 
 
 def lint(snapshot: Snapshot) -> list[Finding]:

@@ -5,10 +5,10 @@
     after ─── compile ──> rows ─┘
     connections ── looked up in both ──────────────────────────────> cuts
 
-Ends that policy does not tell apart, before and after, are one kind (`policy.ends`), so the work grows with the number
-of kinds of ends and not with the number of pods. A pair is looked at only where a row that it asks has changed its
-verdict; what is asked of it then are regions of traffic (`policy.rows`), so nothing is sampled. An end that is only
-there before, or only after, has no verdict to flip: it is named, no more.
+Ends that policy does not tell apart, before and after, are one kind (`policy.whatif.ends`), so the work grows with the
+number of kinds of ends and not with the number of pods. A pair is looked at only where a row that it asks has changed
+its verdict; what is asked of it then are regions of traffic (`policy.whatif.rows`), so nothing is sampled. An end that
+is only there before, or only after, has no verdict to flip: it is named, no more.
 """
 
 from __future__ import annotations
@@ -25,12 +25,12 @@ from core.resources import WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
 from policy.compile import Compiler
-from policy.ends import Kind, Member, View, kinds
 from policy.evaluate import Packet, lookup
 from policy.model import Cause, Decision, Reason, Verdict
-from policy.plan_hosts import concerned
-from policy.rows import Book, Decisions, Row, regions
-from policy.traffic import Traffic, joined
+from policy.whatif.ends import Kind, Member, View, kinds
+from policy.whatif.plan_hosts import concerned
+from policy.whatif.rows import Book, Decisions, Row, regions
+from policy.whatif.traffic import Traffic, joined
 
 MOST_PAIRS: Final = 4_000_000
 """Pairs of kinds that are looked at; what is beyond is counted and said. A plan of that size takes about a minute."""

@@ -24,7 +24,7 @@ from core.values import address
 from policy.compile import Compiled
 from policy.identity import Identity
 from policy.model import Range
-from policy.rows import Book
+from policy.whatif.rows import Book
 
 SPELT_OUT: Final = 3
 """Names or prefixes that are said one by one; of more, the first ones and how many there are."""

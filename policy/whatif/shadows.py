@@ -17,8 +17,8 @@ from typing import Final, TypeAlias
 
 from core.resources.policy import Action, Direction
 from core.selector import And, Compare, In, Node, Or, Selector
-from policy.implies import implies, matches
 from policy.model import Match, Policy, Rule
+from policy.whatif.implies import implies, matches
 
 MOST_COMPARED: Final = 1_000_000
 """Pairs of rules compared in one tier, ten seconds' worth; of what is beyond, nothing is said."""
