@@ -30,8 +30,7 @@ from core.addr import Address, Network
 from core.names import MARK_MASK, WORKLOAD_PREFIX
 from core.nftables import Chain, Element, Hook, Ruleset, Set, join
 from felix.endpoints import Endpoint
-from policy.keep import call
-from policy.outcomes import UNPROGRAMMED, set_mark
+from policy.outcomes import UNPROGRAMMED, ask, set_mark
 from policy.render import machinery
 
 SOURCES: Final = {4: "sources4", 6: "sources6"}
@@ -149,11 +148,10 @@ def _forward_chains(hosts: HostRules) -> dict[str, Chain]:
                 # A packet that a pod wraps itself would leave its wrapping on another node, past policy.
                 "meta l4proto 4 counter drop",
                 "udp dport 4789 counter drop",
-                *call(JUDGE_FROM),
-                "goto settled",
+                *ask(JUDGE_FROM),
             )
         ),
-        TO_WORKLOAD: Chain(rules=(*call(JUDGE_TO), "goto settled")),
+        TO_WORKLOAD: Chain(rules=ask(JUDGE_TO)),
         JUDGE_FROM: Chain(rules=(f"iifname vmap @{FROM_WORKLOAD}", _UNPROGRAMMED)),
         JUDGE_TO: Chain(rules=(f"oifname vmap @{TO_WORKLOAD}", _UNPROGRAMMED)),
     }

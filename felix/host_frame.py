@@ -37,9 +37,9 @@ from felix.failsafe import Failsafes, stateful, stateless
 from felix.filter import FROM, LISTENER, NEIGHBOUR, NO_HOSTS, NODES, TO, UNMARK, HostRules
 from felix.hosts import LOOPBACK, Host
 from policy.compile import Compiled
-from policy.keep import OURS, SHIFT, call
+from policy.keep import OURS, SHIFT
 from policy.model import Cause, Decision, Plane, Table
-from policy.outcomes import ACCEPTED, UNASKED, set_mark
+from policy.outcomes import ACCEPTED, UNASKED, ask, set_mark
 
 Slot: TypeAlias = tuple[Plane, Direction]
 Stacks: TypeAlias = Mapping[tuple[Key, Plane, Direction], str]
@@ -180,7 +180,7 @@ def _judgement(slot: Slot, every: str) -> Chain:
 def _question(slot: Slot) -> tuple[str, ...]:
     """Ask, and do what is answered. An endpoint without a stack is denied what the host itself sends and receives."""
     unasked = () if slot[0] is Plane.HOST else (f"{_IS_UNASKED} return",)
-    return (*call(_judge(NAMES[slot])), *unasked, "goto settled")
+    return ask(_judge(NAMES[slot]), *unasked)
 
 
 def _preface(given: Shape, slot: Slot, failsafes: Failsafes) -> list[str]:

@@ -23,7 +23,7 @@ from typing import Final
 
 from core.nftables import Chain, Element, Set
 from core.resources.policy import Direction
-from policy.keep import OURS, SHIFT, THEIRS
+from policy.keep import OURS, SHIFT, THEIRS, call
 from policy.model import (
     Cause,
     Decision,
@@ -49,6 +49,7 @@ endpoint has let in. The first is denied like the others wherever it is settled.
 REASONS: Final = "reasons"
 VERDICTS: Final = "verdicts"
 BRANCHES: Final = "branches"
+UNDENIED: Final = "undenied"
 READABLE: Final = "readable"
 
 DENIED_GROUP: Final = 0x6D75
@@ -201,12 +202,24 @@ def mark(number: int) -> str:
     return sys.intern(str(number << SHIFT))
 
 
+def ask(judgement: str, *first: str) -> tuple[str, ...]:
+    """Rules that call the chain `judgement` and settle its answer, after the rules `first` have looked at it.
+
+    What would be denied is judged a second time. A packet that was held up between two look-ups while the table changed
+    may have been told a class by the new maps that the old stack does not know, and denied for it, though old rules and
+    new ones allow it; the second time it meets the new table alone.
+    """
+    answered = (*call(judgement), *first)
+    return (*answered, f"meta mark & {OURS} @{UNDENIED} goto settled", *answered, "goto settled")
+
+
 def sets() -> dict[str, Set]:
     """The maps that settle a judgement."""
     return {
         REASONS: Set(key=("mark",), value="counter"),
         VERDICTS: Set(key=("mark",), value="verdict"),
         BRANCHES: Set(key=("mark",), value="verdict"),
+        UNDENIED: Set(key=("mark",)),
     }
 
 

@@ -267,14 +267,17 @@ class _Page:
             self._counted(outcomes.REASONS, number, outcomes.counter(answer.plane, found))
             if word := outcomes.word(answer.plane, answer.direction, found.verdict):
                 self._elements[Element(outcomes.VERDICTS, _mark(number))] = word
+                self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
         elif isinstance(found, Residual):
             name = f"residual-{digest.hex()[:12]}"
             self._chains[name] = Chain(rules=tuple(self._residual(answer, found)))
             self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
+            self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
         else:
             name = f"staged-{digest.hex()[:12]}"
             self._chains[name] = Chain(rules=tuple(self._staged(name, answer, found)))
             self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
+            self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
 
     def _counted(self, where: str, number: int, name: str) -> None:
         self._counters.add(name)
