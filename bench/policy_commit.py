@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import subprocess
 import sys
 import tempfile
@@ -174,8 +175,8 @@ def _start(stack: ExitStack, log: IO[str], *argv: str) -> None:
 
 
 def _prober(stack: ExitStack, place: str) -> subprocess.Popen[str]:
-    sender = netns.open_socket(f"{place}-probe", 2, 2)
-    receivers = [netns.open_socket(f"{place}-target", 2, 2) for _ in range(2)]
+    sender = netns.open_socket(f"{place}-probe", socket.AF_INET, socket.SOCK_DGRAM)
+    receivers = [netns.open_socket(f"{place}-target", socket.AF_INET, socket.SOCK_DGRAM) for _ in range(2)]
     for number, each in enumerate(receivers):
         each.bind((_PODS["target"], 8000 + number))
         each.setblocking(False)

@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import json
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, Final
 
@@ -74,7 +74,7 @@ def _only_watching(seconds: float | None, *, watch: bool) -> None:
         raise typer.BadParameter("ends --watch, which is not asked for", param_hint="--for")
 
 
-def _show(wanted: Any, *, watch: bool, seconds: float | None, output: options.ResultFormat) -> None:
+def _show(wanted: Callable[[Tally], bool], *, watch: bool, seconds: float | None, output: options.ResultFormat) -> None:
     end = None if seconds is None else time.monotonic() + seconds
     while True:
         rows = [row for row in _rows() if wanted(row.tally)]

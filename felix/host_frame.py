@@ -37,7 +37,7 @@ from felix.failsafe import Failsafes, stateful, stateless
 from felix.filter import FROM, LISTENER, NEIGHBOUR, NO_HOSTS, NODES, TO, UNMARK, HostRules
 from felix.hosts import LOOPBACK, Host
 from policy.compile import Compiled
-from policy.keep import OURS, SHIFT
+from policy.keep import OURS, high
 from policy.model import Cause, Decision, Plane, Table
 from policy.outcomes import ACCEPTED, UNASKED, ask, set_mark
 
@@ -66,10 +66,10 @@ NOT_ASKED: Final = "host-not-asked"
 
 _LET_BE: Final = frozenset({Cause.NO_FORWARD_RULE, Cause.UNDECIDED})
 _ALWAYS: Final = frozenset({(Plane.HOST, _IN), (Plane.HOST, _OUT)})
-_IS_ACCEPTED: Final = f"meta mark & {OURS} == {ACCEPTED << SHIFT:#010x}"
-_NOT_ACCEPTED: Final = f"meta mark & {OURS} != {ACCEPTED << SHIFT:#010x}"
-_IS_UNASKED: Final = f"meta mark & {OURS} == {UNASKED << SHIFT:#010x}"
-_NOT_UNASKED: Final = f"meta mark & {OURS} != {UNASKED << SHIFT:#010x}"
+_IS_ACCEPTED: Final = f"meta mark & {OURS} == {high(ACCEPTED)}"
+_NOT_ACCEPTED: Final = f"meta mark & {OURS} != {high(ACCEPTED)}"
+_IS_UNASKED: Final = f"meta mark & {OURS} == {high(UNASKED)}"
+_NOT_UNASKED: Final = f"meta mark & {OURS} != {high(UNASKED)}"
 _WIPE: Final = f"meta mark & {OURS} != 0x00000000 {UNMARK}"
 _DISCOVERY: Final = f"icmpv6 type {{ {NEIGHBOUR}, nd-router-advert, {LISTENER} }}"
 _ESTABLISHED: Final = "ct state established,related accept"

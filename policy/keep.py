@@ -24,6 +24,11 @@ SHIFT: Final = (MARK_MASK & -MARK_MASK).bit_length() - 1
 _DIGITS: Final = SHIFT // 4
 
 
+def high(number: int) -> str:
+    """A mark with `number` in our half and nothing in the other, as rules spell it."""
+    return f"{number << SHIFT:#010x}"
+
+
 def call(judgement: str) -> tuple[str, ...]:
     """Rules that call the chain `judgement`, which leaves its answer in the high half of the mark."""
     return (
@@ -34,7 +39,7 @@ def call(judgement: str) -> tuple[str, ...]:
 
 def keep(judgements: Sequence[str]) -> dict[str, Chain]:
     """The chains that `call` needs for all `judgements`: each is known on the way by its place, in the high half."""
-    places = {judgement: f"{place << SHIFT:#010x}" for place, judgement in enumerate(judgements, 1)}
+    places = {judgement: high(place) for place, judgement in enumerate(judgements, 1)}
     chains = {
         f"keep-{judgement}": Chain(rules=(f"meta mark set meta mark & {THEIRS} | {place}", "goto keep-0"))
         for judgement, place in places.items()

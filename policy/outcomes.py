@@ -23,7 +23,7 @@ from typing import Final
 
 from core.nftables import Chain, Element, Set
 from core.resources.policy import Direction
-from policy.keep import OURS, SHIFT, THEIRS, call
+from policy.keep import OURS, SHIFT, THEIRS, call, high
 from policy.model import (
     Cause,
     Decision,
@@ -194,7 +194,7 @@ def word(plane: Plane, direction: Direction, verdict: Verdict) -> str:
 
 def set_mark(number: int) -> str:
     """A statement that writes `number` into our half of the mark and leaves the other."""
-    return f"meta mark set meta mark & {THEIRS} | {number << SHIFT:#010x}"
+    return f"meta mark set meta mark & {THEIRS} | {high(number)}"
 
 
 def mark(number: int) -> str:

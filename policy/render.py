@@ -32,7 +32,7 @@ from core.nftables import Chain, Element, Ruleset, Set
 from core.resources.policy import Direction
 from policy import outcomes
 from policy.compile import Compiled
-from policy.keep import OURS, keep
+from policy.keep import OURS, high, keep
 from policy.model import (
     Cause,
     Decision,
@@ -209,7 +209,7 @@ class _Page:
 
     def stack(self, table: Table) -> Ruleset:
         if table.constant is not None:
-            self._chains[table.name] = Chain(rules=(f"meta mark set {self._number(table, table.constant):#010x}",))
+            self._chains[table.name] = Chain(rules=(f"meta mark set {high(self._number(table, table.constant))}",))
             return self.ruleset()
         rules = [f"jump {IDENTIFY[table.direction]}"]
         protocols = table.port_protocols
@@ -221,12 +221,12 @@ class _Page:
         rules += self._asking(table, "range", _PORTS, spans, "meta mark . meta l4proto . th dport")
         if protocols:
             rules += [f"meta l4proto {each} jump {outcomes.READABLE}" for each in protocols]
-            rules.append(f"meta mark {int(_mark(outcomes.UNREADABLE)):#010x} return")
+            rules.append(f"meta mark {high(outcomes.UNREADABLE)} return")
         rules += self._asking(table, "proto", _PORTS[:2], protos, "meta mark . meta l4proto")
         # A packet whose protocol cannot be told must not pass for one of no special protocol.
         guard = "meta l4proto 0-255 " if protos or protocols else ""
         rules += self._asking(table, "any", _PORTS[:1], anys, "meta mark", guard)
-        rules.append(f"meta mark set {self._number(table, table.otherwise):#010x}")
+        rules.append(f"meta mark set {high(self._number(table, table.otherwise))}")
         self._chains[table.name] = Chain(rules=tuple(rules))
         return self.ruleset()
 
@@ -243,7 +243,7 @@ class _Page:
         if not answers:
             return
         name, interval = f"{table.name}-{suffix}", suffix == "range"
-        values = {element: str(self._number(table, answer)) for element, answer in answers.items()}
+        values = {element: _mark(self._number(table, answer)) for element, answer in answers.items()}
         if interval:
             name = of_content(name, values)
         self._sets[name] = Set(key=key, value="mark", interval=interval)
@@ -251,37 +251,37 @@ class _Page:
         yield f"{guard}meta mark set {look} map @{name} return"
 
     def _number(self, table: Table, outcome: Outcome) -> int:
-        """The mark of an outcome; 0, which is denied, of one for which no number is left."""
+        """The number of an outcome that `table` gives."""
         known = self._known.get(id(outcome))
         if known is None:
-            known = self._known[id(outcome)] = self._mark(Answer(table.plane, table.direction, outcome))
+            known = self._known[id(outcome)] = self._numbered(Answer(table.plane, table.direction, outcome))
         return known
 
-    def _mark(self, answer: Answer) -> int:
-        return int(_mark(self._numbers.get(answer.digest(), 0)))
+    def _numbered(self, answer: Answer) -> int:
+        """An answer's number; 0, which is denied, of one for which none is left."""
+        return self._numbers.get(answer.digest(), 0)
 
     def outcome(self, number: int, digest: bytes, answer: Answer) -> None:
         """What settles one answer."""
         found = answer.outcome
         if isinstance(found, Decision):
-            self._counted(outcomes.REASONS, number, outcomes.counter(answer.plane, found))
+            name = outcomes.counter(answer.plane, found)
+            self._counters.add(name)
+            self._elements[Element(outcomes.REASONS, _mark(number))] = name
             if word := outcomes.word(answer.plane, answer.direction, found.verdict):
-                self._elements[Element(outcomes.VERDICTS, _mark(number))] = word
-                self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
+                self._settle(number, outcomes.VERDICTS, word)
         elif isinstance(found, Residual):
             name = f"residual-{digest.hex()[:12]}"
             self._chains[name] = Chain(rules=tuple(self._residual(answer, found)))
-            self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
-            self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
+            self._settle(number, outcomes.BRANCHES, f"goto {name}")
         else:
             name = f"staged-{digest.hex()[:12]}"
             self._chains[name] = Chain(rules=tuple(self._staged(name, answer, found)))
-            self._elements[Element(outcomes.BRANCHES, _mark(number))] = f"goto {name}"
-            self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
+            self._settle(number, outcomes.BRANCHES, f"goto {name}")
 
-    def _counted(self, where: str, number: int, name: str) -> None:
-        self._counters.add(name)
-        self._elements[Element(where, _mark(number))] = name
+    def _settle(self, number: int, where: str, verdict: str) -> None:
+        self._elements[Element(where, _mark(number))] = verdict
+        self._elements[Element(outcomes.UNDENIED, _mark(number))] = ""
 
     def _residual(self, answer: Answer, residual: Residual) -> Iterator[str]:
         yield from _payload(residual, "goto denied")
@@ -296,8 +296,8 @@ class _Page:
         """The statements that make `settled` so, in a chain that a judgement was settled by."""
         inner = Answer(answer.plane, answer.direction, settled)
         if isinstance(settled, Residual):
-            return f"goto residual-{inner.digest().hex()[:12]}" if self._mark(inner) else "goto denied"
-        return f"{outcomes.set_mark(self._mark(inner) >> 16)} goto decided"
+            return f"goto residual-{inner.digest().hex()[:12]}" if self._numbered(inner) else "goto denied"
+        return f"{outcomes.set_mark(self._numbered(inner))} goto decided"
 
     def _staged(self, name: str, answer: Answer, watched: Watched) -> Iterator[str]:
         if isinstance(watched.pending, Decision):
@@ -329,9 +329,8 @@ def _payload(residual: Residual, otherwise: str) -> Iterator[str]:
     """Rules in front of a residual's that read the transport header: a packet without one goes no further."""
     if any(line.tests is not None and line.tests.reads_payload for line in residual.lines):
         yield f"jump {outcomes.READABLE}"
-        unreadable = int(_mark(outcomes.UNREADABLE))
         counted = f"counter name meta mark & {OURS} map @{outcomes.REASONS} " if otherwise != "return" else ""
-        yield f"meta mark & {OURS} == {unreadable:#010x} {counted}{otherwise}"
+        yield f"meta mark & {OURS} == {high(outcomes.UNREADABLE)} {counted}{otherwise}"
 
 
 def _when(line: Line, direction: Direction, then: str) -> list[str]:

@@ -19,6 +19,7 @@ from core.addr import Family
 from core.nftables import Chain, Element, Ruleset, Set
 from core.resources.policy import Direction
 from policy.identity import Identity, bucket_of
+from policy.keep import high
 from policy.model import Range
 from policy.outcomes import mark
 
@@ -119,9 +120,7 @@ def _identify(world: Mapping[int, int], witnesses: Mapping[int, int | None], pre
             for family in Family
             for asked in (exact[family], *(each for each in prefixes if each.startswith(f"cidr{int(family)}-")))
         ]
-        rules += [
-            f"meta nfproto {_NFPROTO[family]} meta mark set {int(mark(world[family])):#010x}" for family in Family
-        ]
+        rules += [f"meta nfproto {_NFPROTO[family]} meta mark set {high(world[family])}" for family in Family]
         chains[name] = Chain(rules=tuple(rules))
     elements = {
         Element(exact[Family(family)], str(IPv4Address(at) if family == 4 else IPv6Address(at))): mark(world[family])
