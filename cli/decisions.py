@@ -202,8 +202,9 @@ def _counters() -> Iterator[tuple[int, str]]:
 def _line(packet: Logged, said: Tally) -> str:
     way = f"{packet.inbound or 'this host'} -> {packet.outbound or 'this host'}"
     ends = f"{_end(packet.source, packet.sport)} -> {_end(packet.destination, packet.dport)}"
-    icmp = f" type {packet.icmp[0]} code {packet.icmp[1]}" if packet.icmp else ""
-    return f"{clock.now()}  {protocol(packet.protocol)}{icmp}  {ends}  {way}  {_direction(said)}: {said.rule_name}"
+    what = values.protocol_name(packet.protocol)
+    what += f" type {packet.icmp[0]} code {packet.icmp[1]}" if packet.icmp else ""
+    return f"{clock.now()}  {what}  {ends}  {way}  {_direction(said)}: {said.rule_name}"
 
 
 def _end(address: object, port: int | None) -> str:
@@ -211,17 +212,12 @@ def _end(address: object, port: int | None) -> str:
     return text if port is None else f"{text}:{port}"
 
 
-def protocol(number: int) -> str:
-    """Its name, or its number."""
-    return next((name for name, each in values.PROTOCOLS.items() if each == number), f"protocol {number}")
-
-
 def _event(packet: Logged, said: Tally) -> dict[str, Any]:
     return {
         "time": clock.now(),
         "source": str(packet.source),
         "destination": str(packet.destination),
-        "protocol": protocol(packet.protocol),
+        "protocol": values.protocol_name(packet.protocol),
         "sourcePort": packet.sport,
         "destinationPort": packet.dport,
         "icmp": {"type": packet.icmp[0], "code": packet.icmp[1]} if packet.icmp else None,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from cli.decisions import Names, protocol
+from cli.decisions import Names
 from cli.guards import Met
 from cli.here import told
 from core.addr import Address
@@ -25,6 +25,7 @@ from core.errors import MuslinError, NotFound, Unsupported
 from core.names import NFT_TABLE, Key
 from core.resources import Node, WorkloadEndpoint
 from core.snapshot import Snapshot
+from core.values import protocol_name
 from felix.filter import FROM_WORKLOAD, TO_WORKLOAD
 from felix.host_frame import NAMES
 from linux import netns
@@ -131,7 +132,7 @@ def _account(found: Explanation, met: Sequence[Met], packets: Sequence[Traced], 
         outcome = _undropped(found, steps, back, heard)
     port = f":{found.port}" if found.port is not None else ""
     return Account(
-        sent=f"{protocol(found.protocol)} from {probe.source} ({probe.number}) to {probe.destination}{port}",
+        sent=f"{protocol_name(found.protocol)} from {probe.source} ({probe.number}) to {probe.destination}{port}",
         heard=heard,
         steps=steps,
         back=back,

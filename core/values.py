@@ -17,6 +17,8 @@ from core.addr import Address, Interface, Network
 PROTOCOLS: Final = MappingProxyType({"ICMP": 1, "TCP": 6, "UDP": 17, "ICMPv6": 58, "SCTP": 132, "UDPLite": 136})
 """IP protocol numbers by Calico's names."""
 
+_NAMES: Final = MappingProxyType({number: name for name, number in PROTOCOLS.items()})
+
 WITH_PORTS: Final = frozenset({6, 17, 132})
 """Protocols whose rules may name ports: TCP, UDP, SCTP."""
 
@@ -122,6 +124,11 @@ def protocol(value: int | str) -> int:
     if not 1 <= int(value) <= 255:
         raise ValueError(f"protocol {value} is not within 1 to 255")
     return int(value)
+
+
+def protocol_name(number: int) -> str:
+    """Calico's name of an IP protocol, or "protocol" and its number."""
+    return _NAMES.get(number, f"protocol {number}")
 
 
 def as_number(value: int | str) -> int:

@@ -9,14 +9,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
-from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from core.addr import Network
 from core.names import Key
 from core.resources.policy import Action, Direction
 from core.selector import Selector
-from core.values import PROTOCOLS
+from core.values import protocol_name
 
 Range: TypeAlias = tuple[int, int]
 """First and last, both included: of ports, or of addresses as integers."""
@@ -25,8 +24,6 @@ ALL_PORTS: Range = (0, 65535)
 
 MOST_NAMED: Final = 8
 """Policies that a reason names in words; as data it has them all."""
-
-_PROTOCOL_NAMES: Final = MappingProxyType({number: name for name, number in PROTOCOLS.items()})
 
 
 class Plane(StrEnum):
@@ -202,18 +199,14 @@ class Match:
     def __str__(self) -> str:
         parts = {
             f"IPv{self.family}": self.family is not None,
-            _protocol(self.protocol): self.protocol is not None,
-            f"anything but {_protocol(self.not_protocol)}": self.not_protocol is not None,
+            protocol_name(self.protocol or 0): self.protocol is not None,
+            f"anything but {protocol_name(self.not_protocol or 0)}": self.not_protocol is not None,
             f"{self.icmp}": self.icmp is not None,
             f"any type but {self.not_icmp}": self.not_icmp is not None,
             f"from {self.source}": self.source != Side(),
             f"to {self.destination}": self.destination != Side(),
         }
         return " ".join(text for text, said in parts.items() if said) or "all traffic"
-
-
-def _protocol(number: int | None) -> str:
-    return _PROTOCOL_NAMES.get(number or 0, f"protocol {number}")
 
 
 @dataclass(frozen=True, slots=True)

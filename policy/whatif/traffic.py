@@ -5,13 +5,11 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from types import MappingProxyType
 from typing import Final
 
-from core.values import PROTOCOLS
+from core.values import protocol_name
 from policy.model import ALL_PORTS, Range
 
-NAMES: Final = MappingProxyType({number: name.lower() for name, number in PROTOCOLS.items()})
 ICMPS: Final = frozenset({1, 58})
 REST: Final = -1
 """Stands for every protocol that no row names."""
@@ -62,7 +60,7 @@ ALL_TRAFFIC: Final = Traffic()
 
 
 def _name(protocol: int) -> str:
-    return NAMES.get(protocol, f"protocol {protocol}")
+    return protocol_name(protocol).lower()
 
 
 def _span(span: Range) -> str:
