@@ -153,7 +153,7 @@ def desired(
             guard=Guard(
                 hosts=guarded.local,
                 failsafes=failsafes,
-                nodes=frozenset(memo(_nodes, _seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else ()),
+                nodes=memo(frozenset, memo(_nodes, _seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else _NOBODY),
                 to_host=settings.default_endpoint_to_host_action or "Drop",
             ),
             enabled=settings.policy_cut_connections != "Disabled",

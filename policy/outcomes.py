@@ -1,9 +1,10 @@
 """From the number that a judgement leaves in the mark to what is done, and to what is counted.
 
-    judgement ──> mark: NUMBER ──> settled    @reasons    NUMBER : counter object, named after the reason
-                                              @verdicts   NUMBER : accept | return | goto accepted, untracked
-                                              @branches   NUMBER : goto residual-HASH | goto staged-HASH
-                                              goto denied
+    judgement ──> mark: NUMBER ──> not in @undenied: judged once more (`ask`)
+                              ──> settled    @reasons    NUMBER : counter object, named after the reason
+                                             @verdicts   NUMBER : accept | return | goto accepted, untracked
+                                             @branches   NUMBER : goto residual-HASH | goto staged-HASH
+                                             goto denied
     residual-HASH   the rules still undecided, each ──> mark: NUMBER ──> decided    as settled, but for the branches
     staged-HASH     counts what staged policies would do, then what is enforced ──> decided
 

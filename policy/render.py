@@ -10,7 +10,7 @@
                                  └─ otherwise: a number that is denied
 
     parts       machinery    what settles judgements; the same whatever policy says
-                identify     the chains of the four maps of addresses
+                identify     the chains that ask the maps of addresses (`policy.render_identity`)
                 identityF/N  a bucket of addresses, of family F; cidrF: all prefixes
                 in-ID        one stack
                 outcomes/N   a bucket of outcomes: elements, counters, residuals
@@ -55,7 +55,6 @@ from policy.render_identity import IDENTIFY, Addresses, of_content
 LOG_PREFIX_CHARACTERS: Final = 100
 """nft takes at most 127 bytes of log prefix."""
 
-
 _BUCKETS: Final = 64
 _HEADER: Final = {4: "ip", 6: "ip6"}
 _ICMP: Final = {4: "icmp", 6: "icmpv6"}
@@ -63,7 +62,7 @@ _PORTS: Final = ("mark", "inet_proto", "inet_service")
 
 
 def machinery(judgements: Iterable[str]) -> Ruleset:
-    """What settles the answers of the chains `judgements`, which felix calls with `policy.keep.call`."""
+    """What settles the answers of the chains `judgements`, which felix calls with `policy.outcomes.ask`."""
     elements, counters = outcomes.reserved()
     return Ruleset(
         chains=MappingProxyType({**outcomes.chains(), **keep(tuple(judgements))}),
@@ -88,7 +87,8 @@ class _Stack:
 
 
 class Renderer:
-    """Renders state after state. What comes out depends on the state alone; parts that stay the same are shared."""
+    """Renders state after state. What comes out, once it is settled, depends on the state alone; parts that stay the
+    same are shared."""
 
     def __init__(self) -> None:
         self._stacks: dict[str, _Stack] = {}
