@@ -1,7 +1,7 @@
 """What we tell peers, as a driver of the one reconciler.
 
     key    (peer, prefix), or (peer, None) for the End-of-RIB that follows everything else
-    value  the telling: a number that changes when the peer, or ExaBGP itself, has forgotten what it was told
+    value  the attributes, and the telling: numbers that change when the peer, or ExaBGP itself, has forgotten
     read   what ExaBGP has acknowledged
     apply  withdrawals, then announcements, then End-of-RIBs: one command at a time, each acknowledged
 
@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import TypeAlias
 
 from bgp.line import Announce, Command, SendEndOfRib, Withdraw, batches
-from bgp.model import Session
+from bgp.model import Attributes, Session
 from core.addr import Address, Family, Network
 from core.errors import MuslinError, Unavailable
 from core.reconcile import Plan
@@ -38,25 +38,32 @@ class Telling:
     session: int
 
 
+@dataclass(frozen=True, slots=True)
+class Told:
+    """What is said of an advert (nothing, of the End-of-RIB), and in which telling."""
+
+    telling: Telling
+    attributes: Attributes | None = None
+
+
 Send: TypeAlias = Callable[[Command], Awaitable[bool]]
 """Gives ExaBGP a command; whether it was accepted. Raises `Unavailable` when there is no ExaBGP to ask."""
 
 
 def desired_adverts(
     sessions: Iterable[Session],
-    prefixes: Collection[Network],
+    exported: Mapping[Address, Mapping[Network, Attributes]],
     tellings: Mapping[Address, Telling],
     up: Collection[Address],
-) -> Mapping[Advert, Telling]:
-    """Every prefix to every session of its family, up or not (ExaBGP remembers), and End-of-RIB to those up."""
-    wanted: dict[Advert, Telling] = {}
+) -> Mapping[Advert, Told]:
+    """What `exported` has for every session, up or not (ExaBGP remembers), and End-of-RIB to those up."""
+    wanted: dict[Advert, Told] = {}
     for session in sessions:
         telling = tellings[session.peer]
-        for prefix in prefixes:
-            if prefix.version == session.family:
-                wanted[Advert(session.peer, prefix)] = telling
+        for prefix, attributes in exported.get(session.peer, {}).items():
+            wanted[Advert(session.peer, prefix)] = Told(telling, attributes)
         if session.peer in up:
-            wanted[Advert(session.peer, None)] = telling
+            wanted[Advert(session.peer, None)] = Told(telling)
     return wanted
 
 
@@ -68,13 +75,13 @@ class AdvertDriver:
     def __init__(self, send: Send) -> None:
         self.configured: frozenset[Address] = frozenset()
         self._send = send
-        self._acknowledged: dict[Advert, Telling] = {}
+        self._acknowledged: dict[Advert, Told] = {}
 
-    async def read(self) -> Mapping[Advert, Telling]:
+    async def read(self) -> Mapping[Advert, Told]:
         """What stands acknowledged."""
         return dict(self._acknowledged)
 
-    async def apply(self, plan: Plan[Advert, Telling]) -> Mapping[Advert, Exception]:
+    async def apply(self, plan: Plan[Advert, Told]) -> Mapping[Advert, Exception]:
         """Tell peers the difference; what ExaBGP refuses (a peer it has not loaded yet) is an error of those keys."""
         errors: dict[Advert, Exception] = {}
         for peer, told in _by_peer(plan.delete).items():
@@ -82,9 +89,9 @@ class AdvertDriver:
                 errors.update(await self._tell(Withdraw(peer, batch), peer, batch))
         for advert in plan.delete.keys() - errors.keys():
             self._acknowledged.pop(advert, None)
-        for peer, untold in _by_peer(plan.upsert).items():
+        for (peer, attributes), untold in _alike(plan.upsert).items():
             for batch in batches(untold):
-                errors.update(await self._tell(Announce(peer, batch), peer, batch))
+                errors.update(await self._tell(Announce(peer, attributes, batch), peer, batch))
         failed = {advert.peer for advert in errors}
         for advert in plan.upsert:
             if advert.prefix is None and advert.peer not in failed:
@@ -112,4 +119,13 @@ def _by_peer(adverts: Iterable[Advert]) -> Mapping[Address, list[Network]]:
     for advert in adverts:
         if advert.prefix is not None:
             grouped.setdefault(advert.peer, []).append(advert.prefix)
+    return grouped
+
+
+def _alike(adverts: Mapping[Advert, Told]) -> Mapping[tuple[Address, Attributes], list[Network]]:
+    """Prefixes by peer and attributes: what one command can say."""
+    grouped: dict[tuple[Address, Attributes], list[Network]] = {}
+    for advert, told in adverts.items():
+        if advert.prefix is not None and told.attributes is not None:
+            grouped.setdefault((advert.peer, told.attributes), []).append(advert.prefix)
     return grouped

@@ -26,8 +26,9 @@ from typing import Final
 
 import structlog
 
-from bgp.adverts import Advert, AdvertDriver, Telling, desired_adverts
+from bgp.adverts import Advert, AdvertDriver, Told, desired_adverts
 from bgp.desired import absent, desired
+from bgp.export import exports
 from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
@@ -122,7 +123,7 @@ class Agent:
         self._sessions = Sessions()
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
         self._adverts = AdvertDriver(self.exabgp.send)
-        self._told: Reconciler[Advert, Telling] = Reconciler(self._adverts)
+        self._told: Reconciler[Advert, Told] = Reconciler(self._adverts)
         self._routes = RouteDriver(RouteProtocol.BGP)
         self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes)
         self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
@@ -236,7 +237,7 @@ class Agent:
         if self._speaker is None or not self.exabgp.running:
             return
         sessions, up = self._speaker.sessions, self._sessions.up
-        wanted = desired_adverts(sessions, self._speaker.adverts, self._sessions.tellings, up)
+        wanted = desired_adverts(sessions, exports(self._speaker, {}), self._sessions.tellings, up)
         self._told.set_desired(wanted, self._whole)
         self._wake_told.set()
         self._news.set()
@@ -316,7 +317,7 @@ class Agent:
                 speaker.blocked if speaker else (), self._learnt.rib.count, self._advertised
             ),
             routes_in=len(self._kernel.seen),
-            routes_out=[str(prefix) for prefix in speaker.adverts] if speaker else [],
+            routes_out=[str(prefix) for prefix in speaker.own] if speaker else [],
             problems=problems,
         )
 

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bgp.model import Blocked, Session, Speaker
+from bgp.originate import own
 from bgp.settings import (
     DEFAULT_HOLD_S,
     DEFAULT_PORT,
@@ -26,11 +27,10 @@ from bgp.settings import (
     Settings,
     settings,
 )
-from core.addr import Address, Network, order
+from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
-from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node
+from core.resources import BGPConfiguration, BGPPeer, Node
 from core.resources.bgp import BGPConfigurationSpec
-from core.routing import pool_of
 from core.selector import parse
 from core.snapshot import Snapshot
 from core.values import as_number, duration, peer_address
@@ -79,7 +79,7 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
         addresses=ours.addresses,
         sessions=tuple(sessions.values()),
         blocked=tuple(blocked),
-        adverts=adverts(snapshot, name),
+        own=own(snapshot, name),
         problems=tuple(_problems(snapshot, node)),
     )
 
@@ -92,19 +92,6 @@ def absent(speaker: Speaker, facts: Facts) -> tuple[str, ...]:
         for address in speaker.addresses
         if address not in present
     )
-
-
-def adverts(snapshot: Snapshot, node: str) -> tuple[Network, ...]:
-    """The node's blocks of pools that are exported; a block of one address is never told to anybody."""
-    pools = list(snapshot.of(IPPool).values())
-    own = (block.spec.network for block in snapshot.of(IPAMBlock).values() if block.spec.node == node)
-    return tuple(sorted((prefix for prefix in own if _exported(prefix, pools)), key=order))
-
-
-def _exported(prefix: Network, pools: list[IPPool]) -> bool:
-    pool = pool_of(prefix, pools)
-    told = pool is not None and not pool.spec.disabled and not pool.spec.disable_bgp_export
-    return told and prefix.prefixlen < prefix.max_prefixlen
 
 
 def _outcomes(snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Session | Blocked]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from typing import Any, Final, TypeAlias
 
-from bgp.model import Origin, Path
+from bgp.model import Attributes, Origin, Path
 from core.addr import Address, Family, Network
 
 BATCH: Final = 500
@@ -23,9 +23,10 @@ BATCH: Final = 500
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell `peer` of `prefixes`, with ourselves as next hop."""
+    """Tell `peer` of `prefixes`, all with the same attributes."""
 
     peer: Address
+    attributes: Attributes
     prefixes: tuple[Network, ...]
 
 
@@ -115,8 +116,8 @@ Event: TypeAlias = PeerEvent | Ack | Other
 def encode(command: Command) -> str:
     """The command's text, without the newline."""
     match command:
-        case Announce(peer, prefixes):
-            return f"neighbor {peer} announce attributes next-hop self nlri {_join(prefixes)}"
+        case Announce(peer, attributes, prefixes):
+            return f"neighbor {peer} announce attributes {_attributes(attributes)} nlri {_join(prefixes)}"
         case Withdraw(peer, prefixes):
             return f"neighbor {peer} withdraw attributes next-hop self nlri {_join(prefixes)}"
         case SendEndOfRib(peer, family):
@@ -213,3 +214,7 @@ def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:
 
 def _join(prefixes: Sequence[Network]) -> str:
     return " ".join(map(str, prefixes))
+
+
+def _attributes(attributes: Attributes) -> str:
+    return f"next-hop {attributes.next_hop or 'self'}"

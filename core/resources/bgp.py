@@ -24,8 +24,20 @@ class Secret(Base, frozen=True, kw_only=True):
     secret_key_ref: SecretKeyRef | None = None
 
 
+class BFDSpec(Base, frozen=True, kw_only=True):
+    """BFD with a peer (muslin's own): intervals as durations (`300ms`), lost after `multiplier` missed packets."""
+
+    minimum_send_interval: str = "300ms"
+    minimum_recv_interval: str = "300ms"
+    multiplier: int = 3
+
+
 class BGPPeerSpec(Base, frozen=True, kw_only=True):
-    """A session of some nodes with one remote (`peerIP`) or with nodes (`peerSelector`). calico.md 1.4."""
+    """A session of some nodes with one remote (`peerIP`) or with nodes (`peerSelector`). calico.md 1.4.
+
+    muslin's own: `holdTime`, `passive`, `maxPrefixesIn` and `maxPrefixesOut`, `longLivedRestartTime`, `bfd`.
+    `failureDetectionMode` is as in Calico Enterprise: `None` or `BFDIfDirectlyConnected`.
+    """
 
     node: str = ""
     node_selector: str = ""
@@ -45,6 +57,13 @@ class BGPPeerSpec(Base, frozen=True, kw_only=True):
     filters: list[str] = []
     local_workload_selector: str = ""
     reverse_peering: str | None = None
+    hold_time: str | None = None
+    passive: bool = False
+    max_prefixes_in: int | None = None
+    max_prefixes_out: int | None = None
+    long_lived_restart_time: str | None = None
+    failure_detection_mode: str | None = None
+    bfd: BFDSpec | None = None
 
 
 class BGPPeer(Resource, frozen=True, kw_only=True):
@@ -136,12 +155,19 @@ class SetPriority(Base, frozen=True, kw_only=True):
     value: int
 
 
+class SetLocalPreference(Base, frozen=True, kw_only=True):
+    """The local preference given to the route (muslin's own)."""
+
+    value: int
+
+
 class FilterOperation(Base, frozen=True, kw_only=True):
     """What an accepting filter rule changes; exactly one is set."""
 
     add_community: AddCommunity | None = None
     prepend_as_path: PrependASPath | None = field(default=None, name="prependASPath")
     set_priority: SetPriority | None = None
+    set_local_preference: SetLocalPreference | None = None
 
 
 class BGPFilterRule(Base, frozen=True, kw_only=True):

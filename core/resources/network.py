@@ -63,12 +63,14 @@ class IPPool(Resource, frozen=True, kw_only=True):
 class BlockSpec(Base, frozen=True, kw_only=True):
     """A block of a pool. `affinity` is `host:NODE` for the node that routes it ("" when free of a node).
 
-    `allocations` maps an address to the handle that holds it (`k8s-pod-network.NS.POD`, `ipip-tunnel-addr-NODE`).
+    `allocations` maps an address to the handle that holds it (`k8s-pod-network.NS.POD`, `ipip-tunnel-addr-NODE`);
+    `borrowers` maps those that are held on another node than the block's to that node.
     """
 
     cidr: str
     affinity: str = ""
     allocations: Mapping[str, str] = {}
+    borrowers: Mapping[str, str] = {}
 
     @property
     def network(self) -> Network:
@@ -89,7 +91,10 @@ class IPAMBlock(Resource, frozen=True, kw_only=True):
 
 
 class NodeBGPSpec(Base, frozen=True, kw_only=True):
-    """How a node speaks BGP and reaches the others. Addresses carry their subnet: `10.1.0.5/24`."""
+    """How a node speaks BGP and reaches the others. Addresses carry their subnet: `10.1.0.5/24`.
+
+    `maintenance` is muslin's own: `GracefulShutdown` or `Withdrawn` while the node is drained.
+    """
 
     ipv4_address: str = field(default="", name="ipv4Address")
     ipv6_address: str = field(default="", name="ipv6Address")
@@ -97,6 +102,7 @@ class NodeBGPSpec(Base, frozen=True, kw_only=True):
     route_reflector_cluster_id: str = field(default="", name="routeReflectorClusterID")
     ipv4_ipip_tunnel_addr: str = field(default="", name="ipv4IPIPTunnelAddr")
     interface_name: str = ""
+    maintenance: str = ""
 
     @property
     def interfaces(self) -> tuple[Interface, ...]:

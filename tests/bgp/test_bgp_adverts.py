@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ipaddress import ip_address, ip_network
 
-from bgp.adverts import Advert, AdvertDriver, Telling, desired_adverts
+from bgp.adverts import Advert, AdvertDriver, Told, desired_adverts
 from bgp.line import Announce, Command, PeerDown, PeerUp, Ping, SendEndOfRib, Withdraw
-from bgp.model import Session
+from bgp.model import Attributes, Session
 from bgp.sessions import Sessions
 from core.addr import Address, Family, Network
 from core.errors import Unavailable
@@ -14,6 +14,7 @@ from core.reconcile import Reconciler
 
 P1, P2, SIX = ip_address("10.9.1.1"), ip_address("10.9.2.1"), ip_address("fd09::1")
 ONE, TWO, V6 = ip_network("10.244.1.0/26"), ip_network("10.244.2.0/26"), ip_network("fd44::/122")
+SELF = Attributes()
 
 
 def session(peer: Address) -> Session:
@@ -48,7 +49,7 @@ class Teller:
     def __init__(self, wire: Wire, *peers: Address) -> None:
         self.sessions = Sessions()
         self.driver = AdvertDriver(wire.send)
-        self.reconciler: Reconciler[Advert, Telling] = Reconciler(self.driver)
+        self.reconciler: Reconciler[Advert, Told] = Reconciler(self.driver)
         self.configure(*peers)
 
     def configure(self, *peers: Address) -> None:
@@ -57,7 +58,11 @@ class Teller:
         self.driver.configured = frozenset(peers)
 
     async def tell(self, *prefixes: Network) -> bool:
-        wanted = desired_adverts(self.configured, prefixes, self.sessions.tellings, self.sessions.up)
+        told = {
+            each.peer: {prefix: SELF for prefix in prefixes if prefix.version == each.family}
+            for each in self.configured
+        }
+        wanted = desired_adverts(self.configured, told, self.sessions.tellings, self.sessions.up)
         self.reconciler.set_desired(wanted, 1)
         return (await self.reconciler.step()).healthy
 
@@ -66,10 +71,10 @@ async def test_end_of_rib_comes_last_and_once() -> None:
     wire = Wire(P1)
     teller = Teller(wire, P1)
     assert await teller.tell(ONE)
-    assert wire.take() == [Announce(P1, (ONE,))]
+    assert wire.take() == [Announce(P1, SELF, (ONE,))]
     teller.sessions.hear(PeerUp(P1), "now")
     assert await teller.tell(ONE, TWO)
-    assert wire.take() == [Announce(P1, (ONE, TWO)), SendEndOfRib(P1, Family.V4)]
+    assert wire.take() == [Announce(P1, SELF, (ONE, TWO)), SendEndOfRib(P1, Family.V4)]
     assert await teller.tell(ONE, TWO)
     assert await teller.tell(TWO)
     assert wire.take() == [Withdraw(P1, (ONE,))]
@@ -93,11 +98,11 @@ async def test_a_peer_that_comes_back_and_a_new_speaker_are_told_again() -> None
     teller.sessions.hear(PeerDown(P1, "closing connection", False), "now")
     teller.sessions.hear(PeerUp(P1), "now")
     assert await teller.tell(ONE)
-    assert wire.take() == [Announce(P1, (ONE,)), SendEndOfRib(P1, Family.V4)]
+    assert wire.take() == [Announce(P1, SELF, (ONE,)), SendEndOfRib(P1, Family.V4)]
     teller.sessions.lose_speaker("now")
     teller.sessions.start_speaker()
     assert await teller.tell(ONE)
-    assert wire.take() == [Announce(P1, (ONE,)), Announce(P2, (ONE,))]
+    assert wire.take() == [Announce(P1, SELF, (ONE,)), Announce(P2, SELF, (ONE,))]
 
 
 async def test_what_is_withdrawn_while_a_peer_is_down_is_withdrawn_from_its_memory_too() -> None:
@@ -119,14 +124,14 @@ async def test_end_of_rib_waits_for_what_could_not_be_announced() -> None:
     assert wire.take() == []
     wire.knows.add(P1)
     assert await teller.tell(ONE)
-    assert wire.take() == [Announce(P1, (ONE,)), SendEndOfRib(P1, Family.V4)]
+    assert wire.take() == [Announce(P1, SELF, (ONE,)), SendEndOfRib(P1, Family.V4)]
 
 
 async def test_one_peers_refusal_does_not_hold_the_others() -> None:
     wire = Wire(P2)
     teller = Teller(wire, P1, P2)
     assert not await teller.tell(ONE)
-    assert wire.take() == [Announce(P2, (ONE,))]
+    assert wire.take() == [Announce(P2, SELF, (ONE,))]
     assert set(teller.reconciler.progress.errors) == {Advert(P1, ONE)}
 
 
@@ -144,7 +149,7 @@ async def test_nothing_is_taken_back_from_a_peer_that_is_gone() -> None:
 async def test_families_keep_to_their_sessions() -> None:
     wire = Wire(P1, SIX)
     assert await Teller(wire, P1, SIX).tell(ONE, V6)
-    assert wire.take() == [Announce(P1, (ONE,)), Announce(SIX, (V6,))]
+    assert wire.take() == [Announce(P1, SELF, (ONE,)), Announce(SIX, SELF, (V6,))]
 
 
 async def test_no_speaker_is_an_error_that_is_retried() -> None:
@@ -155,4 +160,4 @@ async def test_no_speaker_is_an_error_that_is_retried() -> None:
     assert "not running" in next(iter(teller.reconciler.progress.errors.values()))
     wire.away = False
     assert await teller.tell(ONE)
-    assert wire.take() == [Announce(P1, (ONE,))]
+    assert wire.take() == [Announce(P1, SELF, (ONE,))]

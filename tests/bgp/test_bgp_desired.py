@@ -208,7 +208,7 @@ def test_adverts_are_own_blocks_of_exported_pools() -> None:
         block("10.99.1.0/26", "a"),
     ]
     found = speaker(A, *pools, *blocks)
-    assert [str(prefix) for prefix in found.adverts] == ["10.244.0.0/26", "10.244.1.0/26", "fd44::40/122"]
+    assert [str(prefix) for prefix in found.own] == ["10.244.0.0/26", "10.244.1.0/26", "fd44::40/122"]
 
 
 def test_where_it_listens() -> None:
@@ -231,7 +231,7 @@ def test_no_node_is_an_error_and_not_an_empty_speaker() -> None:
 def test_what_is_not_supported_yet_is_said() -> None:
     found = speaker(A, defaults(serviceClusterIPs=[{"cidr": "10.96.0.0/12"}]))
     assert found.problems == ("BGPConfiguration default: services are not advertised yet",)
-    assert ip_network("10.96.0.0/12") not in found.adverts
+    assert ip_network("10.96.0.0/12") not in found.own
 
 
 def test_an_address_that_the_host_lacks_is_said() -> None:

@@ -25,7 +25,7 @@ from bgp.line import (
     decode,
     encode,
 )
-from bgp.model import Origin, Path
+from bgp.model import Attributes, Origin, Path
 from core.addr import Family
 
 V4, V6 = ip_address("10.9.0.1"), ip_address("fd09::1")
@@ -138,7 +138,7 @@ def test_another_message_of_its_is_no_event() -> None:
 
 def test_encode() -> None:
     one, two = ip_network("10.1.0.0/26"), ip_network("10.1.0.64/26")
-    assert encode(Announce(V4, (one, two))) == (
+    assert encode(Announce(V4, Attributes(), (one, two))) == (
         "neighbor 10.9.0.1 announce attributes next-hop self nlri 10.1.0.0/26 10.1.0.64/26"
     )
     assert encode(Withdraw(V4, (one,))) == "neighbor 10.9.0.1 withdraw attributes next-hop self nlri 10.1.0.0/26"

@@ -13,7 +13,7 @@ import pytest
 from bgp_world import until
 
 from bgp.line import Announce, Ping
-from bgp.model import Session, Speaker
+from bgp.model import Attributes, Session, Speaker
 from bgp.process import ExaBGP
 from core.addr import Address
 from core.errors import Unavailable
@@ -97,7 +97,7 @@ async def test_a_lost_bridge_means_a_new_process(child: Child) -> None:
 
 async def test_reload_keeps_the_process_and_another_port_does_not(child: Child) -> None:
     first = await child.lived("start")
-    announce = Announce(THERE, (ip_network("10.244.1.0/26"),))
+    announce = Announce(THERE, Attributes(), (ip_network("10.244.1.0/26"),))
     assert not await child.exabgp.send(announce)
     child.exabgp.configure(speaker(THERE))
     async with asyncio.timeout(10):
