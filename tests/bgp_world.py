@@ -23,7 +23,7 @@ import msgspec
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node, R, Resource
 from core.resources.status import SessionState, SpeakerState
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[1]
 
 
 def until(what: str, holds: Callable[[], Any], timeout_s: float = 20.0, every_s: float = 0.05) -> float:
