@@ -29,7 +29,6 @@ def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     app.command("datastore")(datastore)
     app.command("felix")(felix)
-    app.command("bgp")(bgp)
     app.add_typer(node, name="node")
 
 
