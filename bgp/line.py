@@ -4,21 +4,48 @@ versions of ExaBGP ends here; this is 5.0.15's.
     we write    neighbor 10.0.0.1 announce attributes next-hop self nlri 10.1.0.0/26 10.1.0.64/26
     it answers  done | error                 one a command, yet errors found early overtake: so one at a time
     it tells    one JSON object a line       open, up, down, update, end-of-rib
+
+What it does with attributes (tried, and read in its bgp/message/update/attribute/attributes.py):
+- An AS path that is given goes to the wire as it stands; nothing is put in front. So towards eBGP it begins with our
+  own AS (the session's `local_as`). An empty one is filled in: our AS towards eBGP, nothing towards iBGP.
+- An origin that is not given is IGP. A local preference is 100 towards iBGP unless given, and never sent to eBGP.
+- MED, communities, ORIGINATOR_ID and CLUSTER_LIST are sent when given, whatever kind of session it is.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+import re
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from ipaddress import ip_address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
+from types import MappingProxyType
 from typing import Any, Final, TypeAlias
 
 from bgp.model import Attributes, Origin, Path
+from bgp.notification import named
 from core.addr import Address, Family, Network
 
 BATCH: Final = 500
 """Prefixes to one command; ExaBGP refuses a line of more than a megabyte."""
+
+NOTIFIED: Final = re.compile(r"notification (?P<by>sent|received) \((?P<code>\d+),(?P<subcode>\d+)\)")
+
+UNNOTIFIED: Final = MappingProxyType(
+    {
+        "": "the session was reset",
+        "closing connection": "the TCP connection was lost",
+        "graceful restarted negotiated, closing without sending any notification": "we closed it",
+        "closing outgoing connection as we have another incoming on with higher router-id": "the peer called, too",
+        "stop, message [removed]": "it is no longer configured",
+    }
+)
+"""Ends without a NOTIFICATION, in ExaBGP's words and in ours."""
+
+FAMILIES: Final = MappingProxyType({"ipv4/unicast": Family.V4, "ipv6/unicast": Family.V6})
+
+LONG_LIVED_ENTRY: Final = 7
+"""Bytes: address family, subsequent family, flags, seconds."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -47,20 +74,51 @@ class SendEndOfRib:
 
 
 @dataclass(frozen=True, slots=True)
+class Refresh:
+    """Ask `peer` to tell everything it has of `family` again (RFC 2918)."""
+
+    peer: Address
+    family: Family
+
+
+@dataclass(frozen=True, slots=True)
+class Teardown:
+    """End the established session with `peer`, for the reason that the Cease subcode `code` gives (RFC 4486); it is
+    opened again at once. With graceful restart ExaBGP closes it without a NOTIFICATION, and the peer keeps our routes.
+    """
+
+    peer: Address
+    code: int
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Ask for a sign of life."""
 
 
-Command: TypeAlias = Announce | Withdraw | SendEndOfRib | Ping
+Command: TypeAlias = Announce | Withdraw | SendEndOfRib | Refresh | Teardown | Ping
 
 
 @dataclass(frozen=True, slots=True)
 class PeerOpen:
-    """The peer's OPEN: it keeps forwarding `preserved` families for `restart_s` seconds while it restarts."""
+    """The peer's OPEN: it keeps forwarding `preserved` families for `restart_s` seconds while it restarts.
+
+    It says `restarting` when it has just restarted, and of which families it has kept its routes, `kept` (RFC 4724,
+    3). `long_lived_s` is how long it wants routes of ours kept after that (RFC 9494), 0 without it. `as_number` is
+    its own with four bytes if it knows them (`four_byte_as`); `hold_s` what it proposes.
+    """
 
     peer: Address
     restart_s: int
     preserved: frozenset[Family]
+    hold_s: int = 0
+    restarting: bool = False
+    kept: frozenset[Family] = frozenset()
+    long_lived_s: int = 0
+    as_number: int = 0
+    four_byte_as: bool = False
+    router_id: IPv4Address | None = None
+    route_refresh: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,6 +180,10 @@ def encode(command: Command) -> str:
             return f"neighbor {peer} withdraw attributes next-hop self nlri {_join(prefixes)}"
         case SendEndOfRib(peer, family):
             return f"neighbor {peer} announce eor ipv{family.value} unicast"
+        case Refresh(peer, family):
+            return f"neighbor {peer} announce route-refresh ipv{family.value} unicast"
+        case Teardown(peer, code):
+            return f"neighbor {peer} teardown {code}"
         case Ping():
             return "version"
 
@@ -153,9 +215,9 @@ def _decode(message: Mapping[str, Any]) -> Event:
             return PeerUp(peer)
         case "state", "down":
             reason = str(neighbor["reason"])
-            return PeerDown(peer, reason, reason.startswith("notification"))
+            return PeerDown(peer, _readable(reason), reason.startswith("notification"))
         case "open", _:
-            return _open(peer, neighbor["open"]["capabilities"])
+            return _open(peer, neighbor["open"])
         case "update", _:
             body = neighbor["message"]
             return EndOfRib(peer) if "eor" in body else _update(peer, body["update"])
@@ -163,11 +225,44 @@ def _decode(message: Mapping[str, Any]) -> Event:
             return Other(f"{peer} {kind} {state or ''}".strip())
 
 
-def _open(peer: Address, capabilities: Mapping[str, Any]) -> PeerOpen:
-    graceful = capabilities.get("64", {})
-    families = {"ipv4/unicast": Family.V4, "ipv6/unicast": Family.V6}
-    preserved = frozenset(families[name] for name in graceful.get("address-family-flags", {}) if name in families)
-    return PeerOpen(peer, int(graceful.get("time", 0)), preserved)
+def _readable(reason: str) -> str:
+    """Why a session ended, for people: ExaBGP gives numbers, or speaks of itself."""
+    if found := NOTIFIED.fullmatch(reason):
+        side = "the peer" if found["by"] == "received" else "we"
+        return f"{side} sent {named(int(found['code']), int(found['subcode']))}"
+    return UNNOTIFIED.get(reason, reason)
+
+
+def _open(peer: Address, said: Mapping[str, Any]) -> PeerOpen:
+    capabilities = said["capabilities"]
+    graceful, long_lived = capabilities.get("64", {}), capabilities.get("71", {})
+    flags = {
+        FAMILIES[name]: kept for name, kept in graceful.get("address-family-flags", {}).items() if name in FAMILIES
+    }
+    as_number = capabilities.get("65", {}).get("asn4", said["asn"])
+    return PeerOpen(
+        peer,
+        int(graceful.get("time", 0)),
+        frozenset(flags),
+        restarting=bool(graceful.get("restart-flags")),
+        kept=frozenset(family for family, kept in flags.items() if kept),
+        long_lived_s=_long_lived(peer, bytes.fromhex(long_lived.get("raw", ""))),
+        as_number=int(as_number),
+        four_byte_as="65" in capabilities,
+        hold_s=int(said["hold_time"]),
+        router_id=IPv4Address(said["router_id"]),
+        route_refresh="2" in capabilities,
+    )
+
+
+def _long_lived(peer: Address, capability: bytes) -> int:
+    """Seconds for the session's own family; ExaBGP shows this capability as it came (RFC 9494, 3.1)."""
+    wanted = bytes((0, {4: 1, 6: 2}[peer.version], 1))
+    for at in range(0, len(capability) - LONG_LIVED_ENTRY + 1, LONG_LIVED_ENTRY):
+        entry = capability[at : at + LONG_LIVED_ENTRY]
+        if entry.startswith(wanted):
+            return int.from_bytes(entry[4:], "big")
+    return 0
 
 
 def _update(peer: Address, update: Mapping[str, Any]) -> Update:
@@ -209,12 +304,31 @@ def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:
             for name in ("community", "large-community")
             for community in attributes.get(name, ())
         ),
+        originator=IPv4Address(attributes["originator-id"]) if "originator-id" in attributes else None,
+        clusters=tuple(IPv4Address(cluster) for cluster in attributes.get("cluster-list", ())),
     )
 
 
-def _join(prefixes: Sequence[Network]) -> str:
-    return " ".join(map(str, prefixes))
+def _join(values: Iterable[object]) -> str:
+    return " ".join(map(str, values))
 
 
 def _attributes(attributes: Attributes) -> str:
-    return f"next-hop {attributes.next_hop or 'self'}"
+    large = [each for each in attributes.communities if each.count(":") > 1]
+    standard = [each for each in attributes.communities if each.count(":") == 1]
+    said = {
+        "next-hop": attributes.next_hop or "self",
+        "origin": attributes.origin.name.lower() if attributes.origin is not Origin.IGP else None,
+        "as-path": _list(attributes.as_path),
+        "med": attributes.med,
+        "local-preference": attributes.local_pref,
+        "community": _list(standard),
+        "large-community": _list(large),
+        "originator-id": attributes.originator,
+        "cluster-list": _list(attributes.clusters),
+    }
+    return " ".join(f"{name} {value}" for name, value in said.items() if value is not None)
+
+
+def _list(values: Sequence[object]) -> str | None:
+    return f"[ {_join(values)} ]" if values else None

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from ipaddress import ip_address, ip_network
+from dataclasses import replace
+from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
@@ -18,7 +19,9 @@ from bgp.line import (
     PeerOpen,
     PeerUp,
     Ping,
+    Refresh,
     SendEndOfRib,
+    Teardown,
     Update,
     Withdraw,
     batches,
@@ -43,12 +46,18 @@ def said(kind: str, rest: str, peer: str = "10.9.0.1") -> str:
 OPEN = (
     '"direction": "receive", "open": { "version": 4, "asn": 65001, "hold_time": 9, "router_id": "10.9.0.1", '
     '"capabilities": { "1": { "name": "multiprotocol", "families": [ "ipv4/unicast" ] }, "64": { "name": '
-    '"graceful restart", "time": 120, "address-family-flags": { %s}, "restart-flags": [ ]  } } }'
+    '"graceful restart", "time": 120, "address-family-flags": { %s}, "restart-flags": [%s]  }%s } }'
+)
+OPENED = PeerOpen(V4, 120, frozenset(), hold_s=9, as_number=65001, router_id=IPv4Address("10.9.0.1"))
+MORE = (
+    ', "2": { "name": "route-refresh", "variant": "RFC" }, "65": { "name": "asn4", "asn4": 4200000001 }, '
+    '"71": { "name": "unknown", "iana": "unassigned", "value": 71, "raw": "00020180000BB800010180000E10" }'
 )
 ATTRIBUTES = (
     '"attribute": { "origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": [65001, 64513]}, '
     '"1": {"element": "as-set", "value": [1, 2]}}, "med": 50, "local-preference": 200, '
-    '"community": [ [ 65001, 77 ] ], "large-community": [ [ 1, 2 , 3 ] ] }'
+    '"community": [ [ 65001, 77 ] ], "large-community": [ [ 1, 2 , 3 ] ], '
+    '"originator-id": "10.0.0.9", "cluster-list": [ "10.0.0.1", "10.0.0.2" ] }'
 )
 PATH = Path(
     next_hop=V4,
@@ -58,6 +67,8 @@ PATH = Path(
     med=50,
     local_pref=200,
     communities=("65001:77", "1:2:3"),
+    originator=IPv4Address("10.0.0.9"),
+    clusters=(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")),
 )
 PLAIN = Path(next_hop=V6, as_path=(65001,), as_path_length=1)
 
@@ -70,11 +81,31 @@ VECTORS: list[tuple[str, Event]] = [
     (said("state", '"state": "up"', "fd09::1"), PeerUp(V6)),
     (
         said("state", '"state": "down", "reason": "notification received (6,2)"'),
-        PeerDown(V4, "notification received (6,2)", True),
+        PeerDown(V4, "the peer sent Cease, Administrative Shutdown (6/2)", True),
     ),
-    (said("state", '"state": "down", "reason": "closing connection"'), PeerDown(V4, "closing connection", False)),
-    (said("open", OPEN % '"ipv4/unicast": [ ] '), PeerOpen(V4, 120, frozenset({Family.V4}))),
-    (said("open", OPEN % ""), PeerOpen(V4, 120, frozenset())),
+    (
+        said("state", '"state": "down", "reason": "notification sent (3,99)"'),
+        PeerDown(V4, "we sent UPDATE Message Error (3/99)", True),
+    ),
+    (
+        said("state", '"state": "down", "reason": "closing connection"'),
+        PeerDown(V4, "the TCP connection was lost", False),
+    ),
+    (said("open", OPEN % ('"ipv4/unicast": [ ] ', "", "")), replace(OPENED, preserved=frozenset({Family.V4}))),
+    (said("open", OPEN % ("", "", "")), OPENED),
+    (
+        said("open", OPEN % ('"ipv4/unicast": [ "restart" ] ', ' "forwarding" ', MORE)),
+        replace(
+            OPENED,
+            preserved=frozenset({Family.V4}),
+            kept=frozenset({Family.V4}),
+            restarting=True,
+            long_lived_s=3600,
+            as_number=4200000001,
+            four_byte_as=True,
+            route_refresh=True,
+        ),
+    ),
     (
         said("update", '"direction": "receive", "message": { "eor": { "afi" : "ipv4", "safi" : "unicast" } }'),
         EndOfRib(V4),
@@ -143,7 +174,27 @@ def test_encode() -> None:
     )
     assert encode(Withdraw(V4, (one,))) == "neighbor 10.9.0.1 withdraw attributes next-hop self nlri 10.1.0.0/26"
     assert encode(SendEndOfRib(V6, Family.V6)) == "neighbor fd09::1 announce eor ipv6 unicast"
+    assert encode(Refresh(V4, Family.V4)) == "neighbor 10.9.0.1 announce route-refresh ipv4 unicast"
+    assert encode(Teardown(V6, 4)) == "neighbor fd09::1 teardown 4"
     assert encode(Ping()) == "version"
+
+
+def test_encode_all_attributes() -> None:
+    attributes = Attributes(
+        next_hop=ip_address("10.9.0.7"),
+        as_path=(64512, 64512, 4200000000),
+        origin=Origin.INCOMPLETE,
+        med=0,
+        local_pref=200,
+        communities=("64512:1", "64512:2", "64512:1:2"),
+        originator=IPv4Address("10.0.0.9"),
+        clusters=(IPv4Address("10.0.0.1"),),
+    )
+    assert encode(Announce(V4, attributes, (ip_network("10.1.0.0/26"),))) == (
+        "neighbor 10.9.0.1 announce attributes next-hop 10.9.0.7 origin incomplete as-path [ 64512 64512 4200000000 ] "
+        "med 0 local-preference 200 community [ 64512:1 64512:2 ] large-community [ 64512:1:2 ] "
+        "originator-id 10.0.0.9 cluster-list [ 10.0.0.1 ] nlri 10.1.0.0/26"
+    )
 
 
 def test_batches_lose_nothing() -> None:
