@@ -54,7 +54,18 @@ class FelixStatus(Resource, frozen=True, kw_only=True):
 
 
 class SessionState(Base, frozen=True, kw_only=True):
-    """One BGP session, by the peer's address. `state` is `Established`, `Down` or `Blocked` with the reason."""
+    """One BGP session, by the peer's address. `state` is `Established`, `Down` or `Blocked` with the reason.
+
+    `name` says where it comes from (`BGPPeer/rack-1`, `mesh/node-b`), `type` in CalicoNodeStatus' words, `node` which
+    node is at the other end ("": none of ours). `since` is when `state` last changed, `flaps` how often it went down
+    since the agent started, `last_error` why it last did and `last_error_at` when; they stay when it comes up again.
+
+    Prefixes: the peer tells `received`, of which `accepted` may be used and the others are refused, by cause in
+    `refused`; we tell `advertised` and have `pending` that are not acknowledged yet. `most_in` and `most_out` are the
+    limits (0: none), `warnings` what a person should see although the session stands. `hold_s` is the hold time that
+    was agreed on, in seconds (0: none, or not connected), `bfd` the state of BFD ("": off), `bfd_flaps` how often it
+    lost the peer.
+    """
 
     peer: str
     name: str
@@ -64,12 +75,45 @@ class SessionState(Base, frozen=True, kw_only=True):
     reason: str = ""
     received: int = 0
     advertised: int = 0
+    type: str = ""
+    node: str = ""
+    local_as: int = 0
+    flaps: int = 0
+    last_error: str = ""
+    last_error_at: str = ""
+    accepted: int = 0
+    refused: Mapping[str, int] = {}
+    pending: int = 0
+    most_in: int = 0
+    most_out: int = 0
+    warnings: list[str] = []
+    hold_s: int = 0
+    families: list[str] = []
+    bfd: str = ""
+    bfd_flaps: int = 0
+
+
+class Difference(Base, frozen=True, kw_only=True):
+    """A prefix that is not where it should be, and has not been for some seconds.
+
+    `stage` says how far it came: `told` (own, and `peer` has not been told), `heard` (of `node`, and no peer tells us,
+    or it is refused), `kernel` (to be routed, and the kernel's route is missing, another, or one that should be gone).
+    """
+
+    stage: str
+    prefix: str
+    peer: str = ""
+    node: str = ""
+    why: str = ""
 
 
 class SpeakerState(Base, frozen=True, kw_only=True):
     """What bgp has made of the datastore: sessions, routes from peers in the kernel, own blocks advertised.
 
-    `since` and `reported` are as in `FelixState`.
+    `since` and `reported` are as in `FelixState`. `told` is the newest revision of which everything has been told to
+    peers (ExaBGP has acknowledged it), `maintenance` what of the node's `spec.bgp.maintenance` that includes. `heard`
+    counts the prefixes that peers speak of, `pending` adverts that are not acknowledged, `restarts` how often ExaBGP
+    was started again. `differences` are the first of `different` in all.
     """
 
     programmed: int = 0
@@ -82,6 +126,13 @@ class SpeakerState(Base, frozen=True, kw_only=True):
     routes_in: int = 0
     routes_out: list[str] = []
     problems: list[str] = []
+    told: int = 0
+    maintenance: str = ""
+    heard: int = 0
+    pending: int = 0
+    restarts: int = 0
+    different: int = 0
+    differences: list[Difference] = []
 
 
 class SpeakerStatus(Resource, frozen=True, kw_only=True):
