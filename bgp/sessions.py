@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from bgp.adverts import Telling
-from bgp.line import PeerDown, PeerEvent, PeerUp
+from bgp.line import PeerDown, PeerEvent, PeerOpen, PeerUp
 from bgp.model import Blocked, Session
 from core.addr import Address
 from core.resources.status import SessionState
@@ -19,6 +19,17 @@ class _Life:
     since: str
     reason: str
     telling: Telling
+    hold_s: int = 0
+    flaps: int = 0
+    last_error: str = ""
+    last_error_at: str = ""
+
+    def down(self, reason: str, now: str) -> _Life:
+        """The same session after it went down, or failed to come up."""
+        if not self.up:
+            return replace(self, reason=reason)
+        flaps = self.flaps + 1
+        return replace(self, up=False, since=now, reason=reason, flaps=flaps, last_error=reason, last_error_at=now)
 
 
 class Sessions:
@@ -49,9 +60,10 @@ class Sessions:
             self._lives[event.peer] = replace(life, up=True, since=now, reason="", telling=telling)
             return True
         if isinstance(event, PeerDown):
-            since = now if life.up else life.since
-            self._lives[event.peer] = replace(life, up=False, since=since, reason=event.reason)
+            self._lives[event.peer] = life.down(event.reason, now)
             return True
+        if isinstance(event, PeerOpen):
+            self._lives[event.peer] = replace(life, hold_s=min(life.session.hold_s, event.hold_s))
         return False
 
     def start_speaker(self) -> None:
@@ -63,8 +75,7 @@ class Sessions:
     def lose_speaker(self, now: str) -> None:
         """ExaBGP is gone, and every session with it."""
         for peer, life in self._lives.items():
-            since = now if life.up else life.since
-            self._lives[peer] = replace(life, up=False, since=since, reason="our speaker is restarting")
+            self._lives[peer] = life.down("our speaker is restarting", now)
 
     @property
     def up(self) -> frozenset[Address]:
@@ -90,6 +101,16 @@ class Sessions:
                 reason=life.reason,
                 received=received(peer),
                 advertised=advertised(peer),
+                type=life.session.type,
+                node=life.session.node,
+                local_as=life.session.local_as,
+                flaps=life.flaps,
+                last_error=life.last_error,
+                last_error_at=life.last_error_at,
+                most_in=life.session.most_in or 0,
+                most_out=life.session.most_out or 0,
+                hold_s=life.hold_s if life.up else 0,
+                families=[f"ipv{life.session.family.value}"] if life.up else [],
             )
             for peer, life in self._lives.items()
         ]
