@@ -1,26 +1,29 @@
-"""bgp: the speaker of a node, and every question about the cluster's peering.
+"""bgp: the speaker of a node, every question about the cluster's peering, and what the racks' routers need.
 
-Each subcommand lives in a module of its own, `cli/bgp_*.py`, and adds itself to `app` there.
+Alone it is the agent; each word after it is a command of a module of its own.
 """
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
 from cli import agents, options
+from cli.bgp_status import status
+from cli.router_config import router_config
 
-app = typer.Typer(help="The speaker of a node; and what all speakers say, heard and did.", invoke_without_command=True)
+bgp = typer.Typer(help="The speaker of a node; what all speakers say, heard and did.", invoke_without_command=True)
 
 
-def register(root: typer.Typer) -> None:
+def register(app: typer.Typer) -> None:
     """Add this family's commands."""
-    root.add_typer(app, name="bgp")
+    bgp.command("status")(status)
+    bgp.command("router-config")(router_config)
+    app.add_typer(bgp, name="bgp")
 
 
-@app.callback()
+@bgp.callback()
 def speaker(
     context: typer.Context,
     node: Annotated[str | None, typer.Option("--node", help="The name of this host's Node object.")] = None,
@@ -34,4 +37,4 @@ def speaker(
         return
     if node is None:
         raise typer.BadParameter("the name of this host's Node object is needed", param_hint="--node")
-    agents.bgp(node, datastore, Path(run_dir), health, log_level)
+    agents.bgp(node, datastore, run_dir, health, log_level)
