@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from core.errors import Conflict, Invalid, Problem
 from core.manifest import encode
 from core.names import Key
-from core.resources import Metadata, Node, Resource
+from core.resources import CalicoNodeStatus, Metadata, Node, Resource
 from datastore.api import ABSENT
 
 R = TypeVar("R", bound=Resource)
@@ -122,18 +122,26 @@ def _owned(resource: R, uid: str, created: str | None) -> R:
 def _with_what_agents_wrote(after: Resource, before: Resource) -> Resource:
     """Keep what agents and `muslin` itself have put into an object and a person's manifest leaves out.
 
-    That is a node's tunnel address, and annotations under `muslin.io/`.
+    That is a node's tunnel address and that it is drained, its answer to a CalicoNodeStatus that asks the same as
+    before, and annotations under `muslin.io/`.
     """
     ours = {name: text for name, text in before.metadata.annotations.items() if name.startswith(OURS)}
     if ours.keys() - after.metadata.annotations.keys():
         metadata = replace(after.metadata, annotations=ours | dict(after.metadata.annotations))
         after = replace(after, metadata=metadata)
+    if isinstance(after, CalicoNodeStatus) and isinstance(before, CalicoNodeStatus):
+        answered = after.status is None and after.spec == before.spec
+        return replace(after, status=before.status) if answered else after
     if not isinstance(after, Node) or not isinstance(before, Node):
         return after
     had, has = before.spec.bgp, after.spec.bgp
-    if had is None or has is None or has.ipv4_ipip_tunnel_addr:
+    if had is None or has is None:
         return after
-    bgp = replace(has, ipv4_ipip_tunnel_addr=had.ipv4_ipip_tunnel_addr)
+    bgp = replace(
+        has,
+        ipv4_ipip_tunnel_addr=has.ipv4_ipip_tunnel_addr or had.ipv4_ipip_tunnel_addr,
+        maintenance=has.maintenance or had.maintenance,
+    )
     return replace(after, spec=replace(after.spec, bgp=bgp))
 
 

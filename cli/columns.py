@@ -16,6 +16,7 @@ from core.resources import (
     BaselineAdminNetworkPolicy,
     BGPConfiguration,
     BGPPeer,
+    CalicoNodeStatus,
     ClusterNetworkPolicy,
     EndpointSlice,
     GlobalNetworkPolicy,
@@ -25,6 +26,7 @@ from core.resources import (
     KubernetesNetworkPolicy,
     NetworkPolicy,
     Node,
+    Secret,
     Service,
     StagedGlobalNetworkPolicy,
     StagedKubernetesNetworkPolicy,
@@ -163,6 +165,15 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
             Column("TYPE", lambda service: service.spec.type),
             Column("ADDRESS", lambda service: service.spec.cluster_ip),
             Column("PORTS", lambda service: ",".join(f"{each.port}/{each.protocol}" for each in service.spec.ports)),
+        ),
+        Secret.KIND: (
+            Column("TYPE", lambda secret: secret.type),
+            Column("KEYS", lambda secret: ",".join(sorted(secret.data))),
+        ),
+        CalicoNodeStatus.KIND: (
+            Column("NODE", lambda given: given.spec.node),
+            Column("CLASSES", lambda given: ",".join(given.spec.classes)),
+            Column("UPDATED", lambda given: given.status.last_updated if given.status else ""),
         ),
         EndpointSlice.KIND: (
             Column("SERVICE", lambda given: given.service),

@@ -14,7 +14,7 @@ from dataclasses import dataclass, replace
 from enum import Enum
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, TypeVar, cast
 
 import msgspec
 import yaml
@@ -23,7 +23,7 @@ from core import documents, shape, source
 from core.documents import Document
 from core.errors import Invalid, Problem
 from core.names import Key
-from core.resources import BY_KIND, BY_MANIFEST, CLASSES, Resource
+from core.resources import BY_KIND, BY_MANIFEST, CLASSES, Resource, Secret
 from core.resources.policy import KubernetesNetworkPolicySpec, NetworkPolicySpec
 from core.validate import validate
 
@@ -193,7 +193,7 @@ def _typed(document: Document) -> tuple[Resource | None, list[Problem]]:
     try:
         return msgspec.convert(value, cls), []
     except msgspec.ValidationError as error:
-        wrong = [replace(problem, what=what) for problem in shape.faults(value, cls)]
+        wrong = [replace(problem, what=what) for problem in _faults(value, cls)]
         try:
             return msgspec.convert(shape.as_meant(value, cls), cls), wrong
         except msgspec.ValidationError:
@@ -216,10 +216,16 @@ def _class_of(value: Mapping[str, Any]) -> tuple[type[Resource] | None, list[Pro
 
 def _faults_of(value: bytes, cls: type[Resource], what: str, error: Exception) -> list[Problem]:
     try:
-        wrong = list(shape.faults(msgspec.json.decode(value), cls))
+        wrong = _faults(msgspec.json.decode(value), cls)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError):
         wrong = []
     return [replace(problem, what=what) for problem in wrong] or [Problem(what=what, why=f"cannot be read: {error}")]
+
+
+def _faults(value: Any, cls: type[Resource]) -> list[Problem]:
+    """What is wrong with a manifest's shape; of a Secret, without a word of what it holds."""
+    found = list(shape.faults(value, cls))
+    return [replace(each, why=each.why.partition(", found")[0]) for each in found] if cls is Secret else found
 
 
 def named(key: Key) -> str:
@@ -228,7 +234,9 @@ def named(key: Key) -> str:
 
 
 def _with_defaults(resource: _S) -> _S:
-    """Spellings of the default, made the default: the empty tier and the empty list of policy types."""
+    """Spellings of one thing, made one: the empty tier, the empty list of policy types, a secret's plain text."""
+    if isinstance(resource, Secret):
+        return cast("_S", resource.folded())
     spec: Any = getattr(resource, "spec", None)
     if isinstance(spec, NetworkPolicySpec) and (not spec.tier or spec.types == []):
         spec = msgspec.structs.replace(spec, tier=spec.tier or "default", types=spec.types or None)

@@ -22,6 +22,7 @@ from core.resources.network import (
     ServiceAccount,
     WorkloadEndpoint,
 )
+from core.resources.node_status import CalicoNodeStatus
 from core.resources.policy import (
     GlobalNetworkPolicy,
     GlobalNetworkSet,
@@ -31,6 +32,7 @@ from core.resources.policy import (
     Profile,
     Tier,
 )
+from core.resources.secret import Secret
 from core.resources.service import EndpointSlice, Service
 from core.resources.staged import StagedGlobalNetworkPolicy, StagedKubernetesNetworkPolicy, StagedNetworkPolicy
 from core.resources.status import FelixStatus, SpeakerStatus
@@ -41,6 +43,7 @@ CLASSES: Final[tuple[type[Resource], ...]] = (
     BGPFilter,
     BGPPeer,
     BaselineAdminNetworkPolicy,
+    CalicoNodeStatus,
     ClusterNetworkPolicy,
     EndpointSlice,
     FelixConfiguration,
@@ -56,6 +59,7 @@ CLASSES: Final[tuple[type[Resource], ...]] = (
     NetworkSet,
     Node,
     Profile,
+    Secret,
     Service,
     ServiceAccount,
     SpeakerStatus,
@@ -82,6 +86,7 @@ __all__ = [
     "BGPPeer",
     "Base",
     "BaselineAdminNetworkPolicy",
+    "CalicoNodeStatus",
     "ClusterNetworkPolicy",
     "EncapMode",
     "EndpointSlice",
@@ -101,6 +106,7 @@ __all__ = [
     "Profile",
     "R",
     "Resource",
+    "Secret",
     "Service",
     "ServiceAccount",
     "SpeakerStatus",

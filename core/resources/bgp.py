@@ -11,14 +11,15 @@ from core.resources.base import Base, Resource, calico
 
 
 class SecretKeyRef(Base, frozen=True, kw_only=True):
-    """A key of a Secret."""
+    """A key of a Secret in a namespace of the system's. `optional` is read and not followed: a password that is
+    named is needed."""
 
     name: str = ""
     key: str = ""
     optional: bool | None = None
 
 
-class Secret(Base, frozen=True, kw_only=True):
+class Password(Base, frozen=True, kw_only=True):
     """Where a password lies."""
 
     secret_key_ref: SecretKeyRef | None = None
@@ -47,7 +48,7 @@ class BGPPeerSpec(Base, frozen=True, kw_only=True):
     peer_selector: str = ""
     keep_original_next_hop: bool = False
     next_hop_mode: str | None = None
-    password: Secret | None = None
+    password: Password | None = None
     source_address: str = ""
     max_restart_time: str | None = None
     keepalive_time: str | None = None
@@ -101,7 +102,7 @@ class BGPConfigurationSpec(Base, frozen=True, kw_only=True):
     as_number: int | str | None = None
     listen_port: int | None = None
     bind_mode: str | None = None
-    node_mesh_password: Secret | None = None
+    node_mesh_password: Password | None = None
     node_mesh_max_restart_time: str | None = None
     service_cluster_ips: list[CIDREntry] = field(default_factory=list, name="serviceClusterIPs")
     service_external_ips: list[CIDREntry] = field(default_factory=list, name="serviceExternalIPs")

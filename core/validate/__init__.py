@@ -22,6 +22,7 @@ from core.resources import (
     BGPConfiguration,
     BGPFilter,
     BGPPeer,
+    CalicoNodeStatus,
     ClusterNetworkPolicy,
     EndpointSlice,
     FelixConfiguration,
@@ -36,6 +37,7 @@ from core.resources import (
     Node,
     Profile,
     Resource,
+    Secret,
     Service,
     StagedGlobalNetworkPolicy,
     StagedKubernetesNetworkPolicy,
@@ -43,7 +45,7 @@ from core.resources import (
     Tier,
     WorkloadEndpoint,
 )
-from core.validate import admin, bgp, kubernetes, metadata, network, policy, service, staged
+from core.validate import admin, bgp, kubernetes, metadata, network, node_status, policy, secret, service, staged
 
 VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] = MappingProxyType(
     {
@@ -52,6 +54,7 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         BGPFilter: bgp.bgp_filter,
         BGPPeer: bgp.peer,
         BaselineAdminNetworkPolicy: admin.baseline_admin_network_policy,
+        CalicoNodeStatus: node_status.node_status,
         ClusterNetworkPolicy: admin.cluster_network_policy,
         EndpointSlice: service.endpoint_slice,
         FelixConfiguration: network.felix_configuration,
@@ -65,6 +68,7 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         NetworkSet: policy.network_set,
         Node: network.node,
         Profile: policy.profile,
+        Secret: secret.secret,
         Service: service.service,
         StagedGlobalNetworkPolicy: staged.global_network_policy,
         StagedKubernetesNetworkPolicy: staged.kubernetes_network_policy,

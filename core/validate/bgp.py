@@ -10,7 +10,7 @@ from typing import Final
 from core import values
 from core.errors import Problem
 from core.resources import BGPConfiguration, BGPFilter, BGPPeer
-from core.resources.bgp import BGPConfigurationSpec, BGPFilterRule, BGPPeerSpec, FilterOperation, Secret
+from core.resources.bgp import BGPConfigurationSpec, BGPFilterRule, BGPPeerSpec, FilterOperation, Password
 from core.validate.checks import at_most, conflict, each, name, one_of, reads, selector, when_set, within
 
 MOST_PRIORITY: Final = 2147483646
@@ -74,7 +74,7 @@ def _reachable_by(spec: BGPPeerSpec) -> Iterator[Problem]:
     yield from reads("spec.reachableBy", spec.reachable_by, partial(values.address, version=version))
 
 
-def _password(path: str, secret: Secret | None) -> Iterator[Problem]:
+def _password(path: str, secret: Password | None) -> Iterator[Problem]:
     if secret is None or secret.secret_key_ref is None:
         return
     if not secret.secret_key_ref.key:
