@@ -35,7 +35,8 @@ from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.model import Config, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
-from core import breaker, clock
+from bgp.thrift import thrifty
+from core import breaker, clock, manifest
 from core.addr import Address
 from core.errors import Invalid, NotFound
 from core.health import Health
@@ -43,7 +44,20 @@ from core.latest import Latest
 from core.reconcile import Progress, Reconciler, Timing
 from core.reconcile import run as reconcile
 from core.report import keep_reported
-from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, SpeakerStatus
+from core.resources import (
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
+    CalicoNodeStatus,
+    EndpointSlice,
+    IPAMBlock,
+    IPPool,
+    Metadata,
+    Node,
+    Secret,
+    Service,
+    SpeakerStatus,
+)
 from core.resources.status import SpeakerState
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
@@ -56,7 +70,18 @@ from linux.model import Facts, Route, RouteKey
 from linux.rights import require_net_admin
 from linux.routes import RouteDriver
 
-KINDS: Final = (BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Node)
+KINDS: Final = (
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
+    CalicoNodeStatus,
+    EndpointSlice,
+    IPAMBlock,
+    IPPool,
+    Node,
+    Secret,
+    Service,
+)
 
 COMPONENTS: Final = ("datastore", "breaker", "configuration", "exabgp", "adverts", "routes")
 """What bgp says of its health."""
@@ -107,7 +132,9 @@ async def run(config: Config, health: Health | None = None) -> None:
         with alone("bgp"):
             async with asyncio.TaskGroup() as group:
                 disk = config.run_dir / "bgp.snapshot"
-                group.create_task(follow(store, KINDS, snapshots, disk, node=config.node), name="follow")
+                decode = thrifty(manifest.decode, config.node)
+                following = follow(store, KINDS, snapshots, disk, node=config.node, decode=decode)
+                group.create_task(following, name="follow")
                 group.create_task(Agent(inputs).run(), name="agent")
     finally:
         await store.close()
