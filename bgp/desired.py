@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from bgp.model import Blocked, Session, Speaker
-from bgp.originate import own
+from bgp.originate import originated
 from bgp.settings import (
     DEFAULT_HOLD_S,
     DEFAULT_PORT,
@@ -71,6 +71,7 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
             blocked.append(_blocked(outcome.name, outcome.peer, outcome.remote_as, reason))
         else:
             sessions[outcome.peer] = outcome
+    said = originated(snapshot, name)
     return Speaker(
         router_id=ours.router_id,
         as_number=ours.as_number,
@@ -79,8 +80,8 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
         addresses=ours.addresses,
         sessions=tuple(sessions.values()),
         blocked=tuple(blocked),
-        own=own(snapshot, name),
-        problems=tuple(_problems(snapshot, node)),
+        own=said.own,
+        problems=(*_problems(node), *said.problems),
     )
 
 
@@ -213,12 +214,7 @@ def _mesh_session(wish: _Wish, peer: Address, spec: BGPConfigurationSpec | None,
     )
 
 
-def _problems(snapshot: Snapshot, node: Node) -> Iterator[str]:
-    cluster = snapshot.get(BGPConfiguration, "default")
-    if cluster and (cluster.spec.service_cluster_ips or cluster.spec.service_external_ips):
-        yield "BGPConfiguration default: services are not advertised yet"
-    if cluster and cluster.spec.prefix_advertisements:
-        yield "BGPConfiguration default: prefixAdvertisements are not applied yet"
+def _problems(node: Node) -> Iterator[str]:
     if _reflects(node):
         yield f"Node {node.metadata.name}: routeReflectorClusterID is set and routes are not reflected yet"
 

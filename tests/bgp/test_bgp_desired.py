@@ -228,10 +228,11 @@ def test_no_node_is_an_error_and_not_an_empty_speaker() -> None:
         speaker(B)
 
 
-def test_what_is_not_supported_yet_is_said() -> None:
+def test_services_are_told_and_what_is_withheld_is_said() -> None:
     found = speaker(A, defaults(serviceClusterIPs=[{"cidr": "10.96.0.0/12"}]))
-    assert found.problems == ("BGPConfiguration default: services are not advertised yet",)
-    assert ip_network("10.96.0.0/12") not in found.own
+    assert (list(found.own), found.problems) == ([ip_network("10.96.0.0/12")], ())
+    found = speaker(A, defaults(serviceClusterIPs=[{"cidr": "10.96.0.0/33"}]))
+    assert (len(found.own), len(found.problems)) == (0, 1)
 
 
 def test_an_address_that_the_host_lacks_is_said() -> None:
