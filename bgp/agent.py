@@ -19,25 +19,28 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
 import structlog
 
+from bgp import status
 from bgp.adverts import Advert, AdvertDriver, Told, desired_adverts
+from bgp.audit import HEARD, View
+from bgp.auditor import Auditor, Sight
 from bgp.desired import absent, desired
 from bgp.export import exports
 from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
-from bgp.model import Config, Speaker
+from bgp.model import Config, Maintenance, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
+from bgp.status import Outcome
 from bgp.thrift import thrifty
-from core import breaker, clock, manifest
-from core.addr import Address
+from core import clock, manifest
 from core.errors import Invalid, NotFound
 from core.health import Health
 from core.latest import Latest
@@ -155,6 +158,9 @@ class Agent:
         self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes)
         self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
+        self._auditor = Auditor(inputs.node, self._sight, self._news.set)
+        self._wanted: Mapping[Advert, Told] = {}
+        self._maintained = Maintenance.NONE
         self._speaker: Speaker | None = None
         self._snapshot = Snapshot()
         self._whole = 0  # the newest revision of which nothing was held
@@ -174,6 +180,7 @@ class Agent:
             group.create_task(reconcile([self._kernel], self._wake_kernel, self._on_progress, timing), name="kernel")
             group.create_task(reconcile([self._told], self._wake_told, self._on_progress, timing), name="adverts")
             group.create_task(self._keep_time(), name="timers")
+            group.create_task(self._auditor.run(), name="audit")
             group.create_task(self._report(), name="status")
 
     async def _follow_snapshots(self) -> None:
@@ -264,7 +271,7 @@ class Agent:
         if self._speaker is None or not self.exabgp.running:
             return
         sessions, up = self._speaker.sessions, self._sessions.up
-        wanted = desired_adverts(sessions, exports(self._speaker, {}), self._sessions.tellings, up)
+        self._wanted = wanted = desired_adverts(sessions, exports(self._speaker, {}), self._sessions.tellings, up)
         self._told.set_desired(wanted, self._whole)
         self._wake_told.set()
         self._news.set()
@@ -323,41 +330,41 @@ class Agent:
 
     def state(self) -> SpeakerState:
         """The status of now."""
-        told, kernel, speaker = self._told.progress, self._kernel.progress, self._speaker
-        programmed = min(told.revision, kernel.revision)
-        failures = [each for each in (self._problem, self.exabgp.problem, told.failure, kernel.failure) if each]
-        failures += [f"{key}: {why}" for each in (told, kernel) for key, why in each.errors.items()]
-        unread = [f"{key}: {why}" for key, why in self._snapshot.problems.items()]
-        problems = [*self._missing(), *breaker.problems(self._snapshot.held.values()), *unread, *failures]
-        return SpeakerState(
-            programmed=programmed,
-            stale=self._snapshot.stale,
-            ready=programmed > 0
-            and self._settle_at is None
-            and not self._snapshot.held
-            and self.exabgp.running
-            and told.healthy
-            and kernel.healthy,
+        speaker, told = self._speaker, self._told.progress
+        if speaker and told.healthy and told.revision == self._whole:
+            self._maintained = speaker.maintenance
+        count, blocked = self._learnt.rib.count, speaker.blocked if speaker else ()
+        outcome = Outcome(
+            told=told,
+            kernel=self._kernel.progress,
+            running=self.exabgp.running,
+            settled=self._settle_at is None,
             since=self._since,
-            as_number=speaker.as_number if speaker else 0,
-            sessions=self._sessions.states(
-                speaker.blocked if speaker else (), self._learnt.rib.count, self._advertised
-            ),
-            routes_in=len(self._kernel.seen),
-            routes_out=[str(prefix) for prefix in speaker.own] if speaker else [],
-            problems=problems,
+            trouble=(self._problem, self.exabgp.problem),
+            missing=absent(speaker, self._facts) if speaker and self._facts else (),
+            sessions=self._sessions.states(blocked, count, lambda _: 0),
+            wanted=self._wanted,
+            acknowledged=self._told.seen,
+            maintained=self._maintained,
+            routes=len(self._kernel.seen),
+            differences=self._auditor.found,
         )
+        return status.state(speaker, self._snapshot, outcome)
 
-    def _missing(self) -> Iterator[str]:
-        """What is wrong with the speaker, and which of its addresses this host lacks."""
-        if self._speaker is None:
-            return
-        yield from self._speaker.problems
-        if self._facts is not None:
-            yield from absent(self._speaker, self._facts)
-
-    def _advertised(self, peer: Address) -> int:
-        return sum(1 for advert in self._told.seen if advert.peer == peer and advert.prefix is not None)
+    async def _sight(self) -> Sight | None:
+        """For the audit; None while what was found at the start is still held on to."""
+        if self._speaker is None or self._facts is None or self._settle_at is not None or self._snapshot.held:
+            return None
+        hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
+        view = View(
+            wanted=self._wanted,
+            acknowledged=await self._adverts.read(),
+            refused=dict(self._learnt.refused),
+            routes=self._learnt.routes(),
+            errors={**self._told.progress.errors, **self._kernel.progress.errors},
+            moving=frozenset({HEARD} if hearing else ()),
+        )
+        return Sight(view, self._snapshot, self._facts)
 
 
 def _log_session(event: object) -> None:

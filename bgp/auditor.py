@@ -1,0 +1,99 @@
+"""Look again and again whether everything is where it should be; the task around `bgp.audit`.
+
+The kernel is read each time: what the reconciler believes is what is being checked. It looks in a thread, and not for
+more than a twentieth of the time: a node with 100,000 routes looks less often than one with a hundred.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Final
+
+import structlog
+
+from bgp.audit import MOST_SHOWN, Standing, View, differences, expected
+from core.addr import Network
+from core.resources.status import Difference
+from core.routing import RouteProtocol
+from core.snapshot import Snapshot
+from linux.model import Facts, NextHop, Route, RouteKey
+from linux.routes import RouteDriver
+
+PAUSE_S: Final = 1.0
+LONGEST_PAUSE_S: Final = 10.0
+SHARE: Final = 20
+"""How many times longer it waits than it looked."""
+
+log = structlog.get_logger()
+
+
+@dataclass(frozen=True, slots=True)
+class Sight:
+    """What there is to look at: the view but for what the auditor finds out itself, and what it finds it out from."""
+
+    view: View
+    snapshot: Snapshot
+    facts: Facts
+
+
+class Auditor:
+    """Looks at what `sight` gives (None: too early to tell); `news` is called when what counts has changed."""
+
+    def __init__(self, node: str, sight: Callable[[], Awaitable[Sight | None]], news: Callable[[], None]) -> None:
+        self._node, self._sight, self._news = node, sight, news
+        self._standing = Standing()
+        self._expected: tuple[Snapshot, Mapping[Network, str]] = (Snapshot(), {})
+
+    @property
+    def found(self) -> tuple[Difference, ...]:
+        """The differences that count, all of them."""
+        return self._standing.found
+
+    @property
+    def shown(self) -> list[Difference]:
+        """The first of them, for a status."""
+        return list(self.found[:MOST_SHOWN])
+
+    async def run(self) -> None:
+        """Look until cancelled."""
+        routes = RouteDriver(RouteProtocol.BGP)  # one of its own: another's reads would disturb its writes
+        try:
+            while True:
+                begun = time.monotonic()
+                await self._look(routes)
+                spent = time.monotonic() - begun
+                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, SHARE * spent)))
+        finally:
+            routes.close()
+
+    async def _look(self, routes: RouteDriver) -> None:
+        try:
+            kernel = await routes.read()
+        except OSError as error:
+            log.warning("audit.unread", why=str(error))
+            return
+        sight = await self._sight()
+        if sight is None:
+            self._standing.clear()
+            return
+        seen = await asyncio.to_thread(self._compare, sight, kernel)
+        if self._standing.look(seen, sight.view.moving, time.monotonic()):
+            log.info("audit.differs" if self.found else "audit.agrees", count=len(self.found))
+            self._news()
+
+    def _compare(self, sight: Sight, kernel: Mapping[RouteKey, Route]) -> list[Difference]:
+        snapshot, found = self._expected
+        if snapshot is not sight.snapshot:
+            found = expected(sight.snapshot, self._node)
+            self._expected = (sight.snapshot, found)
+        names = {link.index: name for name, link in sight.facts.links.items()}
+        view = replace(sight.view, kernel=kernel, expected=found)
+        return list(differences(view, lambda hop: _spelt(hop, names)))
+
+
+def _spelt(hop: NextHop, names: Mapping[int, str]) -> str:
+    device = names.get(hop.device, f"device {hop.device}")
+    return f"{hop.gateway} on {device}" if hop.gateway else device

@@ -1,0 +1,96 @@
+"""What bgp says of itself, from what it wanted and how each part of it stands. Pure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+from msgspec.structs import replace
+
+from bgp.adverts import Advert, Told
+from bgp.audit import MOST_SHOWN
+from bgp.model import Maintenance, Speaker
+from core import breaker
+from core.reconcile import Progress
+from core.resources.status import Difference, SessionState, SpeakerState
+from core.snapshot import Snapshot
+
+MOST_ERRORS: Final = 10
+"""Errors of one reconciler that the status repeats; when ExaBGP is away every advert has one."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """How the parts stand: the two reconcilers, whether ExaBGP runs, whether what was found at the start has been let
+    go. `trouble` are sentences about what keeps the agent from working at all, `missing` about what it does without.
+
+    `wanted` are the adverts there should be, `acknowledged` those that ExaBGP has taken; `maintained` is what of the
+    maintenance they include. `routes` counts what is in the kernel, `restarts` ExaBGP's starts but the first.
+    """
+
+    told: Progress
+    kernel: Progress
+    running: bool
+    settled: bool
+    since: str
+    trouble: Sequence[str] = ()
+    missing: Sequence[str] = ()
+    sessions: Sequence[SessionState] = ()
+    wanted: Mapping[Advert, Told] = field(default_factory=dict)
+    acknowledged: Mapping[Advert, Told] = field(default_factory=dict)
+    maintained: Maintenance = Maintenance.NONE
+    routes: int = 0
+    restarts: int = 0
+    differences: Sequence[Difference] = ()
+
+
+def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> SpeakerState:
+    """The status. `speaker` is None before the first snapshot that has one."""
+    told, kernel = outcome.told, outcome.kernel
+    programmed = min(told.revision, kernel.revision)
+    calm = outcome.running and outcome.settled and not snapshot.held
+    return SpeakerState(
+        programmed=programmed,
+        stale=snapshot.stale,
+        ready=programmed > 0 and calm and told.healthy and kernel.healthy,
+        since=outcome.since,
+        as_number=speaker.as_number if speaker else 0,
+        sessions=_counted(outcome),
+        routes_in=outcome.routes,
+        routes_out=[str(prefix) for prefix in speaker.own] if speaker else [],
+        problems=list(_problems(speaker, snapshot, outcome)),
+        told=told.revision,
+        maintenance=outcome.maintained,
+        heard=sum(session.received for session in outcome.sessions),
+        pending=sum(outcome.acknowledged.get(advert) != telling for advert, telling in outcome.wanted.items()),
+        restarts=outcome.restarts,
+        different=len(outcome.differences),
+        differences=list(outcome.differences[:MOST_SHOWN]),
+    )
+
+
+def _counted(outcome: Outcome) -> list[SessionState]:
+    """The sessions, with what they are told, and what they are still to be told."""
+    told = Counter(str(advert.peer) for advert in outcome.acknowledged if advert.prefix is not None)
+    pending = Counter(
+        str(advert.peer)
+        for advert, telling in outcome.wanted.items()
+        if advert.prefix is not None and outcome.acknowledged.get(advert) != telling
+    )
+    return [replace(each, advertised=told[each.peer], pending=pending[each.peer]) for each in outcome.sessions]
+
+
+def _problems(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Iterator[str]:
+    if speaker is not None:
+        yield from speaker.problems
+    yield from outcome.missing
+    yield from breaker.problems(snapshot.held.values())
+    yield from (f"{key}: {why}" for key, why in snapshot.problems.items())
+    yield from filter(None, (*outcome.trouble, outcome.told.failure, outcome.kernel.failure))
+    for progress in (outcome.told, outcome.kernel):
+        errors = [f"{key}: {why}" for key, why in progress.errors.items()]
+        yield from errors[:MOST_ERRORS]
+        if len(errors) > MOST_ERRORS:
+            yield f"and {len(errors) - MOST_ERRORS} more errors like these"
