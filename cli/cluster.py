@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Final, Generic, TypeVar
+from typing import Any, Final, Generic, TypeVar, cast
 
 import msgspec
 
@@ -102,7 +102,7 @@ def _node(
 ) -> NodeReport:
     one = AgentReport(state=felix.status, seen=heard[felix.key]) if felix else None
     other = AgentReport(state=speaker.status, seen=heard[speaker.key]) if speaker else None
-    wrong = (*_felix_wrong(one, revision), *_speaker_wrong(other))
+    wrong = (*_felix_wrong(one, revision), *speaker_wrong(other))
     return NodeReport(node=name, felix=one, speaker=other, wrong=wrong)
 
 
@@ -124,7 +124,8 @@ def _felix_wrong(report: AgentReport[FelixState] | None, revision: int) -> Itera
     yield from (f"felix: {problem}" for problem in state.problems)
 
 
-def _speaker_wrong(report: AgentReport[SpeakerState] | None) -> Iterator[str]:
+def speaker_wrong(report: AgentReport[SpeakerState] | None) -> Iterator[str]:
+    """What is not right with a node's bgp, one sentence each."""
     if report is None:
         yield "bgp has never reported"
         return
@@ -138,6 +139,10 @@ def _speaker_wrong(report: AgentReport[SpeakerState] | None) -> Iterator[str]:
         if session.state != ESTABLISHED:
             why = f": {session.reason}" if session.reason else ""
             yield f"session with {session.peer} ({session.name}) is {session.state}{why}"
+        yield from (f"session with {session.peer} ({session.name}): {warning}" for warning in session.warnings)
+    if state.different:
+        many = "1 prefix is not where it" if state.different == 1 else f"{state.different} prefixes are not where they"
+        yield f"{many} should be; `muslin bgp diff` names them"
     yield from (f"bgp: {problem}" for problem in state.problems)
 
 
@@ -146,7 +151,7 @@ def tables(page: Overview) -> list[Table]:
     wrong = [("-", sentence) for sentence in page.wrong]
     wrong += [(report.node, sentence) for report in page.nodes for sentence in report.wrong]
     optional = (_sessions(page), Table(("NODE", "NOT RIGHT"), tuple(wrong)))
-    return [_felix(page), _bgp(page), *(table for table in optional if table.rows)]
+    return [_felix(page), bgp_table(page), *(table for table in optional if table.rows)]
 
 
 def _felix(page: Overview) -> Table:
@@ -163,7 +168,8 @@ def _felix_cells(report: AgentReport[FelixState] | None, page: Overview) -> tupl
     return (_word(report), age(state.since, page.at), str(report.seen), *counts)
 
 
-def _bgp(page: Overview) -> Table:
+def bgp_table(page: Overview) -> Table:
+    """One row a node: how its bgp is."""
     head = ("NODE", "BGP", "SINCE", "SEEN", "AS", "SESSIONS", "ROUTES IN", "ROUTES OUT")
     return Table(head, tuple((each.node, *_bgp_cells(each.speaker, page)) for each in page.nodes))
 
@@ -211,8 +217,8 @@ def document(page: Overview) -> dict[str, Any]:
         "nodes": [
             {
                 "node": report.node,
-                "felix": _plain(report.felix),
-                "bgp": _plain(report.speaker),
+                "felix": plain(report.felix),
+                "bgp": plain(report.speaker),
                 "wrong": list(report.wrong),
             }
             for report in page.nodes
@@ -220,14 +226,22 @@ def document(page: Overview) -> dict[str, Any]:
     }
 
 
-def _plain(report: AgentReport[S] | None) -> Any:
+def plain(report: AgentReport[S] | None) -> Any:
     """Every field, the empty ones too: a program wants `routesIn: 0`, not its absence. And when it was heard of."""
     if report is None:
         return None
-    state, age_s = report.state, report.seen.age_s
-    encoded = {field.encode_name: getattr(state, field.name) for field in msgspec.structs.fields(state)}
-    heard = {"silent": report.seen.silent, "seenSecondsAgo": None if age_s is None else int(age_s)}
-    return msgspec.to_builtins({**encoded, **heard})
+    age_s = report.seen.age_s
+    return {
+        **whole(report.state),
+        "silent": report.seen.silent,
+        "seenSecondsAgo": None if age_s is None else int(age_s),
+    }
+
+
+def whole(said: msgspec.Struct) -> dict[str, Any]:
+    """A struct with every field, under its manifest's name."""
+    fields = {field.encode_name: getattr(said, field.name) for field in msgspec.structs.fields(said)}
+    return cast("dict[str, Any]", msgspec.to_builtins(fields))
 
 
 def _word(report: AgentReport[S]) -> str:
