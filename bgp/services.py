@@ -57,7 +57,7 @@ def told(snapshot: Snapshot, node: str) -> frozenset[Network]:
     if not (ranges.cluster or ranges.external or ranges.balanced):
         return frozenset()
     found = {(key.namespace, key.name): each for key, each in snapshot.of(Service).items() if _eligible(each)}
-    ready = _ready(snapshot.of(EndpointSlice).values(), found.keys(), _names(ours, node))
+    ready = _ready(snapshot.of(EndpointSlice).values(), found.keys(), node)
     single = {prefix for name, each in found.items() for prefix in _single(each, ready[name], ranges)}
     return frozenset({*_whole(ranges), *single})
 
@@ -85,15 +85,7 @@ def _eligible(service: Service) -> bool:
     return service.spec.type in TYPES and service.spec.cluster_ip not in ("", "None")
 
 
-def _names(ours: Node | None, node: str) -> frozenset[str]:
-    """The names under which endpoints may say that they are here."""
-    known = {ref.node_name for ref in ours.spec.orch_refs if ref.orchestrator == "k8s"} if ours else set()
-    return frozenset({node, *known} - {""})
-
-
-def _ready(
-    slices: Iterable[EndpointSlice], wanted: Iterable[ServiceName], names: frozenset[str]
-) -> Mapping[ServiceName, _Ready]:
+def _ready(slices: Iterable[EndpointSlice], wanted: Iterable[ServiceName], node: str) -> Mapping[ServiceName, _Ready]:
     found = {name: _Ready() for name in wanted}
     versions = {"IPv4": 4, "IPv6": 6}
     for each in slices:
@@ -104,7 +96,7 @@ def _ready(
         for endpoint in each.endpoints:
             if endpoint.ready:
                 service.anywhere.add(version)
-                if endpoint.node_name in names:
+                if endpoint.node_name == node:
                     service.here.add(version)
     return found
 

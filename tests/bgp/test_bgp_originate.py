@@ -169,15 +169,6 @@ def test_an_excluded_node_tells_nothing_of_services() -> None:
     assert told(excluded, POOL, lists, block("10.0.0.0/26", "a")) == {"10.0.0.0/26": "block"}
 
 
-def test_endpoints_know_a_node_by_its_name_in_kubernetes_too() -> None:
-    refs = [{"orchestrator": "k8s", "nodeName": "ip-10-1-0-1"}]
-    renamed = msgspec.structs.replace(A, spec=msgspec.convert({"orchRefs": refs}, type(A.spec)))
-    lists = defaults(serviceClusterIPs=ranges("10.96.0.0/16"))
-    web = service("web", externalTrafficPolicy="Local")
-    assert "10.96.0.10/32" in told(renamed, lists, web, answering("web", "ip-10-1-0-1"))
-    assert "10.96.0.10/32" not in told(A, lists, web, answering("web", "ip-10-1-0-1"))
-
-
 def test_a_range_that_is_none_disables_services_only() -> None:
     lists = defaults(serviceClusterIPs=ranges("10.96.0.0/16", "nonsense"))
     found = said(A, POOL, lists, block("10.0.0.0/26", "a"))
