@@ -11,9 +11,20 @@ from core import values
 from core.errors import Problem
 from core.resources import BGPConfiguration, BGPFilter, BGPPeer
 from core.resources.bgp import BGPConfigurationSpec, BGPFilterRule, BGPPeerSpec, FilterOperation, Password
-from core.validate.checks import at_most, conflict, each, name, one_of, reads, selector, when_set, within
+from core.validate.checks import at_most, conflict, each, lasts, name, one_of, reads, selector, when_set, within
 
 MOST_PRIORITY: Final = 2147483646
+
+MOST_PREFIXES: Final = 2**31 - 1
+
+LEAST_HOLD_S: Final = 3
+"""Shorter hold times are refused by every router (RFC 4271, 4.2); 0 would never notice a loss."""
+
+LONGEST_HOLD_S: Final = 2**16 - 1
+LONGEST_STALE_S: Final = 2**24 - 1
+
+BFD_INTERVALS_S: Final = (0.01, 60)
+"""Bounds of the intervals between BFD packets."""
 
 _WILD_INTERFACE: Final = re.compile(r"[a-zA-Z0-9_.*-]{1,15}")
 
@@ -35,8 +46,10 @@ def peer(given: BGPPeer) -> Iterator[Problem]:
     yield from one_of("spec.reversePeering", spec.reverse_peering, ("Auto", "Manual"))
     if spec.keep_original_next_hop and spec.next_hop_mode:
         yield conflict("spec.keepOriginalNextHop", "nextHopMode", "it is the older spelling of nextHopMode: Keep")
-    yield from when_set("spec.maxRestartTime", spec.max_restart_time, values.duration)
-    yield from when_set("spec.keepaliveTime", spec.keepalive_time, values.duration)
+    yield from _times(spec)
+    yield from within("spec.maxPrefixesIn", spec.max_prefixes_in, 1, MOST_PREFIXES)
+    yield from within("spec.maxPrefixesOut", spec.max_prefixes_out, 1, MOST_PREFIXES)
+    yield from _detection(spec)
     yield from within("spec.numAllowedLocalASNumbers", spec.num_allowed_local_as_numbers, 0, 2**31 - 1)
     yield from within("spec.ttlSecurity", spec.ttl_security, 0, 255)
     yield from each("spec.filters", spec.filters, name)
@@ -51,6 +64,8 @@ def _peer_scope(spec: BGPPeerSpec) -> Iterator[Problem]:
         yield conflict("spec.peerIP", "peerSelector", "the one is an address, the other selects nodes")
     if numbered and spec.peer_selector:
         yield conflict("spec.asNumber", "peerSelector", "each selected node has its own AS number")
+    if spec.passive and spec.peer_selector and spec.reverse_peering != "Manual":
+        yield conflict("spec.passive", "peerSelector", "both ends would wait; the nodes' addresses decide who calls")
     if not spec.local_workload_selector:
         return
     if not numbered:
@@ -59,6 +74,42 @@ def _peer_scope(spec: BGPPeerSpec) -> Iterator[Problem]:
         yield conflict("spec.peerIP", "localWorkloadSelector")
     if spec.peer_selector:
         yield conflict("spec.peerSelector", "localWorkloadSelector")
+
+
+def _times(spec: BGPPeerSpec) -> Iterator[Problem]:
+    """BGP counts in whole seconds, in fields of 16 bits (RFC 4271, 4.2) and 24 (RFC 9494, 3.1)."""
+    yield from when_set("spec.maxRestartTime", spec.max_restart_time, values.duration)
+    yield from lasts("spec.longLivedRestartTime", spec.long_lived_restart_time, 0, LONGEST_STALE_S)
+    wrong = [
+        *lasts("spec.keepaliveTime", spec.keepalive_time, 1, LONGEST_HOLD_S // 3),
+        *lasts("spec.holdTime", spec.hold_time, LEAST_HOLD_S, LONGEST_HOLD_S),
+    ]
+    yield from wrong
+    if wrong or not spec.hold_time:
+        return
+    hold = values.duration(spec.hold_time)
+    if hold != int(hold):
+        yield Problem(path="spec.holdTime", why=f"{spec.hold_time} is not a whole number of seconds")
+    elif spec.keepalive_time and hold < 3 * values.duration(spec.keepalive_time):
+        why = f"{spec.hold_time} is less than three times keepaliveTime: one lost message would end the session"
+        yield Problem(path="spec.holdTime", why=why)
+
+
+def _detection(spec: BGPPeerSpec) -> Iterator[Problem]:
+    modes = ("None", "BFDIfDirectlyConnected")
+    yield from one_of("spec.failureDetectionMode", spec.failure_detection_mode, modes)
+    if spec.bfd is None:
+        return
+    if spec.failure_detection_mode == "None":
+        yield conflict("spec.bfd", "failureDetectionMode: None", "its presence turns BFD on")
+    for field, interval in (
+        ("minimumSendInterval", spec.bfd.minimum_send_interval),
+        ("minimumRecvInterval", spec.bfd.minimum_recv_interval),
+    ):
+        if not interval:
+            yield Problem(path=f"spec.bfd.{field}", why="is empty; leave it out for 300ms")
+        yield from lasts(f"spec.bfd.{field}", interval, *BFD_INTERVALS_S)
+    yield from within("spec.bfd.multiplier", spec.bfd.multiplier, 1, 255)
 
 
 def _reachable_by(spec: BGPPeerSpec) -> Iterator[Problem]:
@@ -79,6 +130,7 @@ def _password(path: str, secret: Password | None) -> Iterator[Problem]:
         return
     if not secret.secret_key_ref.key:
         yield Problem(path=f"{path}.secretKeyRef.key", why="is required")
+    yield from when_set(f"{path}.secretKeyRef.name", secret.secret_key_ref.name, name)
 
 
 def configuration(given: BGPConfiguration) -> Iterator[Problem]:
@@ -192,6 +244,9 @@ def _filter_rule(path: str, version: int, rule: BGPFilterRule) -> Iterator[Probl
             yield Problem(path=f"{path}.cidr", why="is required with prefixLength")
         yield from within(f"{path}.prefixLength.min", rule.prefix_length.min, 0, longest)
         yield from within(f"{path}.prefixLength.max", rule.prefix_length.max, 0, longest)
+        least, most = rule.prefix_length.min, rule.prefix_length.max
+        if least is not None and most is not None and least > most:
+            yield Problem(path=f"{path}.prefixLength.min", why=f"{least} is above max {most}: nothing would match")
     yield from one_of(f"{path}.source", rule.source, ("RemotePeers",))
     yield from when_set(f"{path}.interface", rule.interface, _wild_interface)
     yield from one_of(f"{path}.peerType", rule.peer_type, ("eBGP", "iBGP"))
@@ -204,6 +259,11 @@ def _filter_rule(path: str, version: int, rule: BGPFilterRule) -> Iterator[Probl
     yield from _operations(path, rule)
 
 
+def _tellable_as(value: int | str) -> None:
+    if values.as_number(value) == 0:
+        raise ValueError("AS 0 must not be told to anybody (RFC 7607)")
+
+
 def _operations(path: str, rule: BGPFilterRule) -> Iterator[Problem]:
     if rule.operations and rule.action != "Accept":
         yield Problem(path=f"{path}.operations", why="are for rules that Accept: a rejected route is not changed")
@@ -213,9 +273,14 @@ def _operations(path: str, rule: BGPFilterRule) -> Iterator[Problem]:
 
 
 def _operation(path: str, operation: FilterOperation) -> Iterator[Problem]:
-    given = (operation.add_community, operation.prepend_as_path, operation.set_priority)
+    given = (
+        operation.add_community,
+        operation.prepend_as_path,
+        operation.set_priority,
+        operation.set_local_preference,
+    )
     if sum(value is not None for value in given) != 1:
-        yield Problem(path=path, why="sets exactly one of addCommunity, prependASPath, setPriority")
+        yield Problem(path=path, why="sets exactly one of addCommunity, prependASPath, setPriority, setLocalPreference")
     if operation.add_community is not None:
         yield from reads(f"{path}.addCommunity.value", operation.add_community.value, values.community)
     if operation.prepend_as_path is not None:
@@ -223,6 +288,8 @@ def _operation(path: str, operation: FilterOperation) -> Iterator[Problem]:
         if not numbers:
             yield Problem(path=f"{path}.prependASPath.prefix", why="names no AS number")
         yield from at_most(f"{path}.prependASPath.prefix", numbers, 10)
-        yield from each(f"{path}.prependASPath.prefix", numbers, values.as_number)
+        yield from each(f"{path}.prependASPath.prefix", numbers, _tellable_as)
     if operation.set_priority is not None:
         yield from within(f"{path}.setPriority.value", operation.set_priority.value, 1, MOST_PRIORITY)
+    if operation.set_local_preference is not None:
+        yield from within(f"{path}.setLocalPreference.value", operation.set_local_preference.value, 0, 2**32 - 1)

@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import Any, Final
 
+from core import values
 from core.errors import Problem
 from core.selector import MOST_CHARACTERS, parse
 from core.shape import meant
@@ -47,6 +48,16 @@ def within(path: str, value: int | None, least: int, most: int) -> Iterator[Prob
     """That a number, when set, lies within bounds (both included)."""
     if value is not None and not least <= value <= most:
         yield Problem(path=path, why=f"{value} is not within {least} to {most}")
+
+
+def lasts(path: str, text: str | None, least_s: float, most_s: float) -> Iterator[Problem]:
+    """That a duration, when set, is one, and lies within bounds (seconds, both included)."""
+    if not text:
+        return
+    unread = list(reads(path, text, values.duration))
+    yield from unread
+    if not unread and not least_s <= values.duration(text) <= most_s:
+        yield Problem(path=path, why=f"{text} is not within {least_s:g}s to {most_s:g}s")
 
 
 def at_most(path: str, items: Sequence[object] | None, most: int) -> Iterator[Problem]:

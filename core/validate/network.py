@@ -113,6 +113,9 @@ def block(given: IPAMBlock) -> Iterator[Problem]:
         yield from wrong
         if not wrong and not unread and not contains(values.network(spec.cidr), values.address(text)):
             yield Problem(path=f'spec.allocations["{text}"]', why=f"is not within {spec.cidr}")
+    for text, borrower in spec.borrowers.items():
+        yield from reads(f'spec.borrowers["{text}"]', text, values.address)
+        yield from reads(f'spec.borrowers["{text}"]', borrower, name)
 
 
 def node(given: Node) -> Iterator[Problem]:
@@ -143,6 +146,7 @@ def _node_bgp(bgp: NodeBGPSpec) -> Iterator[Problem]:
     yield from when_set("spec.bgp.routeReflectorClusterID", bgp.route_reflector_cluster_id, ipv4)
     yield from when_set("spec.bgp.ipv4IPIPTunnelAddr", bgp.ipv4_ipip_tunnel_addr, ipv4)
     yield from when_set("spec.bgp.interfaceName", bgp.interface_name, interface_name)
+    yield from one_of("spec.bgp.maintenance", bgp.maintenance, ("GracefulShutdown", "Withdrawn"))
 
 
 def host_endpoint(given: HostEndpoint) -> Iterator[Problem]:
