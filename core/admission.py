@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar, cast
 
-from core.addr import contains
+from core.addr import Address, contains
 from core.errors import Problem
 from core.names import TUNNEL_HANDLE, Key, Kind
 from core.resources import (
@@ -202,19 +202,19 @@ def _users_known(changes: Changes, existing: Existing) -> Iterator[Problem]:
 
 
 def _peers_apart(changes: Changes, existing: Existing) -> Iterator[Problem]:
-    """One node has one session with one address."""
-    peers = _after(BGPPeer, changes, existing)
+    """One node has one session with one address, whatever its port. Nodes are judged by their labels of now: those
+    that come to share an address when their labels change hold one session, and say of the other why not."""
     nodes = _after(Node, changes, existing)
+    by_address: dict[Address, dict[Key, BGPPeer]] = {}
+    for key, peer in _after(BGPPeer, changes, existing).items():
+        if peer.spec.peer_ip:
+            by_address.setdefault(peer_address(peer.spec.peer_ip)[0], {})[key] = peer
     told: set[frozenset[Key]] = set()
     for key, peer in _put(BGPPeer, changes).items():
-        for other, theirs in peers.items():
+        address = peer_address(peer.spec.peer_ip)[0] if peer.spec.peer_ip else None
+        for other, theirs in by_address[address].items() if address else ():
             pair = frozenset((key, other))
-            if other == key or pair in told or not peer.spec.peer_ip or not theirs.spec.peer_ip:
-                continue
-            address = peer_address(peer.spec.peer_ip)[0]
-            if address != peer_address(theirs.spec.peer_ip)[0]:
-                continue
-            shared = _shared_node(peer, theirs, nodes)
+            shared = _shared_node(peer, theirs, nodes) if other != key and pair not in told else None
             if shared is not None:
                 told.add(pair)
                 yield _problem(key, "spec.peerIP", f"BGPPeer/{other.name} peers {shared} with {address} already")

@@ -222,6 +222,31 @@ def test_a_node_has_one_session_with_an_address(one: Mapping, other: Mapping, sa
     assert judge([peer("b", **other)], [peer("a", **one), *NODES], [peer("a")]) == []
 
 
+def test_two_peers_of_one_apply_are_told_once_and_any_order_refuses_them() -> None:
+    one, other = peer("a", "fd00::1", node="n1"), peer("b", "[fd00::1]:1790", node_selector="rack == '1'")
+    assert judge([one, other], NODES) == ["BGPPeer/a: spec.peerIP: BGPPeer/b peers node n1 with fd00::1 already"]
+    assert judge([other], [one, *NODES]) == ["BGPPeer/b: spec.peerIP: BGPPeer/a peers node n1 with fd00::1 already"]
+    assert judge([one], [other, *NODES]) == ["BGPPeer/a: spec.peerIP: BGPPeer/b peers node n1 with fd00::1 already"]
+
+
+def test_peers_that_overlap_through_a_node_of_the_same_apply() -> None:
+    rack, row = peer("a", node_selector="rack == '9'"), peer("b", node_selector="row == '9'")
+    assert judge([row], [rack, *NODES]) == []
+    assert judge([row, node("n3", rack="9", row="9")], [rack, *NODES]) == [
+        "BGPPeer/b: spec.peerIP: BGPPeer/a peers node n3 with 10.0.0.1 already"
+    ]
+    assert judge([node("n3", rack="9", row="9")], [rack, row, *NODES]) == []  # shown by the node, and not refused
+
+
+def test_a_peer_that_leaves_an_address_makes_room_for_another() -> None:
+    assert judge([peer("a", "10.0.0.9"), peer("b", "10.0.0.1")], [peer("a", "10.0.0.1"), *NODES]) == []
+
+
+def test_peers_without_an_address_are_apart() -> None:
+    chosen = [BGPPeer(metadata=Metadata(name=name), spec=BGPPeerSpec(peer_selector="all()")) for name in "ab"]
+    assert judge(chosen, [peer("c"), *NODES]) == []
+
+
 def test_most_writes_need_nothing_read() -> None:
     pod = WorkloadEndpoint(metadata=Metadata(name="a", namespace="b"), spec=WorkloadEndpointSpec())
     quiet = [pod, block("10.65.0.0/26"), node("n1"), tier("sec"), policy("p", "default")]
