@@ -10,6 +10,7 @@ from typing import Annotated
 import typer
 
 from cli import agents, options
+from cli.bgp_diff import diff
 from cli.bgp_status import status
 from cli.router_config import router_config
 
@@ -19,6 +20,7 @@ bgp = typer.Typer(help="The speaker of a node; what all speakers say, heard and 
 def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     bgp.command("status")(status)
+    bgp.command("diff")(diff)
     bgp.command("router-config")(router_config)
     app.add_typer(bgp, name="bgp")
 
