@@ -12,6 +12,7 @@ import msgspec
 import typer
 
 from cli import options, store, terminal
+from cli.node_drain import drain, uncordon
 from core import clock, manifest
 from core.errors import MuslinError, NotFound
 from core.names import Key
@@ -29,6 +30,8 @@ def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     app.command("datastore")(datastore)
     app.command("felix")(felix)
+    node.command("drain")(drain)
+    node.command("uncordon")(uncordon)
     app.add_typer(node, name="node")
 
 
