@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from ipaddress import IPv4Address
 from typing import Final
 
 from bgp.model import Path, Session
@@ -15,10 +16,13 @@ from bgp.model import Path, Session
 
 @dataclass(frozen=True, slots=True)
 class Candidate:
-    """A path and the session it came over."""
+    """A path and the session it came over, the router id of who is at its other end, and the device through which its
+    next hop is reached; "" and None when they are not known."""
 
     session: Session
     path: Path
+    router_id: IPv4Address | None = None
+    device: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

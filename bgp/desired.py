@@ -81,6 +81,7 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
         sessions=tuple(sessions.values()),
         blocked=tuple(blocked),
         own=said.own,
+        pools=said.pools,
         problems=(*_problems(node), *said.problems),
     )
 

@@ -6,7 +6,8 @@
 All that a rule sets must match; a rule that sets nothing matches everything (calico.md 1.4, BGPFilter). A filter that
 cannot be carried out to the letter is refused whole: part of a filter is open where somebody asked for closed.
 
-A session may ask for each of 100,000 routes, so rules hold numbers, and paths that are changed alike stay one value.
+A session may ask for each of 100,000 routes, so rules hold bytes and numbers, and paths that are changed alike stay
+one value.
 """
 
 from __future__ import annotations
@@ -46,11 +47,11 @@ class Direction(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Within:
-    """Prefixes with a first address from `first` to `last` and a length from `shortest` to `longest`; the others
-    when `inverted`."""
+    """Prefixes with a first address from `first` to `last`, as packed bytes, and a length from `shortest` to
+    `longest`; the others when `inverted`."""
 
-    first: int
-    last: int
+    first: bytes
+    last: bytes
     shortest: int
     longest: int
     inverted: bool = False
@@ -129,20 +130,27 @@ def judge(filters: Sequence[Filter], direction: Direction, prefix: Network, path
 
     Import: `path` as heard. Export: as we have it, before our own AS number is put before it.
     """
-    first, length, version = int(prefix.network_address), prefix.prefixlen, prefix.version
+    return decide(filters, direction, prefix.network_address.packed, prefix.prefixlen, path, context)
+
+
+def decide(
+    filters: Sequence[Filter], direction: Direction, packed: bytes, length: int, path: Path, context: Context
+) -> Judgement:
+    """`judge` for a prefix given by its address, as 4 or 16 bytes, and its length."""
+    version = 4 if len(packed) == 4 else 6
     for each in filters:
         for rule in each.rules(direction, version):
-            if _inside(rule.within, first, length) and _matches(rule, path, context):
+            if _inside(rule.within, packed, length) and _matches(rule, path, context):
                 if rule.operations is not None:
                     path = _changed(rule.operations, path, context.internal)
                 return Judgement(rule.action, path, rule.name)
     return Judgement(None, path)
 
 
-def _inside(within: Within | None, first: int, length: int) -> bool:
+def _inside(within: Within | None, packed: bytes, length: int) -> bool:
     if within is None:
         return True
-    inside = within.first <= first <= within.last and within.shortest <= length <= within.longest
+    inside = within.first <= packed <= within.last and within.shortest <= length <= within.longest
     return inside is not within.inverted
 
 
@@ -225,7 +233,7 @@ def _within(field: str, rule: BGPFilterRule, version: int) -> Within | None:
     network = _read(f"{field}.cidr", lambda text: values.network(text, version), rule.cidr)
     kinds = {"Equal": (True, False), "NotEqual": (True, True), "In": (False, False), "NotIn": (False, True)}
     exact, inverted = _one_of(f"{field}.matchOperator", rule.match_operator, kinds)
-    first, last = int(network.network_address), int(network.broadcast_address)
+    first, last = network.network_address.packed, network.broadcast_address.packed
     if exact and rule.prefix_length is not None:
         raise ValueError(
             f"{field}.prefixLength: it bounds In and NotIn; {rule.match_operator} has the cidr's own length"

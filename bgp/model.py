@@ -136,7 +136,8 @@ class Speaker:
     """What a node's speaker should be.
 
     `addresses` are the node's own, `listen` those it answers on. `cluster_id` is set when it reflects (RFC 4456).
-    `own` is what this node originates, with what is said of it; `bgp.export` says what each session is told.
+    `own` is what this node originates, with what is said of it; `bgp.export` says what each session is told. `pools`
+    are the exported pools, of whose prefixes it tells others when it reflects.
     `maintenance` is what the node is being prepared for.
     """
 
@@ -148,6 +149,7 @@ class Speaker:
     sessions: tuple[Session, ...] = ()
     blocked: tuple[Blocked, ...] = ()
     own: Mapping[Network, Own] = field(default_factory=lambda: MappingProxyType({}))
+    pools: tuple[Network, ...] = ()
     cluster_id: IPv4Address | None = None
     maintenance: Maintenance = Maintenance.NONE
     problems: tuple[str, ...] = ()

@@ -27,9 +27,11 @@ from core.snapshot import Snapshot
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Originated:
-    """What a node says of its own prefixes, and a sentence for everything that it should say and does not."""
+    """What a node says of its own prefixes, and a sentence for everything that it should say and does not. `pools`
+    are the ranges whose prefixes may be told at all."""
 
     own: Mapping[Network, Own] = field(default_factory=lambda: MappingProxyType({}))
+    pools: tuple[Network, ...] = ()
     problems: tuple[str, ...] = ()
 
 
@@ -75,7 +77,8 @@ def originated(snapshot: Snapshot, node: str) -> Originated:
             given = dict.fromkeys(community for each in about for community in each.communities)
             own[prefix] = Own(source=sources[prefix], communities=tuple(given), priority=priorities[prefix.version])
     problems += [f"{why}: {', '.join(map(str, prefixes))} not told" for why, prefixes in withheld.items()]
-    return Originated(own=MappingProxyType(own), problems=tuple(problems))
+    ranges = sorted((pool.spec.network for pool in pools if _told(pool)), key=order)
+    return Originated(own=MappingProxyType(own), pools=tuple(ranges), problems=tuple(problems))
 
 
 def _blocks(snapshot: Snapshot, node: str, pools: list[IPPool]) -> Iterator[Network]:
@@ -103,7 +106,11 @@ def _borrowed(snapshot: Snapshot, node: str, pools: list[IPPool], problems: list
 
 def _exported(prefix: Network, pools: list[IPPool]) -> bool:
     pool = pool_of(prefix, pools)
-    return pool is not None and not pool.spec.disabled and not pool.spec.disable_bgp_export
+    return pool is not None and _told(pool)
+
+
+def _told(pool: IPPool) -> bool:
+    return not pool.spec.disabled and not pool.spec.disable_bgp_export
 
 
 def _advertisements(snapshot: Snapshot, node: str, problems: list[str]) -> Iterator[_Advertisement]:
