@@ -14,7 +14,7 @@ LOG=
 PACKAGES=(
     python3 python3-venv                       # muslin itself
     nftables iproute2 procps util-linux        # what it drives
-    bird2 frr                                  # the lab's routers
+    bird2 frr gobgpd                           # the lab's routers
     etcd-server etcd-client                    # the datastore at scale, and a look into it
     tcpdump iperf3 iputils-ping conntrack      # looking at a lab from outside
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import subprocess
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Any, Final
@@ -73,10 +73,25 @@ class Frr(Router):
             f" neighbor {peer.address} advertisement-interval 0",
             f" neighbor {peer.address} timers connect 2",
             *timers,
+            *(self._wanted(peer) if peer.node else ()),
         ]
+
+    def _wanted(self, peer: Neighbour) -> Iterator[str]:
+        """What only some sessions with nodes have."""
+        bfd = self.wiring.bfd
+        if bfd:
+            yield f" neighbor {peer.address} bfd {bfd.multiplier} {bfd.interval} {bfd.interval}"
+        if self.wiring.password:
+            yield f" neighbor {peer.address} password {self.wiring.password}"
+        if peer.via:
+            yield f" neighbor {peer.address} update-source {peer.local}"
+        if peer.via and not peer.client:
+            yield f" neighbor {peer.address} ebgp-multihop 2"
 
     def _family(self, version: int) -> list[str]:
         lines = [f" address-family ipv{version} unicast", "  redistribute connected", "  maximum-paths 8"]
+        if any(peer.via for peer in self.wiring.neighbours):
+            lines.append("  redistribute kernel")  # the ways to nodes behind their loopbacks
         for peer in self.wiring.neighbours:
             if peer.address.version == version:
                 lines += [
@@ -84,19 +99,25 @@ class Frr(Router):
                     f"  neighbor {peer.address} soft-reconfiguration inbound",
                     *([f"  neighbor {peer.address} route-map NODES{version} in"] if peer.node else []),
                     *([f"  neighbor {peer.address} as-override"] if peer.shared_as else []),
+                    *([f"  neighbor {peer.address} route-reflector-client"] if peer.client else []),
+                    *([f"  neighbor {peer.address} next-hop-self"] if peer.client else []),
                 ]
         return [*lines, " exit-address-family"]
 
     def start(self) -> tuple[Process, ...]:
-        """Start zebra, then bgpd, and wait for the sockets of each."""
+        """Start zebra, bfdd if there is BFD, then bgpd, and wait for the sockets of each."""
         self.directory.mkdir(parents=True, exist_ok=True)
         (self.directory / "zebra.conf").write_text(f"hostname {self.wiring.name}\n")
         (self.directory / "bgpd.conf").write_text(self.config())
-        (self.directory / "vtysh.conf").write_text("")
+        for name in ("bfdd", "vtysh"):
+            (self.directory / f"{name}.conf").write_text("")
         for path in (self.directory, *self.directory.iterdir()):
             shutil.chown(path, "frr", "frr")
         zebra = self._daemon("zebra", "zserv.api")
-        return (zebra, self._daemon("bgpd", "bgpd.vty", "-p", "179"))
+        bfdd = (
+            [self._daemon("bfdd", "bfdd.vty", "--bfdctl", str(self.directory / "bfdd.sock"))] if self.wiring.bfd else []
+        )
+        return (zebra, *bfdd, self._daemon("bgpd", "bgpd.vty", "-p", "179"))
 
     def _daemon(self, name: str, socket: str, *options: str) -> Process:
         here = self.directory

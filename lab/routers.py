@@ -3,6 +3,7 @@
     Router          start, stop, sessions(), routes(), reject(prefixes), accept()
     ├── Bird        here
     ├── Frr         lab.frr
+    ├── Gobgp       lab.gobgp
     └── Kernel      here: forwards between its racks and speaks no BGP
 
 A router exports all it knows to everyone (a node sees the other racks' subnets too), takes only prefixes inside
@@ -17,7 +18,7 @@ import shutil
 import subprocess
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_network
 from pathlib import Path
@@ -147,7 +148,7 @@ class Kernel(Router):
 
     def reload(self) -> None:
         """It speaks no BGP, so this is a mistake of the caller's."""
-        raise Unsupported(f"router {self.wiring.name} is of kind kernel and speaks no BGP: use bird or frr")
+        raise Unsupported(f"router {self.wiring.name} is of kind kernel and speaks no BGP: use bird, frr or gobgp")
 
 
 class Bird(Router):
@@ -163,11 +164,15 @@ class Bird(Router):
         """bird.conf."""
         wiring = self.wiring
         versions = sorted({each.address.version for each in wiring.neighbours} or {4})
+        # ways to nodes behind their loopbacks stand in the kernel, for BIRD to resolve next hops by
+        far = any(each.via for each in wiring.neighbours)
+        kernel = {"learn": "learn; ", "known": "all"} if far else {"learn": "", "known": "none"}
         parts = [
             f'log "{self.directory}/bird.log" {{ info, remote, warning, error, auth, fatal, bug }};',
             f"router id {wiring.router_id};",
             "protocol device { scan time 5; }",
-            *(_BIRD_FAMILY.format(version=version) for version in versions),
+            *(["protocol bfd {}"] if wiring.bfd else []),
+            *(_BIRD_FAMILY.format(version=version, **kernel) for version in versions),
             *(self._taken(version) for version in versions),
             *(self._session(each) for each in wiring.neighbours),
         ]
@@ -185,19 +190,32 @@ class Bird(Router):
         version = peer.address.version
         hold = self.wiring.node_hold_time if peer.node else ROUTER_HOLD_S
         timers = f"\thold time {hold}; keepalive time {max(1, hold // 3)};\n" if hold else ""
-        hide = f"\t\texport filter {{ bgp_path.delete({peer.as_number}); accept; }};\n"
+        export = f"filter {{ bgp_path.delete({peer.as_number}); accept; }}" if peer.shared_as else "all"
         return (
             f"protocol bgp {_protocol(peer)} {{\n"
             f"\tlocal {peer.local} as {self.wiring.as_number};\n"
             f"\tneighbor {peer.address} as {peer.as_number};\n"
             "\tgraceful restart aware;\n\tconnect delay time 1; connect retry time 2; error wait time 1, 4;\n"
-            f"{timers}"
+            f"{timers}{''.join(self._wanted(peer))}"
             f"\tipv{version} {{\n"
             "\t\timport table on;\n"
             f"\t\timport {f'where taken{version}()' if peer.node else 'all'};\n"
-            f"{hide if peer.shared_as else f'		export all;{chr(10)}'}"
+            f"{f'		next hop self ebgp;{chr(10)}' if peer.client else ''}"
+            f"\t\texport {export};\n"
             "\t};\n}"
         )
+
+    def _wanted(self, peer: Neighbour) -> Iterator[str]:
+        """What only some sessions with nodes have."""
+        bfd = self.wiring.bfd
+        if peer.node and bfd:
+            yield f"\tbfd {{ interval {bfd.interval} ms; multiplier {bfd.multiplier}; }};\n"
+        if peer.node and self.wiring.password:
+            yield f'\tpassword "{self.wiring.password}";\n'
+        if peer.client:
+            yield "\trr client;\n"
+        if peer.via:
+            yield "\tmultihop 2;\n"
 
     def start(self) -> tuple[Process, ...]:
         """Start `bird` and wait for its control socket."""

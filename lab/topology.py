@@ -27,30 +27,58 @@ MOST = 250
 """Most racks, router links or external hosts in a lab, and most nodes in a rack: what one octet numbers."""
 
 
+MOST_ROUTERS = 9
+"""Most routers of a rack: hosts 1 to 9 of its subnet; nodes begin at 11."""
+
+
 class RouterKind(StrEnum):
     """What runs in a router's namespace. `kernel` forwards between its racks and speaks no BGP."""
 
     BIRD = "bird"
     FRR = "frr"
+    GOBGP = "gobgp"
     KERNEL = "kernel"
 
 
+class Bfd(Base, frozen=True, kw_only=True):
+    """BFD with nodes: milliseconds between packets, both ways; lost after `multiplier` missed ones."""
+
+    interval: int = 300
+    multiplier: int = 3
+
+
 class Router(Base, frozen=True, kw_only=True):
-    """A router. `uplinks` names routers above it; `node_hold_time` is offered to nodes, in seconds (None: default)."""
+    """A router. `uplinks` names routers above it; `node_hold_time` is offered to nodes, in seconds (None: default).
+
+    `bfd` and `password` (TCP-MD5) are for its sessions with nodes. Nodes of its own AS are its clients: it reflects.
+    """
 
     name: str
     kind: RouterKind
     as_number: int = 0
     uplinks: tuple[str, ...] = ()
     node_hold_time: int | None = None
+    bfd: Bfd | None = None
+    password: str = ""
 
 
 class Rack(Base, frozen=True, kw_only=True):
-    """One subnet with one router. `as_number` is its nodes' AS, where a node gives none of its own."""
+    """One subnet and its routers: `router`, or several `routers`, which then hang off a switch with the nodes.
+
+    With `loopbacks` each router has a subnet, a node has an uplink to each, and its address is on its loopback.
+    `as_number` is its nodes' AS, where a node gives none of its own.
+    """
 
     name: str
-    router: str
+    router: str = ""
+    routers: tuple[str, ...] = ()
     as_number: int | None = None
+    loopbacks: bool = False
+
+    @property
+    def tops(self) -> tuple[str, ...]:
+        """Its routers."""
+        return self.routers or (self.router,)
 
 
 class NodeEntry(Base, frozen=True, kw_only=True):
@@ -190,7 +218,11 @@ def _references(topology: Topology) -> Iterator[tuple[str, str]]:
     routers = {router.name: router for router in topology.routers}
     racks, nodes = {rack.name for rack in topology.racks}, {node.name for node in topology.nodes}
     wanted = [
-        *((f"racks[{i}].router", rack.router, "router", set(routers)) for i, rack in enumerate(topology.racks)),
+        *(
+            (f"racks[{i}].{f'routers[{j}]' if rack.routers else 'router'}", name, "router", set(routers))
+            for i, rack in enumerate(topology.racks)
+            for j, name in enumerate(rack.tops)
+        ),
         *((f"external[{i}].router", each.router, "router", set(routers)) for i, each in enumerate(topology.external)),
         *((f"nodes[{i}].rack", node.rack, "rack", racks) for i, node in enumerate(topology.nodes)),
         *((f"pods[{i}].node", pod.node, "node", nodes) for i, pod in enumerate(topology.pods)),
@@ -198,12 +230,29 @@ def _references(topology: Topology) -> Iterator[tuple[str, str]]:
     for path, name, what, known in wanted:
         if name not in known:
             yield path, f"no {what} is named {name!r}; there are {', '.join(sorted(known)) or 'none'}"
+    yield from _racks(topology, routers)
     for i, router in enumerate(topology.routers):
         for j, uplink in enumerate(router.uplinks):
             if uplink not in routers or uplink == router.name:
                 yield f"routers[{i}].uplinks[{j}]", f"{uplink!r} is no other router"
             elif RouterKind.KERNEL in (router.kind, routers[uplink].kind):
                 yield f"routers[{i}].uplinks[{j}]", "a router of kind kernel speaks no BGP, so it stands alone"
+
+
+def _racks(topology: Topology, routers: Mapping[str, Router]) -> Iterator[tuple[str, str]]:
+    """What a rack's routers must be, each and together."""
+    for i, rack in enumerate(topology.racks):
+        if rack.router and rack.routers:
+            yield f"racks[{i}].routers", "a rack has one router or several routers, not both"
+        if len(set(rack.routers)) < len(rack.routers) or len(rack.routers) > MOST_ROUTERS:
+            yield f"racks[{i}].routers", f"must be at most {MOST_ROUTERS} different routers"
+        for name in rack.tops if rack.loopbacks else ():
+            if name in routers and routers[name].kind in (RouterKind.GOBGP, RouterKind.KERNEL):
+                why = f"{name} is of kind {routers[name].kind}, which finds no way to nodes behind their loopbacks"
+                yield f"racks[{i}].loopbacks", why
+    for i, router in enumerate(topology.routers):
+        if router.kind is RouterKind.GOBGP and router.bfd:
+            yield f"routers[{i}].bfd", "GoBGP has no BFD: use bird or frr"
 
 
 def _numbers(topology: Topology) -> Iterator[tuple[str, str]]:

@@ -11,17 +11,22 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Final
 
+from core.addr import host_prefix
 from core.errors import Unsupported
 from lab import ip
 from lab.frr import Frr
+from lab.gobgp import Gobgp
 from lab.routers import Bird, Kernel, Router, forward
 from lab.topology import RouterKind, Topology
 from lab.wiring import Port, Wiring
 from linux import netns, rights
 
+EVERYTHING: Final = {4: "0.0.0.0/0", 6: "::/0"}
+
 _CLASSES: Final[Mapping[RouterKind, type[Router]]] = {
     RouterKind.BIRD: Bird,
     RouterKind.FRR: Frr,
+    RouterKind.GOBGP: Gobgp,
     RouterKind.KERNEL: Kernel,
 }
 
@@ -66,7 +71,8 @@ def build(lab: str, wiring: Wiring) -> None:
 def _host(wiring: Wiring, host: str) -> Iterator[str]:
     """The `ip` lines that finish one host's namespace."""
     router = wiring.routers.get(host)
-    for bridge, addresses in (router.bridges if router else {}).items():
+    bridges = router.bridges if router else {wiring.switches[host]: ()} if host in wiring.switches else {}
+    for bridge, addresses in bridges.items():
         yield f"link add name {bridge} type bridge"
         yield f"link set {bridge} up"
         yield from (f"addr add {address} dev {bridge}{_at_once(address.version)}" for address in addresses)
@@ -75,7 +81,15 @@ def _host(wiring: Wiring, host: str) -> Iterator[str]:
         if port.bridge:
             yield f"link set {port.device} master {port.bridge}"
         yield f"link set {port.device} up"
-    yield from (f"route add default via {gateway}" for gateway in wiring.gateways.get(host, ()))
+    loopbacks = wiring.loopbacks.get(host, ())
+    yield from (f"addr add {each} dev lo{_at_once(each.version)}" for each in loopbacks)
+    for version in sorted({gateway.version for gateway in wiring.gateways.get(host, ())}):
+        source = next((f" src {each.ip}" for each in loopbacks if each.version == version), "")
+        hops = [f" nexthop via {each}" for each in wiring.gateways[host] if each.version == version]
+        yield f"route add {EVERYTHING[version]}{source}{''.join(hops)}"
+    for peer in router.neighbours if router else ():
+        if peer.via:
+            yield f"route add {host_prefix(peer.address)} via {peer.via}"
 
 
 def _ports(wiring: Wiring, host: str) -> Iterator[Port]:

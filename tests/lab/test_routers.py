@@ -1,4 +1,4 @@
-"""BIRD and FRR, run for real: sessions come up, pod blocks cross the fabric, an import filter closes and opens."""
+"""BIRD, FRR and GoBGP, run for real: sessions come up, blocks cross the fabric, an import filter closes and opens."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.errors import MuslinError, Unsupported
-from lab import processes
+from lab import ip, processes
 from lab.routers import Bird, Kernel, parse_bird_routes
 from lab.topology import RouterKind
 from lab.wiring import Neighbour, RouterWiring
@@ -62,7 +62,7 @@ def speaker(ground: Any, directory: Path, node: str, networks: list[str]) -> Bir
     return bird
 
 
-@pytest.mark.parametrize("kind", ["bird", "frr"])
+@pytest.mark.parametrize("kind", ["bird", "frr", "gobgp"])
 def test_a_block_crosses_the_fabric_and_a_filter_takes_it_back(
     kind: str, ground: Any, tmp_path: Path, wait: Callable[[Callable[[], object]], None]
 ) -> None:
@@ -75,16 +75,15 @@ def test_a_block_crosses_the_fabric_and_a_filter_takes_it_back(
     # the router takes pod blocks from the node and nothing else, and installs them in its kernel
     assert tor.pod_routes() == {BLOCK: frozenset({made.wiring.addresses["node-1"][0].ip})}
     assert STRAY not in tor.routes()
-    shown = subprocess.run(
-        ["ip", "-n", made.namespace("tor"), "route", "show", str(BLOCK)], capture_output=True, text=True, check=True
-    )
-    assert f"via {made.wiring.addresses['node-1'][0].ip}" in shown.stdout
+    wait(lambda: BLOCK in ip.routes(made.namespace("tor"), 4))
+    assert ip.routes(made.namespace("tor"), 4)[BLOCK]["gateway"] == str(made.wiring.addresses["node-1"][0].ip)
     assert spine.routes()[BLOCK] == {ip_address("172.31.1.1")}
 
     # rejecting takes it out of the whole fabric while every session stays; accepting brings it back
     tor.reject()
     assert BLOCK not in tor.routes()
     wait(lambda: BLOCK not in spine.routes())
+    wait(lambda: BLOCK not in ip.routes(made.namespace("tor"), 4))
     assert all(session.up for session in tor.sessions())
     tor.accept()
     wait(lambda: BLOCK in spine.routes())
@@ -95,10 +94,11 @@ def test_a_block_crosses_the_fabric_and_a_filter_takes_it_back(
     assert all(session.up for session in tor.sessions())
 
 
+@pytest.mark.parametrize("kind", ["frr", "gobgp"])
 def test_nodes_and_the_outside_reach_each_other_over_the_routers(
-    ground: Any, wait: Callable[[Callable[[], object]], None]
+    kind: str, ground: Any, wait: Callable[[Callable[[], object]], None]
 ) -> None:
-    made = ground(fabric("frr", ["10.9.0.0/16", "fd09::/48"]))
+    made = ground(fabric(kind, ["10.9.0.0/16", "fd09::/48"]))
 
     def reached(address: str) -> bool:
         argv = netns.command(made.namespace("node-1"), "ping", "-c1", "-W1", address)
@@ -108,7 +108,7 @@ def test_nodes_and_the_outside_reach_each_other_over_the_routers(
     wait(lambda: reached("fd30:1::10"))
 
 
-@pytest.mark.parametrize("kind", ["bird", "frr"])
+@pytest.mark.parametrize("kind", ["bird", "frr", "gobgp"])
 def test_nodes_of_one_as_see_each_others_blocks(
     kind: str, ground: Any, tmp_path: Path, wait: Callable[[Callable[[], object]], None]
 ) -> None:
