@@ -3,16 +3,21 @@
     key    (peer, prefix), or (peer, None) for the End-of-RIB that follows everything else
     value  the attributes, and the telling: numbers that change when the peer, or ExaBGP itself, has forgotten
     read   what ExaBGP has acknowledged
-    apply  withdrawals, then announcements, then End-of-RIBs: one command at a time, each acknowledged
+    apply  withdrawals, then announcements, then End-of-RIBs: one command at a time, each acknowledged; one command
+           for all prefixes of the same attributes and all peers that are told them
 
 A peer that comes up has forgotten us, so it is told everything again, and only then End-of-RIB: what a restarted
-speaker has not announced by then, the peer drops.
+speaker has not announced by then, the peer drops. While it is down, ExaBGP keeps what it was told and says it again by
+itself; so a withdrawal is passed on, and an announcement waits. What flaps while a round lasts is told once, as it is
+at the end: the reconciler knows states only.
 """
 
 from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
+from functools import partial
+from types import MappingProxyType
 from typing import TypeAlias
 
 from bgp.line import Announce, Command, SendEndOfRib, Withdraw, batches
@@ -49,21 +54,29 @@ class Told:
 Send: TypeAlias = Callable[[Command], Awaitable[bool]]
 """Gives ExaBGP a command; whether it was accepted. Raises `Unavailable` when there is no ExaBGP to ask."""
 
+Say: TypeAlias = Callable[[tuple[Address, ...], tuple[Network, ...]], Announce | Withdraw]
+"""Makes the command that says something of prefixes to peers."""
+
 
 def desired_adverts(
     sessions: Iterable[Session],
     exported: Mapping[Address, Mapping[Network, Attributes]],
     tellings: Mapping[Address, Telling],
     up: Collection[Address],
+    told: Mapping[Advert, Told] = MappingProxyType({}),
 ) -> Mapping[Advert, Told]:
-    """What `exported` has for every session, up or not (ExaBGP remembers), and End-of-RIB to those up."""
+    """What `exported` has for every session that is up, and End-of-RIB. Of what a session that is down was `told`,
+    what it should still have stays as it is."""
     wanted: dict[Advert, Told] = {}
     for session in sessions:
         telling = tellings[session.peer]
-        for prefix, attributes in exported.get(session.peer, {}).items():
-            wanted[Advert(session.peer, prefix)] = Told(telling, attributes)
+        adverts = {Advert(session.peer, prefix): each for prefix, each in exported.get(session.peer, {}).items()}
         if session.peer in up:
+            wanted.update({advert: Told(telling, attributes) for advert, attributes in adverts.items()})
             wanted[Advert(session.peer, None)] = Told(telling)
+        else:
+            kept = {advert: told[advert] for advert in adverts.keys() & told.keys()}
+            wanted.update({advert: each for advert, each in kept.items() if each.telling.speaker == telling.speaker})
     return wanted
 
 
@@ -77,6 +90,15 @@ class AdvertDriver:
         self._send = send
         self._acknowledged: dict[Advert, Told] = {}
 
+    @property
+    def told(self) -> Mapping[Advert, Told]:
+        """What stands acknowledged, as it is now."""
+        return MappingProxyType(self._acknowledged)
+
+    def forget(self) -> None:
+        """A new ExaBGP runs: nothing is told."""
+        self._acknowledged.clear()
+
     async def read(self) -> Mapping[Advert, Told]:
         """What stands acknowledged."""
         return dict(self._acknowledged)
@@ -84,48 +106,68 @@ class AdvertDriver:
     async def apply(self, plan: Plan[Advert, Told]) -> Mapping[Advert, Exception]:
         """Tell peers the difference; what ExaBGP refuses (a peer it has not loaded yet) is an error of those keys."""
         errors: dict[Advert, Exception] = {}
-        for peer, told in _by_peer(plan.delete).items():
-            for batch in batches(told if peer in self.configured else []):
-                errors.update(await self._tell(Withdraw(peer, batch), peer, batch))
+        gone = [advert for advert in plan.delete if advert.peer in self.configured]
+        for (peers, _), prefixes in _alike((advert, None) for advert in gone).items():
+            for batch in batches(prefixes):
+                errors.update(await self._tell_all(peers, batch, Withdraw))
         for advert in plan.delete.keys() - errors.keys():
             self._acknowledged.pop(advert, None)
-        for (peer, attributes), untold in _alike(plan.upsert).items():
-            for batch in batches(untold):
-                errors.update(await self._tell(Announce(peer, attributes, batch), peer, batch))
-        failed = {advert.peer for advert in errors}
-        for advert in plan.upsert:
-            if advert.prefix is None and advert.peer not in failed:
-                command = SendEndOfRib(advert.peer, Family(advert.peer.version))
-                errors.update(await self._tell(command, advert.peer, (None,)))
-            elif advert.prefix is None:
-                errors[advert] = Unavailable("End-of-RIB waits for the announcements before it")
+        new = ((advert, told.attributes) for advert, told in plan.upsert.items())
+        for (peers, attributes), prefixes in _alike(new).items():
+            for batch in batches(prefixes):
+                assert attributes is not None
+                say = partial(_announce, attributes)
+                errors.update(await self._tell_all(peers, batch, say))
+        ends = [advert for advert in plan.upsert if advert.prefix is None]
+        errors.update(await self._end(ends, {advert.peer for advert in errors}))
         self._acknowledged.update({key: value for key, value in plan.upsert.items() if key not in errors})
         return errors
 
-    async def _tell(
-        self, command: Command, peer: Address, about: Iterable[Network | None]
+    async def _end(self, ends: Iterable[Advert], failed: Collection[Address]) -> Mapping[Advert, Exception]:
+        errors: dict[Advert, Exception] = {}
+        for advert in ends:
+            if advert.peer in failed:
+                errors[advert] = Unavailable("End-of-RIB waits for the announcements before it")
+            else:
+                command = SendEndOfRib(advert.peer, Family(advert.peer.version))
+                errors.update(await self._tell(command, [advert]))
+        return errors
+
+    async def _tell_all(
+        self, peers: tuple[Address, ...], prefixes: tuple[Network, ...], say: Say
     ) -> Mapping[Advert, Exception]:
+        """One command for all of them; if that is refused, one for each, so that one's trouble is not the others'."""
+        errors = await self._tell(say(peers, prefixes), [Advert(peer, each) for peer in peers for each in prefixes])
+        if not errors or len(peers) == 1:
+            return errors
+        alone = [await self._tell_all((peer,), prefixes, say) for peer in peers]
+        return {advert: error for each in alone for advert, error in each.items()}
+
+    async def _tell(self, command: Command, about: Iterable[Advert]) -> Mapping[Advert, Exception]:
         try:
             if await self._send(command):
                 return {}
-            error: MuslinError = Unavailable(f"ExaBGP does not know a session with {peer} yet")
+            error: MuslinError = Unavailable(
+                "ExaBGP has no session with it yet, or the peer does not read what we send"
+            )
         except Unavailable as unavailable:
             error = unavailable
-        return {Advert(peer, prefix): error for prefix in about}
+        return dict.fromkeys(about, error)
 
 
-def _by_peer(adverts: Iterable[Advert]) -> Mapping[Address, list[Network]]:
-    grouped: dict[Address, list[Network]] = {}
-    for advert in adverts:
+def _announce(attributes: Attributes, peers: tuple[Address, ...], prefixes: tuple[Network, ...]) -> Announce:
+    return Announce(peers, attributes, prefixes)
+
+
+def _alike(
+    adverts: Iterable[tuple[Advert, Attributes | None]],
+) -> Mapping[tuple[tuple[Address, ...], Attributes | None], list[Network]]:
+    """Prefixes by what is said of them and to whom: what one command can say. In the order given."""
+    peers: dict[tuple[Network, Attributes | None], list[Address]] = {}
+    for advert, attributes in adverts:
         if advert.prefix is not None:
-            grouped.setdefault(advert.peer, []).append(advert.prefix)
-    return grouped
-
-
-def _alike(adverts: Mapping[Advert, Told]) -> Mapping[tuple[Address, Attributes], list[Network]]:
-    """Prefixes by peer and attributes: what one command can say."""
-    grouped: dict[tuple[Address, Attributes], list[Network]] = {}
-    for advert, told in adverts.items():
-        if advert.prefix is not None and told.attributes is not None:
-            grouped.setdefault((advert.peer, told.attributes), []).append(advert.prefix)
+            peers.setdefault((advert.prefix, attributes), []).append(advert.peer)
+    grouped: dict[tuple[tuple[Address, ...], Attributes | None], list[Network]] = {}
+    for (prefix, attributes), who in peers.items():
+        grouped.setdefault((tuple(who), attributes), []).append(prefix)
     return grouped

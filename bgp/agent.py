@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -35,6 +36,7 @@ from bgp.export import exports
 from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
+from bgp.metrics import Measured, Metrics
 from bgp.model import Config, Maintenance, Speaker
 from bgp.process import ExaBGP
 from bgp.sessions import Sessions
@@ -102,7 +104,7 @@ log = structlog.get_logger()
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Inputs:
     """What an agent is wired to; `report` puts the node's status where others can read it, `health` (of COMPONENTS)
-    hears how each part is."""
+    hears how each part is, `metrics` what it comes to."""
 
     node: str
     run_dir: Path
@@ -110,9 +112,10 @@ class Inputs:
     report: Report
     settle_s: float = SETTLE_S
     health: Health = field(default_factory=lambda: Health(COMPONENTS))
+    metrics: Metrics = field(default_factory=Metrics)
 
 
-async def run(config: Config, health: Health | None = None) -> None:
+async def run(config: Config, health: Health | None = None, metrics: Metrics | None = None) -> None:
     """Be the speaker of `config.node` until cancelled. Raises `Unsupported` when this machine lacks what it takes,
     and `Unavailable` while another bgp has this network namespace."""
     require_net_admin()
@@ -130,6 +133,7 @@ async def run(config: Config, health: Health | None = None) -> None:
         snapshots=snapshots,
         report=report,
         health=health or Health(COMPONENTS),
+        metrics=metrics or Metrics(),
     )
     try:
         with alone("bgp"):
@@ -236,6 +240,8 @@ class Agent:
     def _on_start(self) -> None:
         self._health.ok("exabgp")
         self._sessions.start_speaker()
+        self._adverts.forget()
+        self._told.distrust()
         self._tell()
 
     def _on_loss(self) -> None:
@@ -271,7 +277,9 @@ class Agent:
         if self._speaker is None or not self.exabgp.running:
             return
         sessions, up = self._speaker.sessions, self._sessions.up
-        self._wanted = wanted = desired_adverts(sessions, exports(self._speaker, {}), self._sessions.tellings, up)
+        self._wanted = wanted = desired_adverts(
+            sessions, exports(self._speaker, {}), self._sessions.tellings, up, self._adverts.told
+        )
         self._told.set_desired(wanted, self._whole)
         self._wake_told.set()
         self._news.set()
@@ -326,6 +334,10 @@ class Agent:
         if state.ready is not self._ready:
             self._since, self._ready = clock.now(), state.ready
             state = self.state()
+        writes = {"adverts": self._told.progress.writes, "routes": self._kernel.progress.writes}
+        stages = Counter(each.stage for each in self._auditor.found)
+        measured = Measured(differences=stages, writes=writes, running=self.exabgp.running, ping_s=self.exabgp.ping_s)
+        self._in.metrics.tell(state, measured)
         return state
 
     def state(self) -> SpeakerState:
@@ -347,6 +359,7 @@ class Agent:
             acknowledged=self._told.seen,
             maintained=self._maintained,
             routes=len(self._kernel.seen),
+            restarts=self.exabgp.restarts,
             differences=self._auditor.found,
         )
         return status.state(speaker, self._snapshot, outcome)

@@ -2,6 +2,7 @@
 versions of ExaBGP ends here; this is 5.0.15's.
 
     we write    neighbor 10.0.0.1 announce attributes next-hop self nlri 10.1.0.0/26 10.1.0.64/26
+                (or `muslin announce`: see bgp.entry)
     it answers  done | error                 one a command, yet errors found early overtake: so one at a time
     it tells    one JSON object a line       open, up, down, update, end-of-rib
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from ipaddress import IPv4Address, ip_address, ip_network
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
@@ -26,8 +27,11 @@ from bgp.model import Attributes, Origin, Path
 from bgp.notification import named
 from core.addr import Address, Family, Network
 
+VERSION: Final = "5.0.15"
+"""The ExaBGP that all this is about; another one is spoken to without `bgp.entry`."""
+
 BATCH: Final = 500
-"""Prefixes to one command; ExaBGP refuses a line of more than a megabyte."""
+"""Prefixes to one command; ExaBGP refuses a line of more than a megabyte, and does nothing else meanwhile."""
 
 NOTIFIED: Final = re.compile(r"notification (?P<by>sent|received) \((?P<code>\d+),(?P<subcode>\d+)\)")
 
@@ -50,18 +54,18 @@ LONG_LIVED_ENTRY: Final = 7
 
 @dataclass(frozen=True, slots=True)
 class Announce:
-    """Tell `peer` of `prefixes`, all with the same attributes."""
+    """Tell each of `peers` of `prefixes`, all with the same attributes."""
 
-    peer: Address
+    peers: tuple[Address, ...]
     attributes: Attributes
     prefixes: tuple[Network, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class Withdraw:
-    """Take `prefixes` back from `peer`."""
+    """Take `prefixes` back from each of `peers`."""
 
-    peer: Address
+    peers: tuple[Address, ...]
     prefixes: tuple[Network, ...]
 
 
@@ -171,13 +175,15 @@ PeerEvent: TypeAlias = PeerOpen | PeerUp | PeerDown | Update | EndOfRib
 Event: TypeAlias = PeerEvent | Ack | Other
 
 
-def encode(command: Command) -> str:
-    """The command's text, without the newline."""
+def encode(command: Command, *, extended: bool = False) -> str:
+    """The command's text, without the newline; `extended` for an ExaBGP that was started through `bgp.entry`."""
     match command:
-        case Announce(peer, attributes, prefixes):
-            return f"neighbor {peer} announce attributes {_attributes(attributes)} nlri {_join(prefixes)}"
-        case Withdraw(peer, prefixes):
-            return f"neighbor {peer} withdraw attributes next-hop self nlri {_join(prefixes)}"
+        case Announce(peers, attributes, prefixes):
+            verb = "muslin announce" if extended else "announce attributes"
+            return f"{_to(peers)} {verb} {_attributes(attributes)} nlri {_join(prefixes)}"
+        case Withdraw(peers, prefixes):
+            what = "muslin withdraw" if extended else "withdraw attributes next-hop self nlri"
+            return f"{_to(peers)} {what} {_join(prefixes)}"
         case SendEndOfRib(peer, family):
             return f"neighbor {peer} announce eor ipv{family.value} unicast"
         case Refresh(peer, family):
@@ -186,6 +192,14 @@ def encode(command: Command) -> str:
             return f"neighbor {peer} teardown {code}"
         case Ping():
             return "version"
+
+
+def singly(command: Command) -> Iterator[Command]:
+    """The same, to one peer at a time: ExaBGP's own commands go to those of several that it knows, and say `done`."""
+    if isinstance(command, (Announce, Withdraw)):
+        yield from (replace(command, peers=(peer,)) for peer in command.peers)
+    else:
+        yield command
 
 
 def batches(prefixes: Sequence[Network]) -> Iterator[tuple[Network, ...]]:
@@ -307,6 +321,10 @@ def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:
         originator=IPv4Address(attributes["originator-id"]) if "originator-id" in attributes else None,
         clusters=tuple(IPv4Address(cluster) for cluster in attributes.get("cluster-list", ())),
     )
+
+
+def _to(peers: Sequence[Address]) -> str:
+    return " , ".join(f"neighbor {peer}" for peer in peers)
 
 
 def _join(values: Iterable[object]) -> str:

@@ -20,8 +20,10 @@ import os
 import shutil
 import signal
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Final
@@ -29,7 +31,7 @@ from typing import Final
 import structlog
 
 from bgp.conf import render
-from bgp.line import Command, Ping, encode
+from bgp.line import VERSION, Command, Ping, encode, singly
 from bgp.model import Speaker
 from core.errors import Unavailable, Unsupported
 from core.reconcile import Timing
@@ -60,7 +62,9 @@ class _Plan:
 class ExaBGP:
     """The child. `on_line` hears every line that is no answer; `on_start` and `on_loss` frame a process's life.
 
-    `problem` is why there is none, as a sentence, "" while one runs.
+    `problem` is why there is none, as a sentence, "" while one runs. `restarts` counts its starts but the first,
+    `ping_s` is how long its last sign of life took. `extended` starts it through `bgp.entry`, if its
+    version is the one known there; otherwise, and without, it gets its own slower commands.
     """
 
     def __init__(
@@ -71,12 +75,15 @@ class ExaBGP:
         on_start: Callable[[], None],
         on_loss: Callable[[], None],
         answer_s: float = ANSWER_S,
+        extended: bool = True,
     ) -> None:
         self._run_dir = run_dir
         self._conf = run_dir / "exabgp.conf"
         self._socket = run_dir / "bridge.sock"
         self._on_line, self._on_start, self._on_loss = on_line, on_start, on_loss
         self._answer_s = answer_s
+        self._extended = extended and version("exabgp") == VERSION
+        self._program = (str(Path(__file__).with_name("entry.py")),) if self._extended else ("-m", "exabgp")
         self._plan: _Plan | None = None
         self._running: _Plan | None = None
         self._changed = asyncio.Event()
@@ -88,6 +95,8 @@ class ExaBGP:
         self._answer: asyncio.Future[bool] | None = None
         self._last_words = ""
         self.problem = ""
+        self.restarts = 0
+        self.ping_s: float | None = None
 
     @property
     def pid(self) -> int | None:
@@ -110,19 +119,23 @@ class ExaBGP:
     async def send(self, command: Command) -> bool:
         """Give one command; whether ExaBGP accepted it. `Unavailable` when it is not there or does not answer."""
         async with self._lock:
-            if self._bridge is None:
-                raise Unavailable("ExaBGP is not running")
-            self._answer = asyncio.get_running_loop().create_future()
-            self._bridge.write(encode(command).encode() + b"\n")
-            try:
-                async with asyncio.timeout(self._answer_s):
-                    return await self._answer
-            except TimeoutError:
-                log.error("exabgp.stuck", command=encode(command)[:100], seconds=self._answer_s)
-                self._kill()
-                raise Unavailable(f"ExaBGP did not answer for {self._answer_s:.0f} s and was killed") from None
-            finally:
-                self._answer = None
+            texts = [encode(command, extended=True)] if self._extended else [encode(each) for each in singly(command)]
+            return all([await self._ask(text) for text in texts])
+
+    async def _ask(self, text: str) -> bool:
+        if self._bridge is None:
+            raise Unavailable("ExaBGP is not running")
+        self._answer = asyncio.get_running_loop().create_future()
+        self._bridge.write(text.encode() + b"\n")
+        try:
+            async with asyncio.timeout(self._answer_s):
+                return await self._answer
+        except TimeoutError:
+            log.error("exabgp.stuck", command=text[:100], seconds=self._answer_s)
+            self._kill()
+            raise Unavailable(f"ExaBGP did not answer for {self._answer_s:.0f} s and was killed") from None
+        finally:
+            self._answer = None
 
     async def run(self) -> None:
         """Keep one ExaBGP running until cancelled; then end it."""
@@ -156,6 +169,7 @@ class ExaBGP:
             lasted = await self._one_life(self._plan)
             failures = 1 if lasted > timing.retry_max_s else failures + 1
             await asyncio.sleep(timing.backoff(failures))
+            self.restarts += 1
 
     async def _one_life(self, plan: _Plan) -> float:
         """From start to death; how long it lived, in seconds."""
@@ -165,7 +179,7 @@ class ExaBGP:
         self._bridged.clear()
         process = self._process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", f"--bounding-set={CAPABILITIES}"),
-            *(sys.executable, "-P", "-m", "exabgp", "server", str(self._conf)),
+            *(sys.executable, "-P", *self._program, "server", str(self._conf)),
             stdin=asyncio.subprocess.DEVNULL,
             stdout=asyncio.subprocess.PIPE,
             stderr=asyncio.subprocess.STDOUT,
@@ -236,8 +250,10 @@ class ExaBGP:
             return
         while True:
             await asyncio.sleep(PING_S)
+            begun = time.monotonic()
             with contextlib.suppress(Unavailable):  # it was killed for not answering; its end is handled where it ends
                 await self.send(Ping())
+                self.ping_s = time.monotonic() - begun
 
     async def _follow_plan(self) -> None:
         while True:

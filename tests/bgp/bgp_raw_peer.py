@@ -45,6 +45,8 @@ def attribute(flags: int, code: int, value: bytes) -> bytes:
 
 
 def as_path(*numbers: int) -> bytes:
+    if not numbers:
+        return attribute(0x40, 2, b"")
     return attribute(0x40, 2, bytes((2, len(numbers))) + b"".join(each.to_bytes(4, "big") for each in numbers))
 
 
@@ -152,7 +154,7 @@ class RawPeer:
 class Speaking:
     """An ExaBGP of ours, what it said, and what it says now: prefixes by peer, as the last updates have them."""
 
-    def __init__(self, run_dir: Path, *, answer_s: float = 10.0) -> None:
+    def __init__(self, run_dir: Path, *, answer_s: float = 10.0, extended: bool = True) -> None:
         self.events: list[Event] = []
         self.lives: list[str] = []
         self.errors: list[str] = []
@@ -165,6 +167,7 @@ class Speaking:
             on_start=lambda: self._live("start"),
             on_loss=lambda: self._live("loss"),
             answer_s=answer_s,
+            extended=extended,
         )
 
     def _live(self, what: str) -> None:
@@ -218,9 +221,11 @@ def speaker(*sessions: Session, port: int = 179) -> Speaker:
 
 
 @contextlib.asynccontextmanager
-async def speaking(run_dir: Path, what: Speaker, *, answer_s: float = 10.0) -> AsyncIterator[Speaking]:
+async def speaking(
+    run_dir: Path, what: Speaker, *, answer_s: float = 10.0, extended: bool = True
+) -> AsyncIterator[Speaking]:
     """An ExaBGP that runs with `what`, in the calling thread's namespace."""
-    made = Speaking(run_dir, answer_s=answer_s)
+    made = Speaking(run_dir, answer_s=answer_s, extended=extended)
     made.exabgp.configure(what)
     task = asyncio.create_task(made.exabgp.run())
     try:

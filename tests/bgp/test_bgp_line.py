@@ -169,10 +169,10 @@ def test_another_message_of_its_is_no_event() -> None:
 
 def test_encode() -> None:
     one, two = ip_network("10.1.0.0/26"), ip_network("10.1.0.64/26")
-    assert encode(Announce(V4, Attributes(), (one, two))) == (
+    assert encode(Announce((V4,), Attributes(), (one, two))) == (
         "neighbor 10.9.0.1 announce attributes next-hop self nlri 10.1.0.0/26 10.1.0.64/26"
     )
-    assert encode(Withdraw(V4, (one,))) == "neighbor 10.9.0.1 withdraw attributes next-hop self nlri 10.1.0.0/26"
+    assert encode(Withdraw((V4,), (one,))) == "neighbor 10.9.0.1 withdraw attributes next-hop self nlri 10.1.0.0/26"
     assert encode(SendEndOfRib(V6, Family.V6)) == "neighbor fd09::1 announce eor ipv6 unicast"
     assert encode(Refresh(V4, Family.V4)) == "neighbor 10.9.0.1 announce route-refresh ipv4 unicast"
     assert encode(Teardown(V6, 4)) == "neighbor fd09::1 teardown 4"
@@ -190,7 +190,7 @@ def test_encode_all_attributes() -> None:
         originator=IPv4Address("10.0.0.9"),
         clusters=(IPv4Address("10.0.0.1"),),
     )
-    assert encode(Announce(V4, attributes, (ip_network("10.1.0.0/26"),))) == (
+    assert encode(Announce((V4,), attributes, (ip_network("10.1.0.0/26"),))) == (
         "neighbor 10.9.0.1 announce attributes next-hop 10.9.0.7 origin incomplete as-path [ 64512 64512 4200000000 ] "
         "med 0 local-preference 200 community [ 64512:1 64512:2 ] large-community [ 64512:1:2 ] "
         "originator-id 10.0.0.9 cluster-list [ 10.0.0.1 ] nlri 10.1.0.0/26"

@@ -12,8 +12,8 @@ from pathlib import Path
 import pytest
 from bgp_world import until
 
-from bgp.line import Announce, Ping
-from bgp.model import Attributes, Session, Speaker
+from bgp.line import Ping, Withdraw
+from bgp.model import Session, Speaker
 from bgp.process import ExaBGP
 from core.addr import Address
 from core.errors import Unavailable
@@ -97,11 +97,11 @@ async def test_a_lost_bridge_means_a_new_process(child: Child) -> None:
 
 async def test_reload_keeps_the_process_and_another_port_does_not(child: Child) -> None:
     first = await child.lived("start")
-    announce = Announce(THERE, Attributes(), (ip_network("10.244.1.0/26"),))
-    assert not await child.exabgp.send(announce)
+    withdraw = Withdraw((THERE,), (ip_network("10.244.1.0/26"),))
+    assert not await child.exabgp.send(withdraw)
     child.exabgp.configure(speaker(THERE))
     async with asyncio.timeout(10):
-        while not await child.exabgp.send(announce):  # until it has read its new configuration
+        while not await child.exabgp.send(withdraw):  # until it has read its new configuration
             pass
     assert await child.lived("start") == first
     child.exabgp.configure(speaker(THERE, port=1790))

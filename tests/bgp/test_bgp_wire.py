@@ -49,6 +49,7 @@ IBGP = replace(EBGP, peer=ip_address(INTERNAL), remote_as=64512)
 
 OUR_HOP = attribute(0x40, 3, ip_address(OURS).packed)
 IGP = attribute(0x40, 1, b"\0")
+LOCAL_PREF = attribute(0x40, 5, b"\0\0\0\x64")
 
 
 class Pair:
@@ -58,10 +59,11 @@ class Pair:
         self.said, self.external, self.internal = speaking, external, internal
 
 
-@pytest.fixture
-async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
+@pytest.fixture(params=[True, False], ids=["extended", "plain"])
+async def pair(tmp_path: Path, request: pytest.FixtureRequest) -> AsyncIterator[Pair]:
+    """Both ways of speaking to ExaBGP are held to the same bytes."""
     with scratch_namespace():
-        async with speaking(tmp_path / "run", speaker(EBGP, IBGP)) as made:
+        async with speaking(tmp_path / "run", speaker(EBGP, IBGP), extended=request.param) as made:
             external, internal = RawPeer(EXTERNAL, OURS), RawPeer(INTERNAL, OURS)
             try:
                 await external.connect(opening(4200000001, "10.0.0.2"))
@@ -76,7 +78,7 @@ async def pair(tmp_path: Path) -> AsyncIterator[Pair]:
 async def told(pair: Pair, peer: RawPeer, attributes: Attributes) -> bytes:
     """The path attributes of the UPDATE that an announcement with `attributes` becomes."""
     before = peer.count(UPDATE)
-    assert await pair.said.exabgp.send(Announce(ip_address(peer.local), attributes, (P,)))
+    assert await pair.said.exabgp.send(Announce((ip_address(peer.local),), attributes, (P,)))
     await peer.wait("the UPDATE", lambda: peer.count(UPDATE) > before)
     body = peer.bodies(UPDATE)[before]
     length = int.from_bytes(body[2:4], "big")
@@ -110,18 +112,28 @@ async def test_attributes_are_sent_as_they_are_given(pair: Pair) -> None:
 
 async def test_what_is_not_given_is_filled_in(pair: Pair) -> None:
     assert await told(pair, pair.external, Attributes()) == IGP + as_path(64512) + OUR_HOP
-    hundred = attribute(0x40, 5, b"\0\0\0\x64")
-    assert await told(pair, pair.internal, Attributes()) == IGP + attribute(0x40, 2, b"") + OUR_HOP + hundred
+    assert await told(pair, pair.internal, Attributes()) == IGP + as_path() + OUR_HOP + LOCAL_PREF
     prepended = Attributes(as_path=(64512, 64512, 64512))
     assert await told(pair, pair.external, prepended) == IGP + as_path(64512, 64512, 64512) + OUR_HOP
 
 
 async def test_withdrawn_whatever_it_was_told_with(pair: Pair) -> None:
     await told(pair, pair.external, Attributes(med=5, communities=("64512:1",)))
-    assert await pair.said.exabgp.send(Withdraw(ip_address(EXTERNAL), (P,)))
+    assert await pair.said.exabgp.send(Withdraw((ip_address(EXTERNAL),), (P,)))
     await pair.external.wait("the withdrawal", lambda: pair.external.count(UPDATE) == 2)
     gone = packed(P)
     assert pair.external.bodies(UPDATE)[1] == len(gone).to_bytes(2, "big") + gone + b"\0\0"
+
+
+async def test_what_is_told_to_both_and_refused_by_none(pair: Pair) -> None:
+    both = (ip_address(EXTERNAL), ip_address(INTERNAL))
+    other = ip_network("10.2.0.0/26")
+    assert await pair.said.exabgp.send(Announce(both, Attributes(), (other, P)))
+    for peer, path, more in ((pair.external, as_path(64512), b""), (pair.internal, as_path(), LOCAL_PREF)):
+        await peer.wait("the UPDATE", lambda peer=peer: peer.count(UPDATE) == 1)  # type: ignore[misc]
+        assert peer.bodies(UPDATE) == [update(IGP + path + OUR_HOP + more, P, other)[19:]]
+    assert not await pair.said.exabgp.send(Announce((ip_address("127.0.0.77"),), Attributes(), (P,)))
+    assert not await pair.said.exabgp.send(Announce((*both, ip_address("127.0.0.77")), Attributes(), (P,)))
 
 
 async def test_what_is_heard_with_all_attributes(pair: Pair) -> None:

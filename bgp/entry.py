@@ -1,0 +1,112 @@
+"""ExaBGP with two commands more, registered with its own decorator; nothing of it is replaced.
+
+    neighbor A , neighbor B muslin announce ATTRIBUTES nlri P P P      done | error
+    neighbor A , neighbor B muslin withdraw P P P                      done | error
+
+Its own `announce attributes` copies every prefix, attributes and all, with `copy.deepcopy` for each neighbour: most of
+its time. Here ExaBGP's parser reads the attributes once, and the prefixes go to the reactor's
+`configuration.inject_change`, as its own commands do, in changes that say by Python's own protocol (`__deepcopy__`)
+what of them need not be copied. That is eight times as fast (docs/benchmarks.md).
+
+And it is safe where its own are not. What ExaBGP has yet to send, it keeps by attributes, and sends these in the order
+in which it first met them: a prefix announced, withdrawn and announced again before anything was sent ends up
+withdrawn. So a command waits until what is pending is on its way; after `PATIENCE_S` it is refused, for then a peer
+does not read. An announcement to a peer without a session is refused: it is told everything when it comes up.
+
+Run as `python -P entry.py server CONF` with ExaBGP and the standard library; never imported. `bgp.process` runs it with
+the version that `bgp.line` knows, and plain ExaBGP with any other.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from copy import copy
+from typing import Any, Final
+
+from exabgp.application.main import main
+from exabgp.bgp.message import Action
+from exabgp.bgp.message.update.attribute import Attributes
+from exabgp.bgp.message.update.nlri import CIDR, INET
+from exabgp.protocol.family import AFI, SAFI
+from exabgp.protocol.ip import IP
+from exabgp.reactor.api.command.command import Command
+from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
+from exabgp.rib.change import Change
+
+ANNOUNCE: Final = "muslin announce"
+WITHDRAW: Final = "muslin withdraw"
+
+PATIENCE_S: Final = 0.5
+"""Less than an answer may take; new connections wait as long."""
+
+
+class Light(Change):  # type: ignore[misc]  # ExaBGP has no types
+    """A change whose copy has a prefix and a set of attributes of its own, and shares what these consist of."""
+
+    def __deepcopy__(self, _: dict[int, Any]) -> Light:
+        return Light(copy(self.nlri), copy(self.attributes))
+
+
+def changes(api: Any, command: str) -> list[Light]:
+    """What a command is about; ValueError, IndexError or OSError when it cannot be read."""
+    if command.startswith(WITHDRAW):
+        nothing = Attributes()
+        return [_change(each, Action.WITHDRAW, nothing) for each in command.removeprefix(WITHDRAW).split()]
+    said, _, rest = command.removeprefix(ANNOUNCE).strip().partition(" nlri ")
+    prefixes = rest.split()
+    read = api.api_attributes(f"announce attributes {said} nlri {prefixes[0]}", ())
+    announced = [_change(each, Action.ANNOUNCE, read[0].attributes) for each in prefixes]
+    for each in announced:
+        each.nlri.nexthop = read[0].nlri.nexthop
+    return announced
+
+
+def _change(prefix: str, action: int, attributes: Any) -> Light:
+    address, length = prefix.split("/")
+    six = ":" in address
+    nlri = INET(AFI.ipv6 if six else AFI.ipv4, SAFI.unicast, action)
+    nlri.cidr = CIDR(IP.pton(address), int(length))
+    return Light(nlri, attributes)
+
+
+def carry_out(api: Any, reactor: Any, service: str, line: str) -> Iterator[None]:
+    """One command, as a task of the reactor's; each step leaves the peers a turn."""
+    descriptions, command = extract_neighbors(line)
+    among = reactor.established_peers() if command.startswith(ANNOUNCE) else reactor.peers(service)
+    peers = match_neighbors(among, descriptions)
+    until = time.monotonic() + PATIENCE_S
+    try:
+        todo = changes(api, command)
+        refused = not descriptions or len(peers) != len(descriptions)
+    except (ValueError, IndexError, OSError):
+        refused = True
+    while not refused and _pending(reactor, peers):
+        refused = time.monotonic() > until
+        yield
+    if refused:
+        reactor.processes.answer_error(service)
+        return
+    for each in todo:
+        reactor.configuration.inject_change(peers, each)
+    reactor.processes.answer_done(service)
+
+
+def _pending(reactor: Any, peers: Sequence[str]) -> bool:
+    """Whether one of them has a session, and has not begun to send what it was given before."""
+    neighbors = reactor.configuration.neighbors
+    return any(neighbors[peer].rib.outgoing.pending() for peer in reactor.established_peers() & {*peers})
+
+
+def _scheduled(name: str) -> Callable[[Any, Any, str, str, bool], bool]:
+    def command(api: Any, reactor: Any, service: str, line: str, _: bool) -> bool:
+        reactor.asynchronous.schedule(service, name, carry_out(api, reactor, service, line))
+        return True
+
+    return command
+
+
+if __name__ == "__main__":
+    for name in (ANNOUNCE, WITHDRAW):
+        Command.register(name)(_scheduled(name))
+    main()
