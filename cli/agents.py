@@ -102,13 +102,20 @@ def bgp(
 ) -> None:
     """Run bgp, the agent that speaks with the racks' routers and programs what they say."""
     from bgp import agent
+    from bgp.metrics import Metrics
     from bgp.model import Config
     from core import log
     from core.health import Health
+    from core.metrics import exposed
 
     log.configure(log_level)
     config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(agent.COMPONENTS)
-    _run({"bgp": lambda: agent.run(config, state)}, state, health, run_dir=run_dir)
+    measured = Metrics()
+
+    async def exposition() -> bytes:
+        return exposed(measured.families())
+
+    _run({"bgp": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
 
 
 def _run(
