@@ -14,8 +14,8 @@ from msgspec import field
 from core.names import Kind
 from core.resources.base import Base, Resource, calico
 
-CLASSES: Final = ("Agent", "BGP", "Routes")
-"""What may be asked for."""
+CLASSES: Final = ("Agent", "BGP", "Routes", "Adverts")
+"""What may be asked for; `Adverts` is muslin's own."""
 
 DEFAULT_PERIOD_S: Final = 10
 LONGEST_PERIOD_S: Final = 86400
@@ -91,8 +91,23 @@ class LearnedFrom(Base, frozen=True, kw_only=True):
     peer_ip: str = field(default="", name="peerIP")
 
 
+class PathStatus(Base, frozen=True, kw_only=True):
+    """The attributes of a path, as heard or as told (muslin's own). What is None is not told."""
+
+    next_hop: str = ""
+    as_path: list[int] = []
+    origin: str = ""
+    med: int | None = None
+    local_pref: int | None = None
+    communities: list[str] = []
+
+
 class RouteStatus(Base, frozen=True, kw_only=True):
-    """One route: `FIB` (in the kernel) or `RIB` (heard, and not used). `reason` is muslin's own: why it is which."""
+    """One route: `FIB` (in the kernel) or `RIB` (a path that a peer tells, used or not).
+
+    muslin's own: `state` says what became of a path (`used`, `not best`, `refused`, `stale`, `withdrawn`), `reason` why,
+    `path` has its attributes.
+    """
 
     type: str
     destination: str
@@ -100,6 +115,17 @@ class RouteStatus(Base, frozen=True, kw_only=True):
     interface: str = ""
     learned_from: LearnedFrom | None = None
     reason: str = ""
+    state: str = ""
+    path: PathStatus | None = None
+
+
+class AdvertStatus(Base, frozen=True, kw_only=True):
+    """One prefix that a peer is told (muslin's own): `told`, or `pending` while ExaBGP has not acknowledged it."""
+
+    peer_ip: str = field(name="peerIP")
+    destination: str
+    state: str = ""
+    path: PathStatus | None = None
 
 
 class RoutesStatus(Base, frozen=True, kw_only=True):
@@ -116,6 +142,7 @@ class NodeStatus(Base, frozen=True, kw_only=True):
     agent: AgentStatus | None = None
     bgp: BGPStatus | None = None
     routes: RoutesStatus | None = None
+    adverts: list[AdvertStatus] | None = None
     reason: str = ""
 
 

@@ -97,7 +97,7 @@ def test_how_often_a_node_answers(spec: dict[str, int], period_s: int) -> None:
     [
         ({}, "spec.node: is required: the node that is asked"),
         ({"node": "A_1"}, "spec.node: 'A_1' is not a name"),
-        ({"node": "a", "classes": ["bgp"]}, "spec.classes[0]: 'bgp' is not one of Agent, BGP, Routes"),
+        ({"node": "a", "classes": ["bgp"]}, "spec.classes[0]: 'bgp' is not one of Agent, BGP, Routes, Adverts"),
         ({"node": "a", "classes": ["BGP", "BGP"]}, "spec.classes[1]: 'BGP' is given twice"),
         ({"node": "a", "updatePeriodSeconds": -1}, "spec.updatePeriodSeconds: -1 is not within 0 to 86400"),
         ({"node": "a", "updatePeriodSeconds": 86401}, "spec.updatePeriodSeconds: 86401 is not within 0 to 86400"),
