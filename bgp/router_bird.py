@@ -44,7 +44,9 @@ def _session(side: RouterSide, peer: Neighbour) -> Iterator[str]:
     if peer.secret:
         yield f'\tpassword "{CHANGE_ME}";  # {peer.secret}'
     if peer.bfd:
-        yield f"\tbfd {{ interval {peer.bfd.transmit_ms} ms; multiplier {peer.bfd.multiplier}; }};"
+        # what we send is what the node receives: its least intervals, crossed over
+        times = f"min tx interval {peer.bfd.receive_ms} ms; min rx interval {peer.bfd.transmit_ms} ms"
+        yield f"\tbfd {{ {times}; multiplier {peer.bfd.multiplier}; }};"
     if side.internal(peer):
         yield "\trr client;"
     yield f"\tipv{version} {{"

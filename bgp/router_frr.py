@@ -68,7 +68,7 @@ def _session(side: RouterSide, peer: Neighbour) -> Iterator[str]:
         yield f" ! {peer.secret}"
         yield f"{to} password {CHANGE_ME}"
     if peer.bfd:
-        yield f"{to} bfd {peer.bfd.multiplier} {peer.bfd.receive_ms} {peer.bfd.transmit_ms}"
+        yield f"{to} bfd {peer.bfd.multiplier} {peer.bfd.transmit_ms} {peer.bfd.receive_ms}"
 
 
 def _family(side: RouterSide, peer: Neighbour) -> Iterator[str]:
