@@ -29,6 +29,7 @@ import structlog
 
 from bgp import status
 from bgp.adverts import Advert, AdvertDriver, Told, desired_adverts
+from bgp.answer import Answers
 from bgp.audit import HEARD, View
 from bgp.auditor import Auditor, Sight
 from bgp.desired import absent, desired
@@ -38,7 +39,9 @@ from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.metrics import Measured, Metrics
 from bgp.model import Config, Maintenance, Speaker
+from bgp.pods import with_pods
 from bgp.process import ExaBGP
+from bgp.report import Outlook, heard
 from bgp.sessions import Sessions
 from bgp.status import Outcome
 from bgp.thrift import thrifty
@@ -120,6 +123,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
     and `Unavailable` while another bgp has this network namespace."""
     require_net_admin()
     store = GrpcStore(config.datastore)
+    followed: Latest[Snapshot] = Latest()
     snapshots: Latest[Snapshot] = Latest()
 
     async def report(state: SpeakerState) -> None:
@@ -140,9 +144,14 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
             async with asyncio.TaskGroup() as group:
                 disk = config.run_dir / "bgp.snapshot"
                 decode = thrifty(manifest.decode, config.node)
-                following = follow(store, KINDS, snapshots, disk, node=config.node, decode=decode)
+                following = follow(store, KINDS, followed, disk, node=config.node, decode=decode)
                 group.create_task(following, name="follow")
-                group.create_task(Agent(inputs).run(), name="agent")
+                group.create_task(with_pods(store, config.node, followed, snapshots), name="pods")
+                agent = Agent(inputs)
+                answers = Answers(store, config.node, agent.outlook)
+                agent.on_snapshot = answers.ask
+                group.create_task(answers.run(), name="answers")
+                group.create_task(agent.run(), name="agent")
     finally:
         await store.close()
 
@@ -165,6 +174,8 @@ class Agent:
         self._auditor = Auditor(inputs.node, self._sight, self._news.set)
         self._wanted: Mapping[Advert, Told] = {}
         self._maintained = Maintenance.NONE
+        self._booted = self._configured = ""
+        self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
         self._speaker: Speaker | None = None
         self._snapshot = Snapshot()
         self._whole = 0  # the newest revision of which nothing was held
@@ -190,6 +201,7 @@ class Agent:
     async def _follow_snapshots(self) -> None:
         async for snapshot in self._in.snapshots:
             self._snapshot = snapshot
+            self.on_snapshot(snapshot)
             if snapshot.stale:
                 self._health.degraded("datastore", "the datastore is away: bgp works from its last snapshot")
             else:
@@ -213,6 +225,8 @@ class Agent:
 
     def _configure(self, speaker: Speaker) -> None:
         before, self._speaker = self._speaker, speaker
+        if before is None or before.sessions != speaker.sessions:
+            self._configured = clock.now()
         if before is None:
             self._settle_at = time.monotonic() + self._in.settle_s
         for blocked in set(speaker.blocked) - set(before.blocked if before else ()):
@@ -239,6 +253,7 @@ class Agent:
 
     def _on_start(self) -> None:
         self._health.ok("exabgp")
+        self._booted = clock.now()
         self._sessions.start_speaker()
         self._adverts.forget()
         self._told.distrust()
@@ -363,6 +378,22 @@ class Agent:
             differences=self._auditor.found,
         )
         return status.state(speaker, self._snapshot, outcome)
+
+    async def outlook(self) -> Outlook:
+        """For answers: everything that is known now."""
+        sessions = {session.peer: session for session in (self._speaker.sessions if self._speaker else ())}
+        return Outlook(
+            speaker=self._speaker,
+            state=self.state(),
+            heard=lambda prefix: heard(self._learnt, sessions, prefix),
+            prefixes=self._learnt.rib.prefixes(),
+            wanted=self._wanted,
+            acknowledged=await self._adverts.read(),
+            facts=self._facts or Facts(),
+            running=self.exabgp.running,
+            booted=self._booted,
+            configured=self._configured,
+        )
 
     async def _sight(self) -> Sight | None:
         """For the audit; None while what was found at the start is still held on to."""

@@ -68,7 +68,7 @@ def _is_ours(wish: Wish | Blocked, ours: Settings) -> bool:
 def _wishes(
     name: str, spec: BGPPeerSpec, snapshot: Snapshot, node: Node, ours: Settings, nodes: Mapping[Address, Node]
 ) -> Iterator[Wish | Blocked]:
-    here = _applies(spec, node)
+    here = applies(spec, node)
     type_ = PeerType.NODE if spec.node or spec.node_selector else PeerType.GLOBAL
     if spec.peer_selector:
         yield from _of_nodes(name, spec, snapshot, node, ours)
@@ -81,7 +81,8 @@ def _wishes(
         yield Blocked(name=name, peer="", remote_as=0, reason=reason)
 
 
-def _applies(spec: BGPPeerSpec, node: Node) -> bool:
+def applies(spec: BGPPeerSpec, node: Node) -> bool:
+    """Whether a BGPPeer is one of `node`'s. Raises ValueError when its selector does not parse."""
     if spec.node:
         return spec.node == node.metadata.name
     return not spec.node_selector or parse(spec.node_selector).matches(node.metadata.labels)
@@ -107,12 +108,12 @@ def _of_address(name: str, type_: PeerType, spec: BGPPeerSpec, nodes: Mapping[Ad
 def _of_nodes(name: str, spec: BGPPeerSpec, snapshot: Snapshot, node: Node, ours: Settings) -> Iterator[Wish | Blocked]:
     """Nodes that this node is to peer with, and those that are to peer with it: with `reversePeering: Auto` both ends
     follow from one BGPPeer."""
-    here, selected = _applies(spec, node), parse(spec.peer_selector)
+    here, selected = applies(spec, node), parse(spec.peer_selector)
     mirrors = spec.reverse_peering != "Manual"
     takes_us = selected.matches(node.metadata.labels)
     for key, other in sorted(snapshot.of(Node).items()):
         mine = here and selected.matches(other.metadata.labels)
-        theirs = takes_us and _applies(spec, other)
+        theirs = takes_us and applies(spec, other)
         if key.name == node.metadata.name or not (mine or (mirrors and theirs)):
             continue
         type_ = PeerType.GLOBAL if mine and not spec.node and not spec.node_selector else PeerType.NODE

@@ -4,6 +4,7 @@
     Service            without ports and pods' labels: its addresses and how traffic comes to it
     Secret             nothing of namespaces in which no password is looked up: what is not needed is not on this disk
     CalicoNodeStatus   the question, and when it was answered here: others' answers are as large as their tables
+    WorkloadEndpoint   those of this node
 
 So a cluster of 150,000 pods behind services takes a few MiB, and what pods do there mostly changes nothing here.
 """
@@ -18,7 +19,7 @@ from msgspec.structs import replace
 
 from bgp.secrets import NAMESPACES
 from core.names import Key
-from core.resources import CalicoNodeStatus, EndpointSlice, Metadata, Resource, Secret, Service
+from core.resources import CalicoNodeStatus, EndpointSlice, Metadata, Resource, Secret, Service, WorkloadEndpoint
 from core.resources.node_status import NodeStatus
 from core.resources.service import SERVICE_NAME, SliceEndpoint
 from core.thrift import Decode
@@ -27,9 +28,11 @@ from core.thrift import Decode
 def thrifty(decode: Decode, node: str) -> Decode:
     """A decoder for the speaker of `node`; raises what `decode` raises."""
 
-    def kept(key: Key, value: bytes) -> Resource:
+    def kept(key: Key, value: bytes) -> Resource | None:
         found = decode(key, value)
-        reduce = _REDUCE.get(type(found))
+        if isinstance(found, WorkloadEndpoint) and found.spec.node != node:
+            return None
+        reduce = _REDUCE.get(type(found)) if found is not None else None
         return found if reduce is None else reduce(found, node)
 
     return kept

@@ -24,7 +24,8 @@ from core.resources.network import WorkloadEndpointSpec
 
 _T = TypeVar("_T")
 
-Decode: TypeAlias = Callable[[Key, bytes], Resource]
+Decode: TypeAlias = Callable[[Key, bytes], Resource | None]
+"""From an object's bytes to the object; None when it is not to be kept."""
 
 BOUND: Final = 50_000
 """How many label sets and lists are remembered to be shared; when there are more, remembering begins anew."""
@@ -68,8 +69,8 @@ class Sharing:
         self._decode, self._node = decode, node
         self._seen: dict[tuple[Any, ...], Any] = {}
 
-    def __call__(self, key: Key, value: bytes) -> Resource:
-        """The resource kept under `key`; raises what the decoder raises."""
+    def __call__(self, key: Key, value: bytes) -> Resource | None:
+        """The resource kept under `key`; None or raised is what the decoder returns or raises."""
         found = self._decode(key, value)
         return self._endpoint(key, found) if isinstance(found, WorkloadEndpoint) else found
 

@@ -8,7 +8,7 @@ would look like a snapshot with things deleted.
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from collections.abc import Set as AbstractSet
 from pathlib import Path
 from types import MappingProxyType
@@ -22,6 +22,7 @@ from core.errors import Invalid
 from core.names import Key, Kind
 from core.resources import Resource, parse_path
 from core.snapshot import Snapshot
+from core.thrift import Decode
 
 log = structlog.get_logger()
 
@@ -62,7 +63,7 @@ def save(path: Path, snapshot: Snapshot, kinds: AbstractSet[Kind]) -> None:
         os.close(folder)
 
 
-def load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot | None:
+def load(path: Path, kinds: AbstractSet[Kind], decode: Decode) -> Snapshot | None:
     """The snapshot at `path`, marked stale; None when there is none; also when it is not whole, which is logged."""
     if not path.exists():
         return None  # a new agent
@@ -81,7 +82,7 @@ def _lines(snapshot: Snapshot, kinds: AbstractSet[Kind]) -> Iterator[_Line]:
         yield _Line(key.path, problem=problem)
 
 
-def _load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], Resource]) -> Snapshot:
+def _load(path: Path, kinds: AbstractSet[Kind], decode: Decode) -> Snapshot:
     tables: dict[Kind, dict[Key, Resource]] = {kind: {} for kind in kinds}
     problems: dict[Key, str] = {}
     decoder, count = msgspec.json.Decoder(_Line), 0
@@ -101,9 +102,12 @@ def _load(path: Path, kinds: AbstractSet[Kind], decode: Callable[[Key, bytes], R
                 problems[key] = line.problem
                 continue
             try:
-                tables[key.kind][key] = decode(key, bytes(line.value))
+                found = decode(key, bytes(line.value))
             except Invalid as invalid:
                 problems[key] = str(invalid)
+                continue
+            if found is not None:
+                tables[key.kind][key] = found
     if head.objects != count:
         raise ValueError(f"has {count} objects of {head.objects}")
     return Snapshot(

@@ -9,7 +9,7 @@ import pytest
 
 from bgp.thrift import thrifty
 from core.manifest import decode, encode
-from core.resources import CalicoNodeStatus, EndpointSlice, IPPool, R, Secret, Service
+from core.resources import CalicoNodeStatus, EndpointSlice, IPPool, R, Secret, Service, WorkloadEndpoint
 
 
 def kept(cls: type[R], name: str, namespace: str = "", **fields: Any) -> R:
@@ -72,6 +72,12 @@ def test_of_an_answer_when_it_was_given_here(node: str, updated: str | None) -> 
     assert (found.spec.node, found.spec.classes) == (node, ["BGP"])
     assert (found.status.last_updated if found.status else None) == updated
     assert found.status is None or found.status.routes is None
+
+
+@pytest.mark.parametrize(("node", "there"), [("here", True), ("there", False)])
+def test_pods_of_others_are_not_kept(node: str, there: bool) -> None:
+    given = msgspec.convert({"metadata": {"name": "p", "namespace": "shop"}, "spec": {"node": node}}, WorkloadEndpoint)
+    assert (thrifty(decode, "here")(given.key, encode(given)) is not None) is there
 
 
 def test_what_it_goes_by_whole_is_kept_whole() -> None:
