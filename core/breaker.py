@@ -31,6 +31,8 @@ from core.names import Key, Kind
 from core.resources import (
     AdminNetworkPolicy,
     BaselineAdminNetworkPolicy,
+    BGPConfiguration,
+    BGPFilter,
     BGPPeer,
     ClusterNetworkPolicy,
     EndpointSlice,
@@ -46,6 +48,8 @@ from core.resources import (
     Node,
     Profile,
     Resource,
+    Secret,
+    Service,
     ServiceAccount,
     Tier,
     WorkloadEndpoint,
@@ -75,13 +79,14 @@ GROUPS: Final[Mapping[str, tuple[type[Resource], ...]]] = MappingProxyType(
         "profiles": (Profile, ServiceAccount),
         "network sets": (NetworkSet, GlobalNetworkSet),
         "endpoint slices": (EndpointSlice,),
+        "services": (Service,),
         "namespaces": (Namespace,),
         "workload endpoints": (WorkloadEndpoint,),
         "host endpoints": (HostEndpoint,),
         "blocks": (IPAMBlock,),
         POOLS: (IPPool,),
         NODES: (Node,),
-        "BGP peers": (BGPPeer,),
+        "BGP settings": (BGPConfiguration, BGPFilter, BGPPeer, Secret),  # one without another is a session held down
     }
 )
 """What is counted together."""

@@ -8,6 +8,9 @@ import pytest
 
 from core.breaker import RELEASE, hold, problems
 from core.resources import (
+    BGPConfiguration,
+    BGPFilter,
+    BGPPeer,
     GlobalNetworkPolicy,
     IPAMBlock,
     IPPool,
@@ -17,6 +20,7 @@ from core.resources import (
     NetworkPolicy,
     Node,
     Resource,
+    Secret,
     Tier,
     WorkloadEndpoint,
 )
@@ -162,3 +166,13 @@ def test_only_a_new_word_of_an_operator_who_has_seen_it_lets_go() -> None:
     assert accepted.held, "taking the annotation away is no word"
     released = hold(accepted, snapshot([node("a", "wednesday")], 5), "a")
     assert (len(released.of(NetworkPolicy)), dict(released.held)) == (0, {})
+
+
+def test_an_emptied_cluster_keeps_its_sessions_with_all_that_they_need() -> None:
+    speaking: list[Resource] = [cls(metadata=Metadata(name="x")) for cls in (BGPConfiguration, BGPFilter, BGPPeer)]
+    speaking.append(Secret(metadata=Metadata(name="x", namespace="kube-system")))
+    found = hold(snapshot([A, *pools(1), *speaking]), snapshot([], 2), "a")
+    assert set(found.held) >= {"BGP settings"}
+    assert all(found.tables[each.KIND][each.key] == each for each in speaking)
+    less = hold(snapshot([A, *pools(1), *speaking]), snapshot([A, *pools(1), *speaking[:1]], 2), "a")
+    assert not less.held
