@@ -11,6 +11,7 @@ import typer
 
 from cli import agents, options
 from cli.bgp_diff import diff
+from cli.bgp_routes import adverts, routes
 from cli.bgp_status import status
 from cli.router_config import router_config
 
@@ -20,6 +21,8 @@ bgp = typer.Typer(help="The speaker of a node; what all speakers say, heard and 
 def register(app: typer.Typer) -> None:
     """Add this family's commands."""
     bgp.command("status")(status)
+    bgp.command("routes")(routes)
+    bgp.command("adverts")(adverts)
     bgp.command("diff")(diff)
     bgp.command("router-config")(router_config)
     app.add_typer(bgp, name="bgp")

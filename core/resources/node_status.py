@@ -24,7 +24,7 @@ LONGEST_PERIOD_S: Final = 86400
 class CalicoNodeStatusSpec(Base, frozen=True, kw_only=True):
     """Which node is asked, for what, and how often it answers (seconds; 0: once).
 
-    `prefix` is muslin's own: only routes to it, or to a part of it, are told.
+    `prefix` is muslin's own: only routes to it, to a part of it, or to what holds it are told.
     """
 
     node: str = ""
@@ -105,8 +105,8 @@ class PathStatus(Base, frozen=True, kw_only=True):
 class RouteStatus(Base, frozen=True, kw_only=True):
     """One route: `FIB` (in the kernel) or `RIB` (a path that a peer tells, used or not).
 
-    muslin's own: `state` says what became of a path (`used`, `not best`, `refused`, `stale`, `withdrawn`), `reason` why,
-    `path` has its attributes.
+    muslin's own: `state` says what became of a path (`used`, `not best`, `refused`, `stale`, `withdrawn`), `reason`
+    why, `path` has its attributes.
     """
 
     type: str
@@ -120,7 +120,8 @@ class RouteStatus(Base, frozen=True, kw_only=True):
 
 
 class AdvertStatus(Base, frozen=True, kw_only=True):
-    """One prefix that a peer is told (muslin's own): `told`, or `pending` while ExaBGP has not acknowledged it."""
+    """One prefix that a peer is told (muslin's own): `told`, or `pending` or `withdrawing` while ExaBGP has not
+    acknowledged that."""
 
     peer_ip: str = field(name="peerIP")
     destination: str
