@@ -76,7 +76,8 @@ OnChange = Callable[[Address, BfdState], None]
 class Bfd:
     """The child and its sessions. `on_change` hears of each session whose state has changed.
 
-    `priority` is by what right the child keeps its times, "" while there is none; `problem` is why there is none.
+    `pid` is the child, 0 while there is none, `priority` by what right it keeps its times, and `problem` why there is
+    no child though there should be.
     """
 
     def __init__(self, run_dir: Path, on_change: OnChange, *, linger_s: float = LINGER_S) -> None:
@@ -85,10 +86,11 @@ class Bfd:
         self._order: Order | None = None
         self._changed = asyncio.Event()
         self._states: dict[Address, BfdState] = {}
-        self._pid = 0  # of a child that is ours to wait for
+        self._ours = 0  # the child that is ours to wait for
         self._reports: dict[str, Report] = {}
         self._standing: Mapping[str, Standing] = {}  # of the child that died last
         self._died_at = self._late_said = float("-inf")
+        self.pid = 0
         self.priority = ""
         self.problem = ""
 
@@ -163,7 +165,7 @@ class Bfd:
             raise FileNotFoundError(2, "nobody wants it")
         child = str(Path(__file__).with_name("__main__.py"))
         with call_box(str(self._socket)) as box:
-            self._pid = os.posix_spawn(
+            self._ours = os.posix_spawn(
                 sys.executable,
                 [sys.executable, "-S", "-E", "-P", child],
                 {"LC_ALL": "C.UTF-8"},
@@ -174,7 +176,7 @@ class Bfd:
                 ],
                 setsid=True,
             )
-        log.info("bfd.started", pid=self._pid)
+        log.info("bfd.started", pid=self._ours)
 
     async def _follow_order(self, writer: asyncio.StreamWriter) -> None:
         """Tell the child what is wanted, now and whenever it changes."""
@@ -197,9 +199,9 @@ class Bfd:
             hello = decode_message(await reader.readline())
         if not isinstance(hello, Hello):
             raise ValueError("BFD's process did not say who it is")
-        log.info("bfd.child", pid=hello.pid, priority=hello.priority, adopted=hello.pid != self._pid)
+        log.info("bfd.child", pid=hello.pid, priority=hello.priority, adopted=hello.pid != self._ours)
         if hello.version == VERSION:
-            self.priority, self.problem = hello.priority, ""
+            self.pid, self.priority, self.problem = hello.pid, hello.priority, ""
         return hello.version == VERSION
 
     async def _listen(self, reader: asyncio.StreamReader) -> None:
@@ -226,7 +228,7 @@ class Bfd:
 
     def _lose(self, why: str) -> None:
         """Nothing is known of any path; that is no reason to leave it."""
-        self.priority = ""
+        self.pid, self.priority = 0, ""
         self._standing = {peer: each.standing for peer, each in self._reports.items() if each.standing}
         self._reports, self._died_at = {}, time.monotonic()
         if self._order is None or not self._order.sessions:
@@ -248,21 +250,21 @@ class Bfd:
 
     async def _end(self) -> None:
         """Wait for a child of ours to be gone; one that stays though it has let us go is killed."""
-        if not self._pid:
+        if not self._ours:
             return
         loop, gone = asyncio.get_running_loop(), asyncio.Event()
-        handle = os.pidfd_open(self._pid)
+        handle = os.pidfd_open(self._ours)
         loop.add_reader(handle, gone.set)
         try:
             async with asyncio.timeout(END_S):
                 await gone.wait()
         except TimeoutError:
-            os.kill(self._pid, signal.SIGKILL)
+            os.kill(self._ours, signal.SIGKILL)
         finally:
             loop.remove_reader(handle)
             os.close(handle)
-        os.waitpid(self._pid, 0)  # noqa: ASYNC222 - it has ended
-        self._pid = 0
+        os.waitpid(self._ours, 0)  # noqa: ASYNC222 - it has ended
+        self._ours = 0
 
 
 def _wanted(how: Intervals) -> Wanted:
