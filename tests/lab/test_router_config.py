@@ -305,7 +305,7 @@ async def test_a_router_that_starts_with_the_text_has_all_its_nodes_and_carries_
             async def unestablished() -> str:
                 found = {each.metadata.name: each.status.sessions for each in await read(store, SpeakerStatus)}
                 states = [each for sessions in found.values() for each in sessions]
-                # each node hears the other's block, and its own as far as its router has hidden it; no subnet, nothing else
+                # each node hears the other's block, and its own if its router echoes it; no subnet
                 return "" if all(s.state == "Established" and 0 < s.received < 3 for s in states) else str(states)
 
             await lab.until(unestablished, f"the nodes to have {kind}'s blocks", 20)
