@@ -12,7 +12,7 @@ from bgp_world import defaults, made, node, peer
 
 from bgp.desired import absent, desired
 from bgp.model import PeerType, Speaker
-from core.resources import BGPConfiguration, BGPPeer, Resource, WorkloadEndpoint
+from core.resources import BGPConfiguration, BGPPeer, Namespace, Resource, WorkloadEndpoint
 from core.snapshot import Snapshot
 from linux.model import Facts, Link
 
@@ -61,9 +61,13 @@ def test_a_pod_speaks_for_its_own_addresses_only() -> None:
     assert {each.within for each in speaker(A, VIRTUAL, peer("p", "10.1.0.9", asNumber=1)).sessions} == {()}
 
 
+SHOP = made(Namespace, "shop", {}, {"env": "prod"})
+
+
 @pytest.mark.parametrize(
     ("selector", "names"),
     [
+        ("pcns.env == 'prod'", {"router"}),
         ("all()", {"router", "web"}),
         ("projectcalico.org/namespace == 'lab'", {"web"}),
         ("bgp == 'no'", set()),
@@ -71,7 +75,7 @@ def test_a_pod_speaks_for_its_own_addresses_only() -> None:
 )
 def test_which_pods(selector: str, names: set[str]) -> None:
     web = pod("web", "10.244.1.20/32", namespace="lab")
-    found = speaker(A, VIRTUAL, selected(localWorkloadSelector=selector), ROUTER, web)
+    found = speaker(A, VIRTUAL, selected(localWorkloadSelector=selector), ROUTER, web, SHOP)
     assert {each.name.rpartition("/")[2] for each in found.sessions} == names
 
 

@@ -12,7 +12,7 @@ from bgp_world import node, peer, pool
 
 from bgp.pods import asks, with_pods
 from core.latest import Latest
-from core.resources import BGPPeer, IPPool, Node, WorkloadEndpoint
+from core.resources import BGPPeer, IPPool, Metadata, Namespace, Node, WorkloadEndpoint
 from core.snapshot import Snapshot
 from datastore.follow import follow
 from datastore.objects import delete, put, write
@@ -76,6 +76,8 @@ async def test_pods_come_and_go_with_who_asks_for_them(tmp_path: Path) -> None:
             await seen.until(lambda snapshot: names(snapshot) == {"a", "b"})
             await write(store, pod("a", "there"))  # it has moved
             await seen.until(lambda snapshot: names(snapshot) == {"b"})
+            await write(store, Namespace(metadata=Metadata(name="shop", labels={"env": "prod"})))
+            await seen.until(lambda snapshot: bool(snapshot.of(Namespace)))
             await write(store, pool("p", "10.244.0.0/16"))
             both = await seen.until(lambda snapshot: bool(snapshot.of(IPPool)))
             assert names(both) == {"b"}
