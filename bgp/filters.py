@@ -241,6 +241,8 @@ def _within(field: str, rule: BGPFilterRule, version: int) -> Within | None:
     if exact:
         return Within(first, first, network.prefixlen, network.prefixlen, inverted)
     shortest, longest = _lengths(f"{field}.prefixLength", rule.prefix_length, network.max_prefixlen)
+    if longest < network.prefixlen:
+        raise ValueError(f"{field}.prefixLength.max: nothing inside {network} is as short as /{longest}")
     return Within(first, last, max(network.prefixlen, shortest), longest, inverted)
 
 
