@@ -51,6 +51,7 @@ def desired(snapshot: Snapshot, name: str) -> Speaker:
         sessions=tuple(sessions),
         blocked=tuple(blocked),
         own=said.own,
+        pools=said.pools,
         cluster_id=ours.cluster_id,
         maintenance=maintenance,
         problems=(*_not_followed(snapshot, name), *said.problems),

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from bgp_world import block, defaults, made, node, pool
 
+from bgp.desired import desired
 from bgp.originate import Originated, originated
 from core.resources import BGPConfiguration, EndpointSlice, IPAMBlock, Resource, Service
 from core.snapshot import Snapshot
@@ -66,6 +67,13 @@ def test_own_blocks_of_exported_pools_and_no_others() -> None:
     assert told(A, POOL, block("10.0.0.5/32", "a"), block("192.0.2.0/26", "a")) == {}
     for closed in ({"disabled": True}, {"disableBGPExport": True}):
         assert told(A, pool("pods", "10.0.0.0/16", **closed), *blocks) == {}
+
+
+def test_a_speaker_knows_what_it_may_reflect() -> None:
+    closed = [pool("closed", "10.7.0.0/16", disabled=True), pool("quiet", "10.8.0.0/16", disableBGPExport=True)]
+    objects = [A, POOL6, *closed, POOL]
+    found = desired(Snapshot().apply(1, [(each.key, each) for each in objects]), "a")
+    assert list(map(str, found.pools)) == ["10.0.0.0/16", "fd10::/48"]
 
 
 def test_a_borrowed_address_is_told_by_its_borrower() -> None:
