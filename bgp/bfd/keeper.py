@@ -40,7 +40,8 @@ _US: Final = 1_000_000
 
 @dataclass(slots=True, kw_only=True)
 class _Watched:
-    """A session and what belongs to it here. `gone_at` is when its farewell is over, once it has been said."""
+    """A session and what belongs to it here. `unsent` is why the last packet could not be sent, `unheard` why the last
+    one that came was not believed. `gone_at` is when its farewell is over, once it has been said."""
 
     peer: str
     local: str
@@ -51,7 +52,8 @@ class _Watched:
     came_up: bool = False
     lost: bool = False
     losses: int = 0
-    problem: str = ""
+    unsent: str = ""
+    unheard: str = ""
     gone_at: float | None = None
     told: Report | None = None
     told_at: float = 0.0
@@ -198,7 +200,7 @@ class Keeper:
             return
         each.device = arrived.device
         self._move(each, fold.hear(each.session, packet, arrived.at), arrived.at)
-        each.problem = ""
+        each.unheard = ""
         if each.session.owes_final or each.session.send_at <= arrived.at:
             self._send(each, time.monotonic())
 
@@ -238,8 +240,9 @@ class Keeper:
                 return
             try:
                 each.speaker.sendto(encode(packet), (each.peer, PORT))
+                each.unsent = ""
             except OSError as refusal:
-                each.problem = f"packets to it cannot be sent: {refusal.strerror}"
+                each.unsent = f"packets to it cannot be sent: {refusal.strerror}"
                 if refusal.errno in (errno.EADDRNOTAVAIL, errno.EINVAL):
                     each.speaker.close()
                     each.speaker = None
@@ -253,7 +256,7 @@ class Keeper:
                 each.speaker = speak(each.local, each.peer, random_number())
                 return True
             except OSError as refusal:
-                each.problem = f"no packet can be sent from {each.local}: {os.strerror(refusal.errno or 0)}"
+                each.unsent = f"no packet can be sent from {each.local}: {os.strerror(refusal.errno or 0)}"
         each.session = fold.defer(each.session, now + RETRY_S)
         return False
 
@@ -283,7 +286,7 @@ class Keeper:
             came_up=each.came_up,
             lost=each.lost,
             losses=each.losses,
-            problem=self._refused.get(_family(each.peer), each.problem),
+            problem=self._refused.get(_family(each.peer)) or each.unsent or each.unheard,
             standing=fold.standing(session),
         )
 
@@ -305,7 +308,7 @@ def _leave(each: _Watched, now: float) -> None:
 
 def _blame(each: _Watched | None, problem: str) -> None:
     if each is not None and each.session.state is not State.UP:
-        each.problem = problem
+        each.unheard = problem
 
 
 def _family(peer: str) -> int:
