@@ -26,6 +26,7 @@ from typing import Any, Final, TypeAlias
 from bgp.model import Attributes, Origin, Path
 from bgp.notification import named
 from core.addr import Address, Family, Network
+from core.prefix import Prefix
 
 VERSION: Final = "5.0.15"
 """The ExaBGP that all this is about; another one is spoken to without `bgp.entry`."""
@@ -143,11 +144,11 @@ class PeerDown:
 
 @dataclass(frozen=True, slots=True)
 class Update:
-    """One UPDATE of a peer; withdrawals come before announcements."""
+    """One UPDATE of a peer; withdrawals come before announcements. What is said of several prefixes stands once."""
 
     peer: Address
-    announced: tuple[tuple[Network, Path], ...] = ()
-    withdrawn: tuple[Network, ...] = ()
+    announced: tuple[tuple[Path, tuple[Prefix, ...]], ...] = ()
+    withdrawn: tuple[Prefix, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,6 +222,13 @@ def decode(text: str) -> Event:
         raise ValueError(f"ExaBGP said what we do not understand ({error!r}): {text[:500]}") from error
 
 
+def stalled(peer: Address, seconds: float) -> str:
+    """The line with which we ourselves say, as ExaBGP would, that a session is down because its peer does not read."""
+    reason = f"it took nothing of what we sent for {seconds:.0f} s: {named(8, 0)}"
+    neighbor = {"address": {"peer": str(peer)}, "state": "down", "reason": reason}
+    return json.dumps({"type": "state", "neighbor": neighbor})
+
+
 def _decode(message: Mapping[str, Any]) -> Event:
     neighbor = message["neighbor"]
     peer = ip_address(neighbor["address"]["peer"])
@@ -281,7 +289,7 @@ def _long_lived(peer: Address, capability: bytes) -> int:
 
 def _update(peer: Address, update: Mapping[str, Any]) -> Update:
     attributes = update.get("attribute", {})
-    announced: dict[Network, Path] = {}
+    announced: dict[Prefix, Path] = {}
     for family, by_next_hop in update.get("announce", {}).items():
         if family not in ("ipv4 unicast", "ipv6 unicast"):
             continue
@@ -289,14 +297,21 @@ def _update(peer: Address, update: Mapping[str, Any]) -> Update:
         next_hops = [(ip_address(text), entries) for text, entries in by_next_hop.items()]
         for next_hop, entries in sorted(next_hops, key=lambda each: not each[0].is_link_local):
             path = _path(next_hop, attributes)
-            announced.update((ip_network(entry["nlri"], strict=False), path) for entry in entries)
+            announced.update((_prefix(entry), path) for entry in entries)
+    by_path: dict[int, tuple[Path, list[Prefix]]] = {}
+    for prefix, path in announced.items():
+        by_path.setdefault(id(path), (path, []))[1].append(prefix)
     withdrawn = [
-        ip_network(entry["nlri"], strict=False)
+        _prefix(entry)
         for family, entries in update.get("withdraw", {}).items()
         if family in ("ipv4 unicast", "ipv6 unicast")
         for entry in entries
     ]
-    return Update(peer, tuple(announced.items()), tuple(withdrawn))
+    return Update(peer, tuple((path, tuple(prefixes)) for path, prefixes in by_path.values()), tuple(withdrawn))
+
+
+def _prefix(entry: Mapping[str, Any]) -> Prefix:
+    return Prefix.of(ip_network(entry["nlri"], strict=False))
 
 
 def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:

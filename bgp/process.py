@@ -30,14 +30,18 @@ from typing import Final
 
 import structlog
 
+from bgp import line
 from bgp.conf import render
 from bgp.line import VERSION, Command, Ping, encode, singly
-from bgp.model import Speaker
+from bgp.model import Session, Speaker
+from bgp.sockets import Sockets
 from core.errors import Unavailable, Unsupported
 from core.reconcile import Timing
 
-ANSWER_S: Final = 10.0
-PING_S: Final = 5.0
+ANSWER_S: Final = 8.0
+PING_S: Final = 3.0
+"""Together with a start these make less than 15 s: peers keep our routes meanwhile."""
+SOCKETS_S: Final = 1.0
 START_S: Final = 20.0
 LAST_WORDS_S: Final = 1.0
 CHUNK: Final = 256 * 1024
@@ -57,6 +61,7 @@ class _Plan:
 
     listening: tuple[str, ...]
     text: str
+    sessions: tuple[Session, ...]
 
 
 class ExaBGP:
@@ -90,10 +95,11 @@ class ExaBGP:
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
         self._handle: int | None = None
+        self._sockets: Sockets | None = None
         self._bridge: asyncio.StreamWriter | None = None
         self._bridged = asyncio.Event()
         self._answer: asyncio.Future[bool] | None = None
-        self._last_words = ""
+        self._last_words = self._unprotected = ""
         self.problem = ""
         self.restarts = 0
         self.ping_s: float | None = None
@@ -113,7 +119,7 @@ class ExaBGP:
         text = render(
             speaker, [sys.executable, "-S", "-E", str(Path(__file__).with_name("bridge.py")), str(self._socket)]
         )
-        self._plan = _Plan((*map(str, speaker.listen), str(speaker.port)), text)
+        self._plan = _Plan((*map(str, speaker.listen), str(speaker.port)), text, speaker.sessions)
         self._changed.set()
 
     async def send(self, command: Command) -> bool:
@@ -188,11 +194,12 @@ class ExaBGP:
             limit=CHUNK,
         )
         self._handle = os.pidfd_open(process.pid)
+        self._sockets = Sockets(process.pid, self._handle)
         log.info("exabgp.started", pid=process.pid)
         try:
             async with asyncio.TaskGroup() as group:
                 relay = group.create_task(self._relay_log(process))
-                tasks = [relay, group.create_task(self._watch()), group.create_task(self._follow_plan())]
+                tasks = [relay, *map(group.create_task, (self._watch(), self._watch_sockets(), self._follow_plan()))]
                 await process.wait()
                 await asyncio.wait([relay], timeout=LAST_WORDS_S)
                 for task in tasks:
@@ -204,14 +211,15 @@ class ExaBGP:
             self._handle = None
             await process.wait()
             if not self._bridged.is_set():
-                self.problem = f"ExaBGP does not start: {self._last_words or process.returncode}"
+                self.problem = self._unprotected or f"ExaBGP does not start: {self._last_words or process.returncode}"
             log.warning("exabgp.ended", pid=process.pid, code=process.returncode)
         return loop.time() - born
 
     def _write(self, plan: _Plan) -> None:
         draft = self._conf.with_suffix(".new")
-        draft.write_text(plan.text)
-        draft.chmod(0o600)
+        draft.unlink(missing_ok=True)
+        with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # it may hold passwords
+            file.write(plan.text)
         draft.rename(self._conf)
         self._running = plan
 
@@ -233,11 +241,11 @@ class ExaBGP:
     async def _relay_log(self, process: asyncio.subprocess.Process) -> None:
         assert process.stdout is not None
         while data := await process.stdout.read(CHUNK):
-            for line in data.decode(errors="replace").splitlines():
-                if line.startswith(UNASKED):
+            for said in data.decode(errors="replace").splitlines():
+                if said.startswith(UNASKED):
                     continue
-                log.info("exabgp.says", line=line)
-                self._last_words = " ".join(line.split())
+                log.info("exabgp.says", line=said)
+                self._last_words = " ".join(said.split())
 
     async def _watch(self) -> None:
         """Kill it when the bridge does not come; then ask for a sign of life from time to time."""
@@ -255,6 +263,35 @@ class ExaBGP:
                 await self.send(Ping())
                 self.ping_s = time.monotonic() - begun
 
+    async def _watch_sockets(self) -> None:
+        """Cut sessions whose peers do not read what we say, and say so."""
+        await self._bridged.wait()
+        while True:
+            await asyncio.sleep(SOCKETS_S)
+            assert self._sockets is not None
+            assert self._running is not None
+            try:
+                stalled = self._sockets.cut_stalled(self._running.sessions, time.monotonic())
+            except OSError as error:
+                log.warning("exabgp.sockets_unseen", why=str(error))
+                return
+            for peer, seconds in stalled.items():
+                self._on_line([line.stalled(peer, seconds)])
+
+    def _protect(self, plan: _Plan) -> bool:
+        """Hold its sessions to their TTLs; without, it must not run."""
+        if self._sockets is None or all(session.ttl_hops is None for session in plan.sessions):
+            return True
+        try:
+            self._sockets.protect(plan.sessions)
+        except OSError as error:
+            self._unprotected = f"TTL security cannot be had of this kernel, so no session is opened: {error}"
+            log.error("exabgp.unprotected", why=str(error))
+            self._kill()
+            return False
+        self._unprotected = ""
+        return True
+
     async def _follow_plan(self) -> None:
         while True:
             await self._changed.wait()
@@ -263,7 +300,7 @@ class ExaBGP:
             assert self._running is not None
             if self._plan.listening != self._running.listening:
                 self._kill()
-            elif self._plan.text != self._running.text:
+            elif self._plan.text != self._running.text and self._protect(self._plan):
                 await self._bridged.wait()  # a reload before it has read its first configuration would kill it
                 self._write(self._plan)
                 log.info("exabgp.reload")
@@ -272,6 +309,10 @@ class ExaBGP:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._bridge is not None or self.pid is None:
             writer.close()  # a second bridge: the first one's state is unknown, and its end kills ExaBGP
+            return
+        assert self._running is not None
+        if not self._protect(self._running):
+            writer.close()
             return
         self._bridge = writer
         self.problem = ""
@@ -291,11 +332,11 @@ class ExaBGP:
         while data := await reader.read(CHUNK):
             *lines, rest = (rest + data).split(b"\n")
             heard: list[str] = []
-            for line in (raw.decode(errors="replace") for raw in lines):
-                if line in ("done", "error"):
-                    self._answered(line == "done")
+            for said in (raw.decode(errors="replace") for raw in lines):
+                if said in ("done", "error"):
+                    self._answered(said == "done")
                 else:
-                    heard.append(line)
+                    heard.append(said)
             self._on_line(heard)
             if len(rest) > LONGEST_LINE:
                 raise OSError(f"a line of more than {LONGEST_LINE} bytes")

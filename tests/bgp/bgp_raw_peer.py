@@ -77,17 +77,16 @@ class RawPeer:
         self._task: asyncio.Task[None] | None = None
         self.writer: asyncio.StreamWriter | None = None
 
-    async def connect(self, hello: bytes, *, receive_buffer: int | None = None) -> None:
-        """Open the session; returns when the first KEEPALIVE has come."""
+    async def connect(self, hello: bytes, *, prepare: Callable[[socket.socket], object] = lambda _: None) -> None:
+        """Open the session, from a socket that `prepare` has seen; returns when the first KEEPALIVE has come."""
         connection = socket.socket(socket.AF_INET6 if ":" in self.local else socket.AF_INET)
         connection.setblocking(False)
-        if receive_buffer is not None:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
-        connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        connection.bind((self.local, 0))
         try:
+            prepare(connection)
+            connection.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+            connection.bind((self.local, 0))
             await asyncio.get_running_loop().sock_connect(connection, (self.to, self.port))
-        except OSError:
+        except BaseException:
             connection.close()
             raise
         reader, self.writer = await asyncio.open_connection(sock=connection, limit=4096)
@@ -195,8 +194,8 @@ class Speaking:
             elif isinstance(event, Update):
                 table = self.table.setdefault(event.peer, {})
                 for prefix in event.withdrawn:
-                    table.pop(prefix, None)
-                table.update(event.announced)
+                    table.pop(prefix.network, None)
+                table |= {prefix.network: path for path, prefixes in event.announced for prefix in prefixes}
         self._news.set()
 
     async def wait(self, what: str, holds: Callable[[], bool], timeout_s: float = 15.0) -> None:

@@ -35,7 +35,9 @@ GUARDED = replace(
 )
 SIX = replace(TOR, peer=ip_address("fd09::1"), local=ip_address("fd09::2"), remote_as=64512, passive=True)
 
-CASES = {"none": (), "tor": (TOR,), "several": (TOR, GUARDED, SIX)}
+SECRET = replace(TOR, peer=ip_address("10.9.2.1"), password="""it's "a" {secret}; # \\ ü""", local_as=4200000001)
+
+CASES = {"none": (), "tor": (TOR,), "several": (TOR, GUARDED, SIX), "password": (TOR, SECRET)}
 
 
 def rendered(sessions: tuple[Session, ...]) -> str:
@@ -50,6 +52,11 @@ def test_golden(case: str) -> None:
     if os.environ.get("MUSLIN_GOLDEN") == "write":
         path.write_text(text)
     assert text == path.read_text()
+
+
+def test_no_password_as_it_is() -> None:
+    assert SECRET.password not in rendered((SECRET,))
+    assert SECRET.password not in repr(SECRET)
 
 
 def test_exabgp_takes_them() -> None:
