@@ -34,7 +34,7 @@ from bgp.audit import HEARD, View
 from bgp.auditor import Auditor, Sight
 from bgp.desired import absent, desired
 from bgp.export import exports
-from bgp.fib import Scope
+from bgp.fib import Scope, route_key
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.metrics import Measured, Metrics
@@ -49,6 +49,7 @@ from core import clock, manifest
 from core.errors import Invalid, NotFound
 from core.health import Health
 from core.latest import Latest
+from core.prefix import Prefix
 from core.reconcile import Progress, Reconciler, Timing
 from core.reconcile import run as reconcile
 from core.report import keep_reported
@@ -67,7 +68,7 @@ from core.resources import (
     SpeakerStatus,
 )
 from core.resources.status import SpeakerState
-from core.routing import RouteProtocol
+from core.routing import Metric, RouteProtocol
 from core.snapshot import Snapshot
 from datastore import objects
 from datastore.client import GrpcStore
@@ -75,8 +76,8 @@ from datastore.follow import follow
 from linux.alone import alone
 from linux.links import watch_facts
 from linux.model import Facts, Route, RouteKey
+from linux.prefix_routes import PrefixRoutes
 from linux.rights import require_net_admin
-from linux.routes import RouteDriver
 
 KINDS: Final = (
     BGPConfiguration,
@@ -167,8 +168,8 @@ class Agent:
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
         self._adverts = AdvertDriver(self.exabgp.send)
         self._told: Reconciler[Advert, Told] = Reconciler(self._adverts)
-        self._routes = RouteDriver(RouteProtocol.BGP)
-        self._kernel: Reconciler[RouteKey, Route] = Reconciler(self._routes)
+        self._routes = PrefixRoutes(RouteProtocol.BGP, Metric.BGP)
+        self._kernel: Reconciler[Prefix, Route] = Reconciler(self._routes)
         self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
         self._auditor = Auditor(inputs.node, self._sight, self._news.set)
@@ -234,7 +235,7 @@ class Agent:
         self._sessions.configure(speaker.sessions, clock.now())
         self._adverts.configured = frozenset(session.peer for session in speaker.sessions)
         self.exabgp.configure(speaker)
-        self._learnt.configure(speaker.sessions, Scope(self._snapshot, self._in.node))
+        self._learnt.configure(speaker, Scope(self._snapshot, self._in.node), time.monotonic())
         self._tell()
         self._program()
 
@@ -303,7 +304,7 @@ class Agent:
         """Bring the kernel's reconciler up to date; nothing before the first snapshot and the first facts."""
         if self._speaker is None or self._facts is None:
             return
-        self._kernel.set_desired(self._learnt.routes(), self._whole)
+        self._kernel.change_desired(self._learnt.take_changes(), self._whole)
         self._wake_kernel.set()
         self._news.set()
         self._timers.set()
@@ -386,7 +387,7 @@ class Agent:
             speaker=self._speaker,
             state=self.state(),
             heard=lambda prefix: heard(self._learnt, sessions, prefix),
-            prefixes=self._learnt.rib.prefixes(),
+            prefixes=self._learnt.prefixes,
             wanted=self._wanted,
             acknowledged=await self._adverts.read(),
             facts=self._facts or Facts(),
@@ -400,15 +401,21 @@ class Agent:
         if self._speaker is None or self._facts is None or self._settle_at is not None or self._snapshot.held:
             return None
         hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
+        errors = _by_route(self._kernel.progress)
+        errors.update(self._told.progress.errors)
         view = View(
             wanted=self._wanted,
             acknowledged=await self._adverts.read(),
             refused=dict(self._learnt.refused),
             routes=self._learnt.routes(),
-            errors={**self._told.progress.errors, **self._kernel.progress.errors},
+            errors=errors,
             moving=frozenset({HEARD} if hearing else ()),
         )
         return Sight(view, self._snapshot, self._facts)
+
+
+def _by_route(progress: Progress) -> dict[Advert | RouteKey, str]:
+    return {route_key(prefix.network): why for prefix, why in progress.errors.items()}
 
 
 def _log_session(event: object) -> None:

@@ -1,83 +1,113 @@
-"""From chosen paths to kernel routes: which prefixes may be imported, and through which device their next hops lie.
+"""From chosen paths to kernel routes: where a prefix lies, and through which device next hops are reached.
 
-A prefix is imported when it lies in a pool, is not ours, and its pool is carried by BGP from here (core.routing).
-Anything else a peer tells us is its own business: a rack's router must not be able to move a node's other traffic.
+A prefix is imported when it lies in a pool and is not ours, and programmed when its pool is carried by BGP from here
+(core.routing). Anything else a peer tells us is its own business: a rack's router must not be able to move a node's
+other traffic, unless a filter of its session says so.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeAlias
+from ipaddress import ip_address
+from typing import Final, TypeAlias
 
 from bgp.bestpath import Choice
-from core.addr import Address, Network, contains
+from core.addr import Address, Network, contains, host_prefix
+from core.prefix import Prefix
 from core.resources import IPAMBlock, IPPool, Node
 from core.routing import Carrier, Metric, carriers
 from core.snapshot import Snapshot
 from linux.model import Facts, NextHop, Route, RouteKey
 
 Refusal: TypeAlias = str
-"""Why there is no route, for a person."""
+"""Why something is not so, for a person."""
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, eq=False)
+class Place:
+    """Where a prefix lies, one object for all that lie alike: in which pool ("" for none), whether in a block of ours,
+    and why the pool's prefixes are not programmed from BGP ("" when they are)."""
+
+    pool: str
+    ours: bool = False
+    unprogrammed: Refusal = ""
+
+
+NOWHERE: Final = Place("")
+
+
+@dataclass(frozen=True, slots=True)
 class _Range:
-    """A pool as numbers: a full table asks for its pool a hundred thousand times."""
+    """A pool as bytes: a full table asks for its pool a hundred thousand times."""
 
-    pool: IPPool
-    version: int
+    pool: str
     length: int
-    first: int
-    last: int
+    first: bytes
+    last: bytes
     block_length: int
+    theirs: Place
+    ours: Place
 
 
 class Scope:
-    """What of a snapshot decides on import at `node`: pools, who owns which block, the nodes."""
+    """What of a snapshot decides on import at `node`: pools, which blocks and borrowed addresses are ours, the node."""
 
     def __init__(self, snapshot: Snapshot, node: str) -> None:
-        self._node = node
-        self._ranges = [_range(pool) for pool in snapshot.of(IPPool).values()]
-        self._owners = {block.spec.network: block.spec.node for block in snapshot.of(IPAMBlock).values()}
-        self._nodes = {key.name: value for key, value in snapshot.of(Node).items()}
-        self._verdicts: dict[tuple[str, str], Refusal] = {}  # by pool and owner: all that it depends on
+        local = snapshot.get(Node, node)
+        blocks = [block.spec for block in snapshot.of(IPAMBlock).values()]
+        self._pools = {pool.metadata.name: pool for pool in snapshot.of(IPPool).values()}
+        self._local = local
+        self._ours = frozenset(Prefix.of(spec.network) for spec in blocks if spec.node == node)
+        self._borrowed = {
+            Prefix.of(host_prefix(ip_address(address))): borrower == node
+            for spec in blocks
+            for address, borrower in spec.borrowers.items()
+        }
+        ranges = [_range(pool, node, local) for pool in self._pools.values()]
+        self._ranges = {width: [each for each in ranges if len(each.first) == width] for width in (4, 16)}
 
-    def refusal(self, prefix: Network) -> Refusal:
-        """Why `prefix` may not be imported; "" when it may."""
-        first = int(prefix.network_address)
-        for each in self._ranges:
-            if each.version == prefix.version and each.first <= first <= each.last and prefix.prefixlen >= each.length:
+    def same_as(self, other: Scope | None) -> bool:
+        """Whether both decide alike: most changes of a cluster are none to this node."""
+        return other is not None and (self._pools, self._local, self._ours, self._borrowed) == (
+            other._pools,
+            other._local,
+            other._ours,
+            other._borrowed,
+        )
+
+    def place(self, prefix: Prefix) -> Place:
+        """Where it lies."""
+        address = prefix[1:]
+        for each in self._ranges[len(address)]:
+            if each.first <= address <= each.last and prefix[0] >= each.length:
                 break
         else:
-            return "in no IPPool"
-        block = prefix if prefix.prefixlen <= each.block_length else prefix.supernet(new_prefix=each.block_length)
-        key = (each.pool.metadata.name, self._owners.get(block, ""))
-        if key not in self._verdicts:
-            self._verdicts[key] = self._judge(each.pool, key[1])
-        return self._verdicts[key]
-
-    def _judge(self, pool: IPPool, owner: str) -> Refusal:
-        local = self._nodes.get(self._node)
-        if local is None:
-            return f"there is no Node {self._node}"
-        if owner == self._node:
-            return "ours"
-        # No mode's use of BGP depends on where the owner is, so any node stands for an unknown one.
-        if Carrier.BGP not in carriers(pool, local, self._nodes.get(owner, local)):
-            return f"IPPool {pool.metadata.name} is not carried by BGP (ipipMode {pool.spec.ipip_mode})"
-        return ""
+            return NOWHERE
+        borrowed = self._borrowed.get(prefix)
+        if borrowed is not None:
+            return each.ours if borrowed else each.theirs
+        block = prefix if prefix[0] <= each.block_length else prefix.cut(each.block_length)
+        return each.ours if block in self._ours else each.theirs
 
 
-def _range(pool: IPPool) -> _Range:
-    network = pool.spec.network
+def _range(pool: IPPool, node: str, local: Node | None) -> _Range:
+    name, network = pool.metadata.name, pool.spec.network
+    if local is None:
+        why = f"there is no Node {node}"
+    # No mode's use of BGP depends on where the owner is, so any node stands for it.
+    elif Carrier.BGP not in carriers(pool, local, local):
+        why = f"IPPool {name} is not carried by BGP (ipipMode {pool.spec.ipip_mode})"
+    else:
+        why = ""
     return _Range(
-        pool=pool,
-        version=network.version,
+        pool=name,
         length=network.prefixlen,
-        first=int(network.network_address),
-        last=int(network.broadcast_address),
+        first=network.network_address.packed,
+        last=network.broadcast_address.packed,
         block_length=pool.spec.block_length,
+        theirs=Place(name, unprogrammed=why),
+        ours=Place(name, ours=True, unprogrammed=why),
     )
 
 
@@ -86,32 +116,66 @@ def route_key(prefix: Network) -> RouteKey:
     return RouteKey(prefix, Metric.BGP)
 
 
-Resolve: TypeAlias = Callable[[Address], tuple[NextHop, ...] | Refusal]
+@dataclass(frozen=True, slots=True)
+class Reach:
+    """How a BGP next hop is reached: by these hops, the first of which leaves by `device`."""
+
+    hops: tuple[NextHop, ...]
+    device: str
 
 
-def route(choice: Choice, resolved: Resolve) -> Route | Refusal:
-    """The kernel route of a choice, over every used path whose next hop can be reached."""
+Resolve: TypeAlias = Callable[[Address], Reach | Refusal]
+
+
+def route(choice: Choice, place: Place, resolve: Resolve) -> Route | Refusal:
+    """The kernel route of a choice, over every used path."""
     if not choice.used:
-        return "; ".join(f"{candidate.session.peer}: {why}" for candidate, why in choice.refused) or "no path"
-    hops: set[NextHop] = set()
-    lost: list[Refusal] = []
-    for candidate in choice.used:
-        found = resolved(candidate.path.next_hop)
-        if isinstance(found, str):
-            lost.append(found)
-        else:
-            hops.update(found)
-    return Route(next_hops=tuple(hops)) if hops else "; ".join(lost)
+        return _refusals(choice)
+    if place.unprogrammed:
+        return place.unprogrammed
+    reached = [resolve(candidate.path.next_hop) for candidate in choice.used]
+    hops = {hop for each in reached if isinstance(each, Reach) for hop in each.hops}
+    return Route(next_hops=tuple(hops)) if hops else "; ".join(each for each in reached if isinstance(each, str))
 
 
-def resolve(address: Address, facts: Facts) -> tuple[NextHop, ...] | Refusal:
-    """How to reach a BGP next hop: on-link, or through the gateways of the longest matching route that is not ours."""
-    if address.is_link_local:
-        return f"next hop {address} is link-local and names no device"
-    link = facts.on_link(address)
-    if link is not None:
-        return (NextHop(link.index, address),)
-    matching = [via for via in facts.gateways if contains(via.destination, address)]
-    longest = max((via.destination.prefixlen for via in matching), default=-1)
-    hops = tuple(NextHop(via.device, via.gateway) for via in matching if via.destination.prefixlen == longest)
-    return hops or f"next hop {address} is on no link and no route leads to it"
+def _refusals(choice: Choice) -> Refusal:
+    reasons = {why for _, why in choice.refused}
+    if len(reasons) < 2:
+        return "".join(reasons) or "no path"
+    return "; ".join(f"{candidate.session.peer}: {why}" for candidate, why in choice.refused)
+
+
+class Ways:
+    """How BGP next hops are reached: on-link, or through the gateways of the longest matching route that is not ours.
+
+    Links without an address that could be a next hop's neighbour (pods' ends above all) make no difference.
+    """
+
+    def __init__(self, facts: Facts) -> None:
+        addresses = [
+            (each, link) for link in facts.links.values() for each in link.addresses if not each.ip.is_link_local
+        ]
+        self.addresses = frozenset(each.ip for each, _ in addresses)
+        linked = {(each.network, link.index, link.name) for each, link in addresses if link.up}
+        self._linked = sorted(linked, key=lambda each: (-each[0].prefixlen, each[1]))
+        self._gateways = facts.gateways
+        self._names = {via.device: "" for via in facts.gateways}
+        self._names |= {link.index: link.name for link in facts.links.values() if link.index in self._names}
+
+    def same_as(self, other: Ways) -> bool:
+        """Whether all next hops are reached alike."""
+        return (self._linked, self._gateways, self._names) == (other._linked, other._gateways, other._names)
+
+    def to(self, address: Address) -> Reach | Refusal:
+        """How one is reached, or why it is not."""
+        if address.is_link_local:
+            return f"next hop {address} is link-local and names no device"
+        for network, index, name in self._linked:
+            if contains(network, address):
+                return Reach((NextHop(index, address),), name)
+        matching = [via for via in self._gateways if contains(via.destination, address)]
+        longest = max((via.destination.prefixlen for via in matching), default=-1)
+        hops = tuple(NextHop(via.device, via.gateway) for via in matching if via.destination.prefixlen == longest)
+        if not hops:
+            return f"next hop {address} is on no link and no route leads to it"
+        return Reach(hops, self._names[hops[0].device])

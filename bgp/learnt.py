@@ -1,7 +1,10 @@
 """From what peers say to the kernel routes there should be. Pure state: no I/O, no clock.
 
-    events ──> AdjRibIn ──> changed prefixes ──> choose ──> import? ──> next hops ──> routes
-    sessions, scope, facts: everything again
+    events ──> AdjRibIn ──> changed prefixes ──> imports ──> choose ──> next hops ──> Decision ──> changed routes
+    sessions, scope ──> everything again, if they decide otherwise; facts ──> what goes through the hops that changed
+
+Prefixes of which the same peers say the same, and which lie alike, share one Decision: a table of a hundred thousand
+takes as many look-ups, and as many decisions as there are different things said.
 
 Routes found in the kernel at start are *adopted*: they stand for their prefix until peers have had time to speak
 (every session's End-of-RIB, or a bound), so that a restart changes nothing. Until then a route learnt again in part
@@ -10,16 +13,26 @@ Routes found in the kernel at start are *adopted*: they stand for their prefix u
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from functools import cache
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from typing import Final, TypeVar
 
+from bgp import clashes
 from bgp.bestpath import Candidate, Choice, choose
-from bgp.fib import Resolve, Scope, resolve, route, route_key
+from bgp.decision import UNDECIDED, Decision, Explanation, explain
+from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route, route_key
+from bgp.imports import PATH_DOWN, Us, taken, unsound, us
 from bgp.line import PeerEvent, Update
-from bgp.model import Session
-from bgp.rib import AdjRibIn
+from bgp.model import Session, Speaker
+from bgp.rib import AdjRibIn, Heard
 from core.addr import Address, Network
+from core.prefix import Prefix
 from linux.model import Facts, Route, RouteKey
+
+MOST_KNOWN: Final = 50_000
+"""How many shared decisions are kept at most."""
+
+
+V = TypeVar("V")
 
 
 class Learnt:
@@ -27,107 +40,266 @@ class Learnt:
 
     def __init__(self) -> None:
         self.rib = AdjRibIn()
-        self.refused: dict[Network, str] = {}
+        self._speaker: Speaker | None = None
         self._sessions: Mapping[Address, Session] = {}
         self._scope: Scope | None = None
-        self._resolve = _resolver(Facts())
-        self._choices: dict[Network, Choice] = {}
-        self._routes: dict[RouteKey, Route] = {}
-        self._adopted: dict[RouteKey, Route] = {}
+        self._facts = Facts()
+        self._ways = Ways(self._facts)
+        self._us = Us()
+        self._reached: dict[Address, Reach | Refusal] = {}
+        self._decisions: dict[Prefix, Decision] = {}
+        self._known: dict[tuple[object, ...], Decision] = {}
+        self._adopted: dict[Prefix, Route] = {}
+        self._changed: dict[Prefix, Route | None] = {}
+        self._contested: set[Prefix] = set()
+        self._chosen: set[Prefix] = set()
+        self.follows_best = False
+        self.best: Mapping[Network, Candidate] = _View(self._decisions, lambda decision: decision.choice.best)
+        """The path that stands for each prefix, live."""
+        self.refused: Mapping[Network, str] = _View(self._decisions, lambda each: None if each.route else each.why)
+        """Why what somebody speaks of has no route, live."""
 
-    def adopt(self, routes: Mapping[RouteKey, Route]) -> None:
+    def adopt(self, routes: Mapping[Prefix, Route]) -> None:
         """Take over what an earlier run of ours left in the kernel."""
         self._adopted = dict(routes)
+        self._note(self._adopted)
 
     def settle(self) -> None:
         """Everyone has spoken, or had the time: what nobody confirmed is no longer wanted."""
-        self._adopted = {}
+        adopted, self._adopted = self._adopted, {}
+        self._note(adopted)
 
     @property
     def settled(self) -> bool:
         """Whether nothing is held that no peer has confirmed in this run."""
         return not self._adopted
 
-    def configure(self, sessions: Sequence[Session], scope: Scope) -> None:
-        """New sessions or a new snapshot."""
-        before = self._sessions
-        self._sessions, self._scope = {session.peer: session for session in sessions}, scope
-        for address in before.keys() - self._sessions.keys():
-            self.rib.forget(address)
-        self._again()
+    def configure(self, speaker: Speaker, scope: Scope, now: float = 0.0) -> None:
+        """A new speaker or a new snapshot."""
+        before, self._speaker = self._speaker, speaker
+        self._sessions = {session.peer: session for session in speaker.sessions}
+        lost = self.rib.configure(self._sessions, now)
+        same = before is not None and _decides(before) == _decides(speaker) and scope.same_as(self._scope)
+        self._scope = scope
+        if same:
+            self._choose(lost)
+        else:
+            self._us = us(speaker, self._ways.addresses)
+            self._again()
 
-    def learn_facts(self, facts: Facts) -> None:
-        """The host's links or gateways changed."""
-        self._resolve = _resolver(facts)
-        self._again()
+    def learn_facts(self, facts: Facts) -> bool:
+        """The host's links or gateways changed; whether any route may have changed with them."""
+        before, self._facts, self._ways = self._ways, facts, Ways(facts)
+        self._us = us(self._speaker, self._ways.addresses)
+        moved = before.addresses ^ self._ways.addresses
+        if not self._ways.same_as(before):
+            moved |= {hop for hop, found in self._reached.items() if self._ways.to(hop) != found}
+        moved &= self._reached.keys()
+        if not moved:
+            return False
+        for hop in moved:
+            del self._reached[hop]
+        self._known = {}
+        tables = self.rib.tables()
+        return self._choose({p for table in tables for p, heard in table.items() if heard.path.next_hop in moved})
 
     def hear(self, event: PeerEvent, now: float) -> bool:
         """Take a peer's event in; whether any route may have changed."""
         if event.peer not in self._sessions:
             return False  # the last words of a session that was just taken out of the configuration
         changed = self.rib.fold(event, now)
-        if isinstance(event, Update):
-            for prefix in event.withdrawn:
-                self._adopted.pop(route_key(prefix), None)
-        self._choose(changed)
-        return bool(changed)
+        if isinstance(event, Update) and self._adopted:
+            dropped = [prefix for prefix in event.withdrawn if self._adopted.pop(prefix, None)]
+            self._note(dropped)
+            changed = {*changed, *dropped}
+        return self._choose(changed)
 
     def expire(self, now: float) -> bool:
         """Drop what is stale for too long; whether any route may have changed."""
-        changed = self.rib.expire(now)
-        self._choose(changed)
-        return bool(changed)
+        return self._choose(self.rib.expire(now))
+
+    def lose_path(self, peer: Address) -> bool:
+        """BFD says that nothing gets through to the peer: its paths are of no use until its session comes up anew."""
+        self._known = {}
+        return self._choose(self.rib.lose_path(peer))
+
+    def regain_path(self, peer: Address) -> bool:
+        """BFD says that packets get through again, and the session has stood all the while."""
+        self._known = {}
+        return self._choose(self.rib.regain_path(peer))
 
     def all_told(self) -> bool:
         """Whether every configured session has sent its End-of-RIB."""
         return all(self.rib.told_all(address) for address in self._sessions)
 
+    def take_changes(self) -> Mapping[Prefix, Route | None]:
+        """What should be in the kernel at each prefix where that has changed since this was last asked."""
+        changed, self._changed = self._changed, {}
+        return changed
+
     def routes(self) -> Mapping[RouteKey, Route]:
-        """What should be in the kernel."""
-        if not self._adopted:
-            return dict(self._routes)
-        kept = {key: value for key, value in self._adopted.items() if self._holds(key, value)}
-        return {**self._routes, **kept}
+        """What should be in the kernel, all of it; made anew for each call."""
+        wanted = ((prefix, self._wanted(prefix)) for prefix in {**self._adopted, **self._decisions})
+        return {route_key(prefix.network): found for prefix, found in wanted if found is not None}
+
+    @property
+    def prefixes(self) -> Iterator[Network]:
+        """What anybody speaks of."""
+        return (prefix.network for prefix in self._decisions)
 
     def choice(self, prefix: Network) -> Choice | None:
-        """How the path to `prefix` was chosen."""
-        return self._choices.get(prefix)
+        """How the path to `prefix` was chosen; None when nobody speaks of it."""
+        decision = self._decisions.get(Prefix.of(prefix))
+        return decision.choice if decision else None
 
-    def _holds(self, key: RouteKey, adopted: Route) -> bool:
-        if self._scope is None or self._scope.refusal(key.destination):
-            return False
-        learnt = self._routes.get(key)
-        return learnt is None or set(learnt.next_hops) <= set(adopted.next_hops)
+    def take_chosen(self) -> Collection[Network]:
+        """The prefixes for which another path may stand than when this was last asked, while `follows_best`."""
+        chosen, self._chosen = self._chosen, set()
+        return [prefix.network for prefix in chosen]
+
+    def explain(self, now: float, prefixes: Iterable[Network] | None = None) -> Iterator[Explanation]:
+        """Why each prefix goes where it goes: those given, or all that anybody speaks, or lately spoke, of."""
+        gone = {each.prefix for each in self.rib.gone}
+        wanted = map(Prefix.of, prefixes) if prefixes is not None else {**self._decisions, **dict.fromkeys(gone)}
+        for prefix in wanted:
+            decision = self._decisions.get(prefix, UNDECIDED)
+            held = self._adopted.get(prefix) if self._holds(prefix) else None
+            yield explain(prefix, decision, self.rib, now, held)
+
+    def problems(self) -> Iterator[str]:
+        """What a person should know: peers near or over their maximum, and prefixes with two writers."""
+        for address, session in self._sessions.items():
+            said = self.rib.intake(address).problem(self.rib.count(address))
+            if said:
+                yield f"{session.name} ({address}): {said}"
+        scope = self._scope
+        self._contested = {p for p in self._contested if p in self._decisions and scope and scope.place(p).ours}
+        for prefix in sorted(self._contested):
+            yield from clashes.contested(prefix, self._heard(prefix), self._sessions, self._us)
+        yield from clashes.foreign(self._facts, self._wanted)
+
+    def _resolve(self, hop: Address) -> Reach | Refusal:
+        found = self._reached.get(hop)
+        if found is None:
+            found = self._reached[hop] = self._ways.to(hop)
+        return found
 
     def _again(self) -> None:
-        self._choices, self._routes, self.refused = {}, {}, {}
-        self._choose(self.rib.prefixes())
+        self._known, self._reached = {}, {}
+        self._note(self._adopted)
+        self._choose(self.rib.prefixes() | self._decisions.keys())
 
-    def _choose(self, prefixes: frozenset[Network]) -> None:
+    def _choose(self, prefixes: Collection[Prefix]) -> bool:
+        """Decide on `prefixes` anew. This is walked a hundred thousand times for a full table."""
+        if not prefixes:
+            return False
+        if len(self._known) > MOST_KNOWN:
+            self._known.clear()
+        asked = [table.get for table in self.rib.tables()]
+        known, decisions, changed = self._known, self._decisions, self._changed
+        place_of = self._scope.place if self._scope else lambda _: NOWHERE
         for prefix in prefixes:
-            key = route_key(prefix)
-            self._routes.pop(key, None)
-            self.refused.pop(prefix, None)
-            choice = choose(
-                Candidate(self._sessions[address], path)
-                for address, path in self.rib.candidates(prefix)
-                if address in self._sessions
-            )
-            if not choice.used and not choice.refused:
-                self._choices.pop(prefix, None)
+            said = tuple([heard for ask in asked if (heard := ask(prefix)) is not None])
+            place = place_of(prefix)
+            decision = known.get((place, said)) or self._decide(prefix, place, said)
+            before = decisions.get(prefix, UNDECIDED)
+            if decision is before:
                 continue
-            self._choices[prefix] = choice
-            outcome = self._outcome(prefix, choice)
-            if isinstance(outcome, str):
-                self.refused[prefix] = outcome
+            if said:
+                decisions[prefix] = decision
             else:
-                self._routes[key] = outcome
+                del decisions[prefix]
+            if self._adopted:
+                changed[prefix] = self._wanted(prefix)
+            elif decision.route is not before.route and decision.route != before.route:
+                changed[prefix] = decision.route
+            if place.ours:
+                self._contested.add(prefix)
+            if self.follows_best:
+                self._chosen.add(prefix)
+        return True
 
-    def _outcome(self, prefix: Network, choice: Choice) -> Route | str:
-        why = self._scope.refusal(prefix) if self._scope else "no snapshot yet"
-        return why or route(choice, self._resolve)
+    def _decide(self, prefix: Prefix, place: Place, said: tuple[Heard, ...]) -> Decision:
+        """What follows from `said`; kept for others of the same place unless a session judges prefix by prefix."""
+        if not said:
+            return UNDECIDED
+        eligible: list[Candidate] = []
+        refused: list[tuple[Candidate, str]] = []
+        for heard in said:
+            candidate = Candidate(self._sessions[heard.peer], heard.path, self.rib.router_id(heard.peer))
+            self._resolve(heard.path.next_hop)  # known from now on, so that it is noticed when it changes
+            why = self._unsound(heard)
+            found = why or taken(candidate, prefix, place, self._resolve)
+            if isinstance(found, str):
+                refused.append((candidate, found))
+            else:
+                eligible.append(found)
+        choice = choose(eligible, refused)
+        outcome = route(choice, place, self._resolve)
+        programmed, why_not = (None, outcome) if isinstance(outcome, str) else (outcome, "")
+        decision = Decision(choice, programmed, why_not)
+        if not any(_particular(self._sessions[heard.peer]) for heard in said):
+            self._known[place, said] = decision
+        return decision
+
+    def _unsound(self, heard: Heard) -> Refusal:
+        if self.rib.path_down(heard.peer):
+            return PATH_DOWN
+        return unsound(self._sessions[heard.peer], heard.path, self._us)
+
+    def _heard(self, prefix: Prefix) -> list[Heard]:
+        return [table[prefix] for table in self.rib.tables() if prefix in table]
+
+    def _note(self, prefixes: Iterable[Prefix]) -> None:
+        for prefix in prefixes:
+            self._changed[prefix] = self._wanted(prefix)
+
+    def _wanted(self, prefix: Prefix) -> Route | None:
+        if self._holds(prefix):
+            return self._adopted[prefix]
+        return self._decisions.get(prefix, UNDECIDED).route
+
+    def _holds(self, prefix: Prefix) -> bool:
+        """Whether an adopted route stands for the prefix still."""
+        adopted = self._adopted.get(prefix)
+        if adopted is None or self._scope is None:
+            return adopted is not None
+        place = self._scope.place(prefix)
+        learnt = self._decisions.get(prefix, UNDECIDED).route
+        if place.ours or place.unprogrammed or (not place.pool and not self._filtered):
+            return False
+        return learnt is None or set(learnt.next_hops) <= set(adopted.next_hops)
+
+    @property
+    def _filtered(self) -> bool:
+        """Whether any filter might take in what lies outside the pools."""
+        return any(session.filters for session in self._sessions.values())
 
 
-def _resolver(facts: Facts) -> Resolve:
-    """Next hops as `facts` have them, each found once: a peer's table names few."""
-    return cache(lambda address: resolve(address, facts))
+class _View(Mapping[Network, V]):
+    """What decisions have that is not None, by prefix in the usual form."""
+
+    def __init__(self, decisions: Mapping[Prefix, Decision], shown: Callable[[Decision], V | None]) -> None:
+        self._decisions, self._shown = decisions, shown
+
+    def __getitem__(self, prefix: Network) -> V:
+        found = self._shown(self._decisions.get(Prefix.of(prefix), UNDECIDED))
+        if found is None or Prefix.of(prefix) not in self._decisions:
+            raise KeyError(prefix)
+        return found
+
+    def __iter__(self) -> Iterator[Network]:
+        return (prefix.network for prefix, each in self._decisions.items() if self._shown(each) is not None)
+
+    def __len__(self) -> int:
+        return sum(self._shown(each) is not None for each in self._decisions.values())
+
+
+def _particular(session: Session) -> bool:
+    """Whether what a session takes in depends on the very prefix."""
+    return bool(session.filters or session.within)
+
+
+def _decides(speaker: Speaker) -> tuple[object, ...]:
+    """What of a speaker decides on paths."""
+    return speaker.sessions, speaker.router_id, speaker.cluster_id, speaker.addresses

@@ -14,7 +14,8 @@ Nothing happens before the first `set_desired`: that is how "nothing before in-s
 an empty one: it raises, and the round ends there. What is desired is followed however much it removes: too much gone
 at once is `core.breaker`'s to see, before anything is decided.
 
-A desired state may come in `core.parts.Parts`: then a round costs what the parts hold that changed since the last one.
+A desired state may come in `core.parts.Parts`, or change by change (`change_desired`): then a round costs what changed
+since the last one.
 """
 
 from __future__ import annotations
@@ -112,6 +113,8 @@ class Reconciler(Generic[K, V]):
         self._desired: Mapping[K, V] | None = None
         self._revision = 0
         self._prune = True
+        self._own: dict[K, V] | None = None  # the desired state, when it is told change by change
+        self._changes: dict[K, V | None] | None = None  # to it since the last round; None: anything may have changed
         self._actual: dict[K, V] | Parts[K, V] | None = None
         self._seen: Mapping[K, V] = {}
         self._doubts = 0
@@ -119,6 +122,23 @@ class Reconciler(Generic[K, V]):
     def set_desired(self, desired: Mapping[K, V], revision: int, *, prune: bool = True) -> None:
         """State what should be; cheap, no I/O. With `prune` false nothing is removed (not everything is known yet)."""
         self._desired, self._revision, self._prune = desired, revision, prune
+        self._own = self._changes = None
+
+    def change_desired(self, changes: Mapping[K, V | None], revision: int) -> None:
+        """State what should be at some keys (None: nothing); at the others it stays what it was, and at first nothing.
+
+        The next round costs what changed: for tables that are too large to be compared each time.
+        """
+        if self._own is None:
+            self._own = dict(self._desired or {})
+        self._desired, self._revision, self._prune = self._own, revision, True
+        if self._changes is not None:
+            self._changes.update(changes)
+        for key, value in changes.items():
+            if value is None:
+                self._own.pop(key, None)
+            else:
+                self._own[key] = value
 
     def distrust(self) -> None:
         """Forget what we believe is programmed; the next round reads it. Also during a round."""
@@ -148,7 +168,8 @@ class Reconciler(Generic[K, V]):
         actual = self._actual
         if actual is None:
             actual = dict(await self.driver.read())
-        plan = diff(desired, actual)
+            self._changes = None
+        plan = await self._plan(desired, actual)
         if not prune:
             plan = replace(plan, delete={})
         errors: Mapping[K, Exception] = {}
@@ -162,6 +183,19 @@ class Reconciler(Generic[K, V]):
             errors={key: str(error) for key, error in errors.items()},
             writes=len(plan.upsert) + len(plan.delete) - len(errors),
             revision=None if errors else revision,
+        )
+
+    async def _plan(self, desired: Mapping[K, V], actual: dict[K, V] | Parts[K, V]) -> Plan[K, V]:
+        if self._own is None:
+            return diff(desired, actual)
+        changes, self._changes = self._changes, {}
+        if changes is None or isinstance(actual, Parts):
+            return await asyncio.to_thread(diff, dict(desired), actual)
+        upsert = {key: new for key, new in changes.items() if new is not None and actual.get(key) != new}
+        return Plan(
+            upsert=upsert,
+            delete={key: actual[key] for key, new in changes.items() if new is None and key in actual},
+            replace={key: actual[key] for key in upsert if key in actual},
         )
 
     def _next(

@@ -53,20 +53,20 @@ RT_TABLE_MAIN: Final = 254
 _RTNH: Final = struct.Struct("=HBBi")  # length, flags, hops (weight - 1), ifindex
 _RTNH_F_ONLINK = 4
 _SCOPE_LINK = 253
-_SCOPE_NOWHERE = 255
+SCOPE_NOWHERE = 255
 _U32: Final = struct.Struct("=I")
 _OIF: Final = struct.Struct("=HHI")
 _ZERO: Final = b"\0\0\0\0"
 _VALUE: Final = (RTA_OIF, RTA_GATEWAY, RTA_PREFSRC, RTA_MULTIPATH, RTA_VIA)
-_UPSERT: Final = (RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE)
-_DELETE: Final = (RTM_DELROUTE, NLM_F_REQUEST)
+UPSERT: Final = (RTM_NEWROUTE, NLM_F_REQUEST | NLM_F_CREATE | NLM_F_REPLACE)
+DELETE: Final = (RTM_DELROUTE, NLM_F_REQUEST)
 _LAYOUT: Final = {  # by IP version: header, rtmsg, destination and metric; the family; an address's bytes
     4: (struct.Struct("=IHHIIBBBBBBBBIHH4sHHI"), socket.AF_INET, 4),
     6: (struct.Struct("=IHHIIBBBBBBBBIHH16sHHI"), socket.AF_INET6, 16),
 }
-_INLINE = 256  # a batch up to this size is sent from the event loop; a larger one from a thread
+INLINE = 256  # a batch up to this size is sent from the event loop; a larger one from a thread
 
-_TANGLE: Final = Route()
+TANGLE: Final = Route()
 """What is read where several routes stand under one key: equal to no route that can be asked for."""
 
 
@@ -156,7 +156,7 @@ class RouteDriver:
 
     async def apply(self, plan: Plan[RouteKey, Route]) -> Mapping[RouteKey, Exception]:
         """Upsert, then delete. Already gone is success; what failed is returned with the kernel's reason."""
-        if len(plan.upsert) + len(plan.delete) > _INLINE:
+        if len(plan.upsert) + len(plan.delete) > INLINE:
             return await asyncio.to_thread(self._apply, plan)
         return self._apply(plan)
 
@@ -165,37 +165,29 @@ class RouteDriver:
         copies: dict[RouteKey, int] = {}
         for family, network in ((socket.AF_INET, IPv4Network), (socket.AF_INET6, IPv6Network)):
             routes: dict[tuple[object, ...], Route] = {}
-            for data in self._dump(family):
+            for data in dumped(self._netlink, family, self._protocol):
                 at, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data)
                 if (at, table, protocol, tos) != (family, RT_TABLE_MAIN, self._protocol, 0):
                     continue
                 parts = attributes(data, RTMSG.size)
                 prefix = int.from_bytes(parts.pop(RTA_DST, b""), "big")
                 key = RouteKey(network((prefix, length)), _U32.unpack(parts.pop(RTA_PRIORITY, _ZERO))[0])
-                shape = (kind, flags & _RTNH_F_ONLINK, tuple([parts.get(each) for each in _VALUE]))
+                shape = route_shape(kind, flags, parts)
                 route = routes.get(shape)
                 if route is None:
                     route = routes[shape] = unpack_route(kind, flags, parts)
                 if key in found:
                     copies[key] = copies.get(key, 1) + 1
-                    route = _join(family, found[key], route)
+                    route = join(family, found[key], route)
                 found[key] = route
-        self._copies = {key: count for key, count in copies.items() if found[key] is _TANGLE}
+        self._copies = {key: count for key, count in copies.items() if found[key] is TANGLE}
         return found
-
-    def _dump(self, family: int) -> Sequence[bytes]:
-        try:
-            return self._netlink.dump(RTM_GETROUTE, RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, self._protocol, 0, 0, 0))
-        except Refused as refusal:
-            if refusal.errno == errno.ENOENT:  # a family's main table is made with its first route
-                return ()
-            raise
 
     def _apply(self, plan: Plan[RouteKey, Route]) -> Mapping[RouteKey, Exception]:
         failed: dict[RouteKey, Exception] = {}
         keys, messages = [], []
         for key, route in plan.upsert.items():
-            reason = _refuse(key, route)
+            reason = refuse(key, route)
             if reason:
                 failed[key] = Refused(errno.EINVAL, f"{_spell(key)}: {reason}")
             else:
@@ -219,14 +211,14 @@ class RouteDriver:
 
     def _upsert(self, key: RouteKey, route: Route) -> bytes:
         scope, flags, tail = pack_tail(key.destination.version, route)
-        return _pack(_UPSERT, key, (self._protocol, scope, route.type.value, flags), tail)
+        return pack(UPSERT, key, (self._protocol, scope, route.type.value, flags), tail)
 
     def _deletion(self, key: RouteKey) -> bytes:
         """The protocol is named, so that nobody else's route goes; type, scope and next hops are left open."""
-        return _pack(_DELETE, key, (self._protocol, _SCOPE_NOWHERE, 0, 0), b"")
+        return pack(DELETE, key, (self._protocol, SCOPE_NOWHERE, 0, 0), b"")
 
 
-def _pack(request: tuple[int, int], key: RouteKey, rest: tuple[int, int, int, int], tail: bytes) -> bytes:
+def pack(request: tuple[int, int], key: RouteKey, rest: tuple[int, int, int, int], tail: bytes) -> bytes:
     """A whole message in one go; `rest` is protocol, scope, type and flags."""
     network = key.destination
     layout, family, width = _LAYOUT[network.version]
@@ -253,26 +245,41 @@ def _pack(request: tuple[int, int], key: RouteKey, rest: tuple[int, int, int, in
     )
 
 
+def dumped(netlink: Netlink, family: int, protocol: int) -> Sequence[bytes]:
+    """The messages of every route of a family and protocol."""
+    try:
+        return netlink.dump(RTM_GETROUTE, RTMSG.pack(family, 0, 0, 0, RT_TABLE_MAIN, protocol, 0, 0, 0))
+    except Refused as refusal:
+        if refusal.errno == errno.ENOENT:  # a family's main table is made with its first route
+            return ()
+        raise
+
+
+def route_shape(kind: int, flags: int, parts: Attributes) -> tuple[object, ...]:
+    """What a route's value is unpacked from: equal for equal values."""
+    return kind, flags & _RTNH_F_ONLINK, tuple([parts.get(each) for each in _VALUE])
+
+
 def unpack_route(kind: int, flags: int, parts: Attributes) -> Route:
     """A route's value from its message."""
     source = _unpack_address(parts[RTA_PREFSRC]) if RTA_PREFSRC in parts else None
     if kind == RouteType.BLACKHOLE.value:
         return Route(type=RouteType.BLACKHOLE, source=source)
     if kind != RouteType.UNICAST.value:
-        return _TANGLE
+        return TANGLE
     return Route(next_hops=unpack_hops(flags, parts), source=source)
 
 
-def _join(family: int, first: Route, second: Route) -> Route:
+def join(family: int, first: Route, second: Route) -> Route:
     """Two entries under one key: the siblings of one IPv6 multipath route, or a tangle."""
     hops = first.next_hops + second.next_hops
     siblings = family == socket.AF_INET6 and all(hop.gateway is not None for hop in hops)
     if not siblings or not first.next_hops or not second.next_hops or first.source != second.source:
-        return _TANGLE
+        return TANGLE
     return Route(next_hops=hops, source=first.source)
 
 
-def _refuse(key: RouteKey, route: Route) -> str:
+def refuse(key: RouteKey, route: Route) -> str:
     """Why the kernel would not keep this route as it is written; empty when it would."""
     if route.type is RouteType.UNICAST and not route.next_hops:
         return "a unicast route needs a next hop"

@@ -30,6 +30,7 @@ from bgp.line import (
 )
 from bgp.model import Attributes, Origin, Path
 from core.addr import Family
+from core.prefix import Prefix
 
 V4, V6 = ip_address("10.9.0.1"), ip_address("fd09::1")
 
@@ -71,6 +72,11 @@ PATH = Path(
     clusters=(IPv4Address("10.0.0.1"), IPv4Address("10.0.0.2")),
 )
 PLAIN = Path(next_hop=V6, as_path=(65001,), as_path_length=1)
+
+
+def prefixes(*spelt: str) -> tuple[Prefix, ...]:
+    return tuple(Prefix.of(ip_network(each)) for each in spelt)
+
 
 VECTORS: list[tuple[str, Event]] = [
     ("done", Ack(True)),
@@ -116,7 +122,7 @@ VECTORS: list[tuple[str, Event]] = [
             f'"direction": "receive", "message": {{ "update": {{ {ATTRIBUTES}, "announce": {{ "ipv4 unicast": '
             '{ "10.9.0.1": [ { "nlri": "10.244.5.0/26" }, { "nlri": "10.244.6.0/26" } ] } } } }',
         ),
-        Update(V4, ((ip_network("10.244.5.0/26"), PATH), (ip_network("10.244.6.0/26"), PATH))),
+        Update(V4, ((PATH, prefixes("10.244.5.0/26", "10.244.6.0/26")),)),
     ),
     (
         said(
@@ -126,7 +132,7 @@ VECTORS: list[tuple[str, Event]] = [
             '[ { "nlri": "fd44:5::/64" } ] } } } }',
             "fd09::1",
         ),
-        Update(V6, ((ip_network("fd44:5::/64"), PLAIN),)),
+        Update(V6, ((PLAIN, prefixes("fd44:5::/64")),)),
     ),
     (
         said(
@@ -136,7 +142,7 @@ VECTORS: list[tuple[str, Event]] = [
             '[ { "nlri": "fd44:5::/64" } ], "fe80::1": [ { "nlri": "fd44:5::/64" } ] } } } }',
             "fd09::1",
         ),
-        Update(V6, ((ip_network("fd44:5::/64"), PLAIN),)),
+        Update(V6, ((PLAIN, prefixes("fd44:5::/64")),)),
     ),
     (
         said(
@@ -144,7 +150,7 @@ VECTORS: list[tuple[str, Event]] = [
             '"direction": "receive", "message": { "update": { "withdraw": '
             '{ "ipv4 unicast": [ { "nlri": "10.244.6.0/26" } ] } } }',
         ),
-        Update(V4, (), (ip_network("10.244.6.0/26"),)),
+        Update(V4, (), prefixes("10.244.6.0/26")),
     ),
 ]
 
