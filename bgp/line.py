@@ -19,9 +19,11 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from ipaddress import IPv4Address, ip_address, ip_network
+from ipaddress import IPv4Address, ip_address
 from types import MappingProxyType
 from typing import Any, Final, TypeAlias
+
+import msgspec
 
 from bgp.model import Attributes, Origin, Path
 from bgp.notification import named
@@ -216,7 +218,7 @@ def decode(text: str) -> Event:
     if not text.startswith("{"):
         return Other(text)
     try:
-        message = json.loads(text)
+        message = msgspec.json.decode(text)
         return _decode(message) if "neighbor" in message else Other(text)
     except (KeyError, TypeError, AttributeError, ValueError) as error:
         raise ValueError(f"ExaBGP said what we do not understand ({error!r}): {text[:500]}") from error
@@ -311,7 +313,7 @@ def _update(peer: Address, update: Mapping[str, Any]) -> Update:
 
 
 def _prefix(entry: Mapping[str, Any]) -> Prefix:
-    return Prefix.of(ip_network(entry["nlri"], strict=False))
+    return Prefix.parse(entry["nlri"])
 
 
 def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:

@@ -8,19 +8,18 @@ network and 0.4 us for each look-up of one. The same prefix is always the same b
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from ipaddress import IPv4Network, IPv6Network
+from ipaddress import IPv4Network, IPv6Network, ip_network
 from typing import Final
 
 from core.addr import Network
 
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(129))
 _V4: Final = 5
-_V6: Final = 17
+_MOST_V4: Final = 32
 
 
 class Prefix(bytes):
-    """One prefix. Made by `of` or `read`, never from bytes that may not be one."""
+    """One prefix. Made by `of` or `parse`, never from bytes that may not be one."""
 
     __slots__ = ()
 
@@ -28,6 +27,17 @@ class Prefix(bytes):
     def of(cls, network: Network) -> Prefix:
         """From its usual form."""
         return cls(_LENGTHS[network.prefixlen] + network.network_address.packed)
+
+    @classmethod
+    def parse(cls, text: str) -> Prefix:
+        """From `10.1.2.0/26`; bits beyond the length become zero. Raises ValueError."""
+        if ":" in text:
+            return cls.of(ip_network(text, strict=False))
+        address, _, length = text.partition("/")
+        made = cls((int(length), *map(int, address.split("."))))
+        if len(made) != _V4 or made[0] > _MOST_V4:
+            raise ValueError(f"{text!r} is no IPv4 prefix")
+        return made if _clean(made, made[0]) else made.cut(made[0])
 
     @property
     def network(self) -> Network:
@@ -61,24 +71,6 @@ class Prefix(bytes):
         bits = 8 * (len(self) - 1)
         kept = int.from_bytes(self[1:], "big") >> (bits - length) << (bits - length)
         return Prefix(_LENGTHS[length] + kept.to_bytes(bits // 8, "big"))
-
-
-def read(data: bytes, version: int) -> Iterator[Prefix]:
-    """The prefixes of an UPDATE's field (RFC 4271, 4.3): each a length and as many bytes as it takes.
-
-    Bits beyond the length are of no value and become zero. Raises ValueError when the field breaks off or names a
-    length that no address has.
-    """
-    width, at, end = (4 if version == 4 else 16), 0, len(data)
-    padding = bytes(width)
-    while at < end:
-        length = data[at]
-        after = at + 1 + (length + 7 >> 3)
-        if length > 8 * width or after > end:
-            raise ValueError(f"a prefix of {length} bits in {end - at - 1} bytes")
-        made = Prefix((data[at:after] + padding)[: width + 1])
-        yield made if _clean(made, length) else made.cut(length)
-        at = after
 
 
 def _clean(prefix: bytes, length: int) -> bool:
