@@ -34,14 +34,14 @@ from bgp.audit import HEARD, View
 from bgp.auditor import Auditor, Sight
 from bgp.desired import absent, desired
 from bgp.export import exports
-from bgp.fib import Scope, route_key
+from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, decode
 from bgp.metrics import Measured, Metrics
 from bgp.model import Config, Maintenance, Speaker
 from bgp.pods import with_pods
 from bgp.process import ExaBGP
-from bgp.report import Outlook, heard
+from bgp.report import Outlook
 from bgp.sessions import Sessions
 from bgp.status import Outcome
 from bgp.thrift import thrifty
@@ -75,7 +75,7 @@ from datastore.client import GrpcStore
 from datastore.follow import follow
 from linux.alone import alone
 from linux.links import watch_facts
-from linux.model import Facts, Route, RouteKey
+from linux.model import Facts, Route
 from linux.prefix_routes import PrefixRoutes
 from linux.rights import require_net_admin
 
@@ -149,7 +149,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
                 group.create_task(following, name="follow")
                 group.create_task(with_pods(store, config.node, followed, snapshots), name="pods")
                 agent = Agent(inputs)
-                answers = Answers(store, config.node, agent.outlook)
+                answers = Answers(store, config.node, agent.learnt, agent.outlook)
                 agent.on_snapshot = answers.ask
                 group.create_task(answers.run(), name="answers")
                 group.create_task(agent.run(), name="agent")
@@ -163,7 +163,7 @@ class Agent:
     def __init__(self, inputs: Inputs) -> None:
         self._in = inputs
         self._health = inputs.health
-        self._learnt = Learnt()
+        self.learnt = self._learnt = Learnt()
         self._sessions = Sessions()
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
         self._adverts = AdvertDriver(self.exabgp.send)
@@ -381,13 +381,10 @@ class Agent:
         return status.state(speaker, self._snapshot, outcome)
 
     async def outlook(self) -> Outlook:
-        """For answers: everything that is known now."""
-        sessions = {session.peer: session for session in (self._speaker.sessions if self._speaker else ())}
+        """For answers: everything that is known now, but for routes."""
         return Outlook(
             speaker=self._speaker,
             state=self.state(),
-            heard=lambda prefix: heard(self._learnt, sessions, prefix),
-            prefixes=self._learnt.prefixes,
             wanted=self._wanted,
             acknowledged=await self._adverts.read(),
             facts=self._facts or Facts(),
@@ -401,21 +398,15 @@ class Agent:
         if self._speaker is None or self._facts is None or self._settle_at is not None or self._snapshot.held:
             return None
         hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
-        errors = _by_route(self._kernel.progress)
-        errors.update(self._told.progress.errors)
         view = View(
             wanted=self._wanted,
             acknowledged=await self._adverts.read(),
-            refused=dict(self._learnt.refused),
-            routes=self._learnt.routes(),
-            errors=errors,
+            refused=lambda prefix: self._learnt.refused.get(prefix.network, ""),
+            routes=dict(self._kernel.wanted),
+            errors={**self._told.progress.errors, **self._kernel.progress.errors},
             moving=frozenset({HEARD} if hearing else ()),
         )
         return Sight(view, self._snapshot, self._facts)
-
-
-def _by_route(progress: Progress) -> dict[Advert | RouteKey, str]:
-    return {route_key(prefix.network): why for prefix, why in progress.errors.items()}
 
 
 def _log_session(event: object) -> None:

@@ -12,24 +12,30 @@ import contextlib
 import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import structlog
 from msgspec import structs
 
-from bgp.report import Outlook, report
+from bgp.decision import Explanation
+from bgp.learnt import Learnt
+from bgp.report import Outlook, first, report
 from core import clock
 from core.errors import Conflict, MuslinError
+from core.prefix import Prefix
 from core.resources import CalicoNodeStatus
 from core.resources.node_status import CalicoNodeStatusSpec, NodeStatus
-from core.routing import RouteProtocol
+from core.routing import Metric, RouteProtocol
 from core.snapshot import Snapshot
 from datastore import objects
 from datastore.api import Store
-from linux.routes import RouteDriver
+from linux.prefix_routes import PrefixRoutes
 
 Look = Callable[[], Awaitable[Outlook]]
-"""Gives everything there is to tell now, but for what the kernel has."""
+"""Gives everything there is to tell now, but for routes."""
+
+AT_ONCE: Final = 100
+"""Prefixes that are explained without a pause."""
 
 AGAIN_S: Final = 2.0
 """When an answer that could not be written is tried again, in seconds."""
@@ -49,8 +55,8 @@ class _Question:
 class Answers:
     """The questions to `node`, and when each is to be answered next."""
 
-    def __init__(self, store: Store, node: str, look: Look) -> None:
-        self._store, self._node, self._look = store, node, look
+    def __init__(self, store: Store, node: str, learnt: Learnt, look: Look) -> None:
+        self._store, self._node, self._learnt, self._look = store, node, learnt, look
         self._questions: dict[str, _Question] = {}
         self._changed = asyncio.Event()
 
@@ -100,6 +106,21 @@ class Answers:
             await objects.write(self._store, structs.replace(found[0], status=status), found[1])
 
     async def _report(self, spec: CalicoNodeStatusSpec) -> NodeStatus:
-        with contextlib.closing(RouteDriver(RouteProtocol.BGP)) as routes:
-            kernel = await routes.read() if "Routes" in spec.classes else {}
-        return report(spec, replace(await self._look(), kernel=kernel))
+        outlook = await self._look()
+        if "Routes" in spec.classes:
+            outlook = replace(outlook, **await self._routes(spec.prefix))
+        return await asyncio.to_thread(report, spec, outlook)
+
+    async def _routes(self, asked: str) -> dict[str, Any]:
+        """What the kernel has and why, a few prefixes at a time: sessions have to be kept alive meanwhile."""
+        with contextlib.closing(PrefixRoutes(RouteProtocol.BGP, Metric.BGP)) as routes:
+            kernel = await routes.read()
+        known = {*self._learnt.decisions, *kernel, *(each.prefix for each in self._learnt.rib.gone)}
+        prefixes, meant = await asyncio.to_thread(first, known, asked)
+        explained: dict[Prefix, Explanation] = {}
+        for start in range(0, len(prefixes), AT_ONCE):
+            some = prefixes[start : start + AT_ONCE]
+            told = self._learnt.explain(time.monotonic(), (prefix.network for prefix in some))
+            explained.update(zip(some, told, strict=True))
+            await asyncio.sleep(0)
+        return {"kernel": kernel, "explained": explained, "meant": meant}

@@ -16,13 +16,12 @@ from dataclasses import dataclass, field
 from typing import Final, TypeAlias, TypeVar
 
 from bgp.adverts import Advert, Told
-from bgp.fib import route_key
-from core.addr import Network
+from core.prefix import Prefix
 from core.resources import IPAMBlock, IPPool, Node
 from core.resources.status import Difference
 from core.routing import Carrier, carriers, pool_of
 from core.snapshot import Snapshot
-from linux.model import NextHop, Route, RouteKey
+from linux.model import NextHop, Route
 
 STANDING_S: Final = 3.0
 """How long a difference must have stood before it counts, in seconds."""
@@ -47,21 +46,21 @@ Spell: TypeAlias = Callable[[NextHop], str]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """One moment of a node. `expected` are remote blocks with the node each belongs to, `refused` prefixes that are
-    heard and not taken, with why. `routes` are what should be in the kernel, `kernel` what is. `errors` say why an
+    """One moment of a node. `expected` are remote blocks with the node each belongs to, `refused` says why what is
+    heard is not taken. `routes` are what should be in the kernel, `kernel` what is. `errors` say why an
     advert or a route was not taken by who should. `moving` are stages in which much is known to be on its way."""
 
     wanted: Mapping[Advert, Told] = field(default_factory=dict)
     acknowledged: Mapping[Advert, Told] = field(default_factory=dict)
-    expected: Mapping[Network, str] = field(default_factory=dict)
-    refused: Mapping[Network, str] = field(default_factory=dict)
-    routes: Mapping[RouteKey, Route] = field(default_factory=dict)
-    kernel: Mapping[RouteKey, Route] = field(default_factory=dict)
-    errors: Mapping[Advert | RouteKey, str] = field(default_factory=dict)
+    expected: Mapping[Prefix, str] = field(default_factory=dict)
+    refused: Callable[[Prefix], str] = lambda _: ""
+    routes: Mapping[Prefix, Route] = field(default_factory=dict)
+    kernel: Mapping[Prefix, Route] = field(default_factory=dict)
+    errors: Mapping[Advert | Prefix, str] = field(default_factory=dict)
     moving: frozenset[str] = frozenset()
 
 
-def expected(snapshot: Snapshot, node: str) -> Mapping[Network, str]:
+def expected(snapshot: Snapshot, node: str) -> Mapping[Prefix, str]:
     """The remote blocks that only BGP can bring to `node`, each with its owner.
 
     A block of a Fallback pool has its tunnel, one of an owner that is drained or tells nobody is not missed.
@@ -71,14 +70,14 @@ def expected(snapshot: Snapshot, node: str) -> Mapping[Network, str]:
         return {}
     pools = list(snapshot.of(IPPool).values())
     owners = {key.name: owner for key, owner in snapshot.of(Node).items() if key.name != node and _tells(owner)}
-    found: dict[Network, str] = {}
+    found: dict[Prefix, str] = {}
     for block in snapshot.of(IPAMBlock).values():
         prefix, owner = block.spec.network, owners.get(block.spec.node)
         if owner is None or prefix.prefixlen == prefix.max_prefixlen:
             continue
         pool = pool_of(prefix, pools)
         if pool is not None and _only_bgp(pool, local, owner):
-            found[prefix] = owner.metadata.name
+            found[Prefix.of(prefix)] = owner.metadata.name
     return found
 
 
@@ -100,32 +99,31 @@ def differences(view: View, spell: Spell) -> Iterator[Difference]:
             why = view.errors.get(advert, "ExaBGP has not acknowledged it")
             yield Difference(stage=TOLD, prefix=str(advert.prefix), peer=str(advert.peer), why=why)
     for prefix, owner in view.expected.items():
-        if route_key(prefix) not in view.routes and not _covered(prefix, view.routes):
-            yield Difference(stage=HEARD, prefix=str(prefix), node=owner, why=view.refused.get(prefix, ""))
+        if prefix not in view.routes and not _covered(prefix, view.routes):
+            yield Difference(stage=HEARD, prefix=str(prefix), node=owner, why=view.refused(prefix))
     for key in _unlike(view.routes, view.kernel):
         yield _misrouted(key, view, spell)
     for key in view.kernel.keys() - view.routes.keys():
         why = f"the kernel has it through {_spelt(view.kernel[key], spell)}, and nothing asks for it"
-        yield Difference(stage=KERNEL, prefix=str(key.destination), why=why)
+        yield Difference(stage=KERNEL, prefix=str(key), why=why)
 
 
 def _unlike(wanted: Mapping[K, V], actual: Mapping[K, V]) -> Iterator[K]:
     return (key for key, value in wanted.items() if actual.get(key) != value)
 
 
-def _covered(prefix: Network, routes: Mapping[RouteKey, Route]) -> bool:
+def _covered(prefix: Prefix, routes: Mapping[Prefix, Route]) -> bool:
     """Whether a wider prefix stands for it: a router may tell a rack's blocks as one."""
-    wider = (prefix.supernet(new_prefix=length) for length in range(prefix.prefixlen - 1, 0, -1))
-    return any(route_key(each) in routes for each in wider)
+    return any(prefix.cut(length) in routes for length in range(prefix.length - 1, 0, -1))
 
 
-def _misrouted(key: RouteKey, view: View, spell: Spell) -> Difference:
+def _misrouted(key: Prefix, view: View, spell: Spell) -> Difference:
     there = view.kernel.get(key)
     why = "the kernel has no route" if there is None else f"the kernel's route goes through {_spelt(there, spell)}"
     why += f"; it should go through {_spelt(view.routes[key], spell)}"
     if error := view.errors.get(key):
         why += f": {error}"
-    return Difference(stage=KERNEL, prefix=str(key.destination), why=why)
+    return Difference(stage=KERNEL, prefix=str(key), why=why)
 
 
 def _spelt(route: Route, spell: Spell) -> str:

@@ -15,12 +15,12 @@ from typing import Final
 import structlog
 
 from bgp.audit import MOST_SHOWN, Standing, View, differences, expected
-from core.addr import Network
+from core.prefix import Prefix
 from core.resources.status import Difference
-from core.routing import RouteProtocol
+from core.routing import Metric, RouteProtocol
 from core.snapshot import Snapshot
-from linux.model import Facts, NextHop, Route, RouteKey
-from linux.routes import RouteDriver
+from linux.model import Facts, NextHop, Route
+from linux.prefix_routes import PrefixRoutes
 
 PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 10.0
@@ -45,7 +45,7 @@ class Auditor:
     def __init__(self, node: str, sight: Callable[[], Awaitable[Sight | None]], news: Callable[[], None]) -> None:
         self._node, self._sight, self._news = node, sight, news
         self._standing = Standing()
-        self._expected: tuple[Snapshot, Mapping[Network, str]] = (Snapshot(), {})
+        self._expected: tuple[Snapshot, Mapping[Prefix, str]] = (Snapshot(), {})
 
     @property
     def found(self) -> tuple[Difference, ...]:
@@ -59,7 +59,7 @@ class Auditor:
 
     async def run(self) -> None:
         """Look until cancelled."""
-        routes = RouteDriver(RouteProtocol.BGP)  # one of its own: another's reads would disturb its writes
+        routes = PrefixRoutes(RouteProtocol.BGP, Metric.BGP)  # one of its own: another's reads would disturb its writes
         try:
             while True:
                 begun = time.monotonic()
@@ -69,7 +69,7 @@ class Auditor:
         finally:
             routes.close()
 
-    async def _look(self, routes: RouteDriver) -> None:
+    async def _look(self, routes: PrefixRoutes) -> None:
         try:
             kernel = await routes.read()
         except OSError as error:
@@ -84,7 +84,7 @@ class Auditor:
             log.info("audit.differs" if self.found else "audit.agrees", count=len(self.found))
             self._news()
 
-    def _compare(self, sight: Sight, kernel: Mapping[RouteKey, Route]) -> list[Difference]:
+    def _compare(self, sight: Sight, kernel: Mapping[Prefix, Route]) -> list[Difference]:
         snapshot, found = self._expected
         if snapshot is not sight.snapshot:
             found = expected(sight.snapshot, self._node)

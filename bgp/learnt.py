@@ -143,6 +143,11 @@ class Learnt:
         return {route_key(prefix.network): found for prefix, found in wanted if found is not None}
 
     @property
+    def decisions(self) -> Mapping[Prefix, Decision]:
+        """What was decided on each prefix that anybody speaks of, live."""
+        return self._decisions
+
+    @property
     def prefixes(self) -> Iterator[Network]:
         """What anybody speaks of."""
         return (prefix.network for prefix in self._decisions)

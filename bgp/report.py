@@ -1,7 +1,7 @@
 """A node's answer to a CalicoNodeStatus: its speaker, sessions, routes with the reason for each, adverts. Pure.
 
     FIB   a route in the kernel, one line a next hop, with the peer it was learnt from
-    RIB   a path that a peer tells, one line a peer: used, not the best, refused; with its attributes
+    RIB   a path that a peer tells, or told: used, not used, refused, withdrawn; with its attributes, and why
 
 An object in the datastore has a bound, and so has a person's patience: the first MOST_ROUTES prefixes are told, fewer
 when they take too many bytes, and the answer says of how many.
@@ -9,20 +9,20 @@ when they take too many bytes, and the answer says of how many.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from heapq import nsmallest
 from importlib.metadata import version
 from ipaddress import ip_address
-from typing import Final
+from typing import Final, TypeAlias
 
 import msgspec
 
 from bgp.adverts import Advert, Told
-from bgp.fib import route_key
-from bgp.learnt import Learnt
-from bgp.model import Attributes, Path, PeerType, Session, Speaker
-from core.addr import Address, Network, contains, order
+from bgp.decision import Explanation, Said, Standing
+from bgp.model import Attributes, Path, PeerType, Speaker
+from core.addr import Address, order
+from core.prefix import Prefix
 from core.resources.node_status import (
     AdvertStatus,
     AgentStatus,
@@ -38,7 +38,7 @@ from core.resources.node_status import (
 )
 from core.resources.status import SessionState, SpeakerState
 from core.values import network_or_address
-from linux.model import Facts, Route, RouteKey
+from linux.model import Facts, Route
 
 MOST_ROUTES: Final = 5000
 """Prefixes of which an answer tells the routes, and adverts that it tells."""
@@ -50,41 +50,46 @@ EXABGP: Final = version("exabgp")
 
 ESTABLISHED: Final = "Established"
 
-USED: Final = "used"
-NOT_BEST: Final = "not best"
-REFUSED: Final = "refused"
-_STANDINGS: Final = (USED, NOT_BEST, REFUSED)
 
 _STATES: Final = {ESTABLISHED: ESTABLISHED, "Blocked": "Blocked"}
-_SOURCES: Final = {PeerType.MESH: "NodeMesh"}
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Heard:
-    """One path to a prefix, and what became of it: USED, NOT_BEST, REFUSED; and why."""
-
-    session: Session
-    path: Path
-    state: str
-    why: str = ""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
-    """Everything an answer is made from. `kernel` are the routes of ours that the kernel has; `booted` and
-    `configured` are when ExaBGP was started and last given other sessions, in RFC 3339."""
+    """Everything an answer is made from. `explained` are the prefixes to tell of, in order, of `meant` that were asked
+    for; `kernel` are the routes of ours that the kernel has. `booted` and `configured` are when ExaBGP was started and
+    last given other sessions, in RFC 3339."""
 
     speaker: Speaker | None
     state: SpeakerState
-    heard: Callable[[Network], Sequence[Heard]] = lambda _: ()
-    prefixes: Iterable[Network] = ()
-    kernel: Mapping[RouteKey, Route] = field(default_factory=dict)
+    explained: Mapping[Prefix, Explanation] = field(default_factory=dict)
+    meant: int = 0
+    kernel: Mapping[Prefix, Route] = field(default_factory=dict)
     wanted: Mapping[Advert, Told] = field(default_factory=dict)
     acknowledged: Mapping[Advert, Told] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
     running: bool = False
     booted: str = ""
     configured: str = ""
+
+
+def first(known: Collection[Prefix], asked: str) -> tuple[Sequence[Prefix], int]:
+    """The prefixes to tell of, and how many are meant: those that hold what is asked for, or lie within it."""
+    meant = known
+    if asked:
+        prefix = Prefix.of(network_or_address(asked))
+        meant = [each for each in known if _related(prefix, each)]
+    return nsmallest(MOST_ROUTES, meant, key=_place_of), len(meant)
+
+
+def _related(asked: Prefix, other: Prefix) -> bool:
+    """Whether one holds the other: who asks for a pod's address wants its block's route."""
+    length = min(asked.length, other.length)
+    return asked.version == other.version and asked.cut(length) == other.cut(length)
+
+
+def _place_of(prefix: Prefix) -> tuple[int, bytes, int]:
+    return prefix.version, prefix.packed, prefix.length
 
 
 def report(spec: CalicoNodeStatusSpec, outlook: Outlook) -> NodeStatus:
@@ -98,18 +103,12 @@ def report(spec: CalicoNodeStatusSpec, outlook: Outlook) -> NodeStatus:
 
 
 def _report(spec: CalicoNodeStatusSpec, outlook: Outlook, most: int) -> NodeStatus:
-    asked, within = set(spec.classes), network_or_address(spec.prefix) if spec.prefix else None
-    cut: list[str] = []
-    routes = adverts = None
-    if "Routes" in asked:
-        routes = _routes(outlook, within, most, cut)
-    if "Adverts" in asked:
-        adverts = _adverts(outlook, within, most, cut)
+    asked, cut = set(spec.classes), list[str]()
     return NodeStatus(
         agent=_agent(outlook) if "Agent" in asked else None,
         bgp=_bgp(outlook.state.sessions) if "BGP" in asked else None,
-        routes=routes,
-        adverts=adverts,
+        routes=_routes(outlook, most, cut) if "Routes" in asked else None,
+        adverts=_adverts(outlook, spec.prefix, most, cut) if "Adverts" in asked else None,
         reason="; ".join(cut),
     )
 
@@ -165,57 +164,72 @@ def _version(peer: str) -> int:
         return 4
 
 
-def _routes(outlook: Outlook, within: Network | None, most: int, cut: list[str]) -> RoutesStatus:
-    known = {*outlook.prefixes, *(key.destination for key in outlook.kernel)}
-    meant = known if within is None else {prefix for prefix in known if _related(within, prefix)}
-    chosen = nsmallest(most, meant, key=order)
-    if len(chosen) < len(meant):
-        cut.append(f"these are the routes of the first {len(chosen)} of {len(meant)} prefixes")
+def _routes(outlook: Outlook, most: int, cut: list[str]) -> RoutesStatus:
+    chosen = list(outlook.explained.items())[:most]
+    if len(chosen) < outlook.meant:
+        cut.append(f"these are the routes of the first {len(chosen)} of {outlook.meant} prefixes")
     names = {link.index: name for name, link in outlook.facts.links.items()}
+    types = {session.peer: session.type for session in (outlook.speaker.sessions if outlook.speaker else ())}
     found: dict[int, list[RouteStatus]] = {4: [], 6: []}
-    for prefix in chosen:
-        heard = outlook.heard(prefix)
-        found[prefix.version] += _in_kernel(prefix, outlook, heard, names)
-        found[prefix.version] += (_path_of(prefix, each) for each in heard)
+    for prefix, explained in chosen:
+        found[prefix.version] += _in_kernel(explained, outlook.kernel.get(prefix), types, names)
+        found[prefix.version] += (_path_of(explained, each, types) for each in explained.said)
     return RoutesStatus(routes_v4=found[4], routes_v6=found[6])
 
 
-def _related(asked: Network, prefix: Network) -> bool:
-    """Whether one holds the other: who asks for a pod's address wants its block's route."""
-    return contains(asked, prefix) or contains(prefix, asked)
+Types: TypeAlias = Mapping[Address, PeerType]
+"""Who asked for the session with a peer."""
 
 
 def _in_kernel(
-    prefix: Network, outlook: Outlook, heard: Sequence[Heard], names: Mapping[int, str]
+    explained: Explanation, route: Route | None, types: Types, names: Mapping[int, str]
 ) -> Iterator[RouteStatus]:
-    route = outlook.kernel.get(route_key(prefix))
-    used = [each for each in heard if each.state == USED]
+    used = [each for each in explained.said if each.standing in (Standing.BEST, Standing.USED)]
+    reason = explained.reason
+    if explained.adopted:
+        reason = "kept from before bgp started, until the peers have told what they have"
     for hop in route.next_hops if route else ():
-        told = [each for each in used if hop.gateway in (each.path.next_hop, each.session.peer)]
+        told = [each for each in used if hop.gateway in (each.path.next_hop, each.peer)]
         yield RouteStatus(
             type="FIB",
-            destination=str(prefix),
+            destination=str(explained.prefix),
             gateway=str(hop.gateway or ""),
             interface=names.get(hop.device, str(hop.device)),
-            learned_from=_source((told or used)[0].session) if used else None,
-            reason="" if used else "kept from before bgp started: no peer has confirmed it yet",
+            learned_from=_source((told or used)[0], types) if used else None,
+            reason=reason if explained.route else explained.why_not,
         )
 
 
-def _path_of(prefix: Network, heard: Heard) -> RouteStatus:
+def _path_of(explained: Explanation, said: Said, types: Types) -> RouteStatus:
     return RouteStatus(
         type="RIB",
-        destination=str(prefix),
-        gateway=str(heard.path.next_hop),
-        learned_from=_source(heard.session),
-        state=heard.state,
-        reason=heard.why,
-        path=_path(heard.path),
+        destination=str(explained.prefix),
+        gateway=str(said.path.next_hop),
+        learned_from=_source(said, types),
+        state=said.standing,
+        reason="; ".join(filter(None, _reasons(explained, said))),
+        path=_path(said.path),
     )
 
 
-def _source(session: Session) -> LearnedFrom:
-    return LearnedFrom(source_type=_SOURCES.get(session.type, "BGPPeer"), peer_ip=str(session.peer))
+def _reasons(explained: Explanation, said: Said) -> Iterator[str]:
+    """Why it is used or not; and what else is to be said of it."""
+    if said.standing is Standing.WITHDRAWN:
+        yield f"{said.why}, {said.ago_s or 0:.0f} s ago"
+        return
+    used = said.standing in (Standing.BEST, Standing.USED)
+    yield explained.reason if used else said.why
+    if used and explained.route is None:
+        yield explained.why_not
+    if said.ago_s is not None:
+        yield f"stale for {said.ago_s:.0f} s, dropped in {said.left_s or 0:.0f} s unless the peer tells it again"
+    if said.last_resort:
+        yield "a last resort"
+
+
+def _source(said: Said, types: Types) -> LearnedFrom:
+    mesh = types.get(said.peer) is PeerType.MESH
+    return LearnedFrom(source_type="NodeMesh" if mesh else "BGPPeer", peer_ip=str(said.peer))
 
 
 def _path(path: Path | Attributes) -> PathStatus:
@@ -229,12 +243,11 @@ def _path(path: Path | Attributes) -> PathStatus:
     )
 
 
-def _adverts(outlook: Outlook, within: Network | None, most: int, cut: list[str]) -> list[AdvertStatus]:
-    meant = [
-        advert
-        for advert in outlook.wanted.keys() | outlook.acknowledged.keys()
-        if advert.prefix is not None and (within is None or _related(within, advert.prefix))
-    ]
+def _adverts(outlook: Outlook, asked: str, most: int, cut: list[str]) -> list[AdvertStatus]:
+    meant = [advert for advert in {**outlook.wanted, **outlook.acknowledged} if advert.prefix is not None]
+    if asked:
+        prefix = Prefix.of(network_or_address(asked))
+        meant = [advert for advert in meant if advert.prefix and _related(prefix, Prefix.of(advert.prefix))]
     chosen = nsmallest(most, meant, key=_place)
     if len(chosen) < len(meant):
         cut.append(f"these are the first {len(chosen)} of {len(meant)} adverts")
@@ -256,28 +269,3 @@ def _advert(advert: Advert, outlook: Outlook) -> AdvertStatus:
         state="withdrawing" if wanted is None else "told" if wanted == acknowledged else "pending",
         path=_path(telling.attributes) if telling.attributes else None,
     )
-
-
-def heard(learnt: Learnt, sessions: Mapping[Address, Session], prefix: Network) -> Sequence[Heard]:
-    """Every path to `prefix` that is known, the used ones first, each with why it is used or not."""
-    choice = learnt.choice(prefix)
-    if choice is None:
-        return ()
-    used = {each.session.peer for each in choice.used}
-    unfit = {each.session.peer: why for each, why in choice.refused}
-    refusal = learnt.refused.get(prefix, "")
-    found: list[Heard] = []
-    for peer, path in learnt.rib.candidates(prefix):
-        session = sessions.get(peer)
-        if session is None:
-            continue
-        if peer in unfit:
-            found.append(Heard(session=session, path=path, state=REFUSED, why=unfit[peer]))
-        elif refusal:
-            found.append(Heard(session=session, path=path, state=REFUSED, why=refusal))
-        elif peer in used:
-            found.append(Heard(session=session, path=path, state=USED, why=choice.reason))
-        else:
-            best = f" of {choice.best.session.peer}" if choice.best else ""
-            found.append(Heard(session=session, path=path, state=NOT_BEST, why=f"{choice.reason}{best}"))
-    return sorted(found, key=lambda each: (_STANDINGS.index(each.state), int(each.session.peer)))

@@ -23,9 +23,12 @@ from cli.cluster import ESTABLISHED, NodeReport, Overview, overview
 from cli.render import Table
 from core.resources import Node, SpeakerStatus
 from core.resources.status import Difference, SpeakerState
+from datastore.api import Store
 
 NAMED: Final = 5
 """How many nodes a sentence names; it counts the others."""
+
+SECOND_LOOK_S: Final = 3.0
 
 TOLD: Final = "told"
 HEARD: Final = "heard"
@@ -63,7 +66,7 @@ def diff(
     datastore: options.DatastoreOption = options.DATASTORE,
 ) -> None:
     """Prefixes that are not told, not heard, or not routed as they should be, cluster-wide; exit 1 if there are any."""
-    found = compare(asyncio.run(_read(datastore)))
+    found = asyncio.run(_compare(datastore))
     if output is options.ResultFormat.JSON:
         terminal.show_json(
             {
@@ -84,9 +87,19 @@ def diff(
         raise typer.Exit(1)
 
 
-async def _read(target: str) -> Overview:
+async def _compare(target: str) -> Comparison:
+    """What differs. Nodes do not look at the same moment, so what is found is looked at a second time: who has not
+    reported it by then has what others miss."""
     async with store.opened(target) as opened:
-        state = await store.read(opened, {Node.KIND, SpeakerStatus.KIND})
+        found = compare(await _read(opened))
+        if found.lost:
+            await asyncio.sleep(SECOND_LOOK_S)
+            found = compare(await _read(opened))
+    return found
+
+
+async def _read(opened: Store) -> Overview:
+    state = await store.read(opened, {Node.KIND, SpeakerStatus.KIND})
     return overview(state.objects.values(), state.revision, datetime.now(UTC))
 
 

@@ -20,6 +20,7 @@ from core.values import network_or_address
 TIMEOUT_S: Final = 10.0
 
 FIB: Final = "FIB"
+WITHDRAWN: Final = "withdrawn"
 
 PrefixArgument = Annotated[
     str | None, typer.Argument(metavar="PREFIX", help="Only routes to it, to parts of it, and to what holds it.")
@@ -42,7 +43,7 @@ def routes(
     if output is options.ResultFormat.JSON:
         _show_json(answers)
     else:
-        rows = [row for name, said in answers.said.items() for row in (_paths if why else _used)(name, said)]
+        rows = [row for name, said in sorted(answers.said.items()) for row in (_paths if why else _used)(name, said)]
         head = WHY if why else USED
         if rows:
             terminal.show(Table(head, tuple(rows)))
@@ -64,7 +65,9 @@ def adverts(
     if output is options.ResultFormat.JSON:
         _show_json(answers)
     else:
-        rows = [row for name, said in answers.said.items() for row in _told(name, said) if peer in (None, row[1])]
+        rows = [
+            row for name, said in sorted(answers.said.items()) for row in _told(name, said) if peer in (None, row[1])
+        ]
         if rows:
             terminal.show(Table(TOLD, tuple(rows)))
         elif answers.said:
@@ -93,7 +96,7 @@ def _used(node: str, said: NodeStatus) -> Iterator[tuple[str, ...]]:
     every = _all(said)
     reasons = {each.destination: each.reason for each in reversed(every) if each.type != FIB}
     routed = {each.destination for each in every if each.type == FIB}
-    missing = set(reasons) - routed
+    missing = {each.destination for each in every if each.type != FIB and each.state != WITHDRAWN} - routed
     for each in every:
         if each.type == FIB:
             why = each.reason or reasons.get(each.destination, "")
@@ -107,7 +110,7 @@ def _paths(node: str, said: NodeStatus) -> Iterator[tuple[str, ...]]:
     for each in _all(said):
         if each.type != FIB:
             yield node, each.destination, _from(each), each.state, *_attributes(each.path), each.reason
-        elif each.reason:  # no peer tells it
+        elif each.learned_from is None:  # no peer tells it
             yield node, each.destination, "-", "in the kernel", each.gateway or "-", *"-----", each.reason
 
 
@@ -140,10 +143,10 @@ def _show_json(answers: Answers) -> None:
 
 def _end(answers: Answers) -> None:
     """Say what is missing from the answer; exit 1 when a node has not answered."""
-    for name, said in answers.said.items():
+    for name, said in sorted(answers.said.items()):
         if said.reason:
             terminal.tell(f"{name}: {said.reason}; give a PREFIX to see others")
-    for name, why in answers.silent.items():
+    for name, why in sorted(answers.silent.items()):
         terminal.tell(f"{name}: {why}")
     if answers.silent:
         raise typer.Exit(1)

@@ -75,7 +75,7 @@ def _nodes(page: Overview) -> Table:
 
 
 def _cells(session: SessionState, now: datetime, *, silent: bool) -> tuple[str, ...]:
-    taken = f"{session.accepted}/{session.received}" if session.accepted != session.received else f"{session.received}"
+    taken = f"{session.accepted}/{session.received}" if session.refused else f"{session.received}"
     told = f"{session.advertised}" + (f"+{session.pending}" if session.pending else "")
     return (
         session.peer,

@@ -140,6 +140,11 @@ class Reconciler(Generic[K, V]):
             else:
                 self._own[key] = value
 
+    @property
+    def wanted(self) -> Mapping[K, V]:
+        """What should be, as it was stated last; live after `change_desired`."""
+        return self._desired or {}
+
     def distrust(self) -> None:
         """Forget what we believe is programmed; the next round reads it. Also during a round."""
         self._actual = None

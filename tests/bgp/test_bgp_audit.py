@@ -9,8 +9,8 @@ from bgp_world import block, node, pool
 
 from bgp.adverts import Advert, Telling, Told
 from bgp.audit import HEARD, KERNEL, MOVING_S, STANDING_S, TOLD, Standing, View, differences, expected
-from bgp.fib import route_key
 from bgp.model import Attributes
+from core.prefix import Prefix
 from core.resources import Resource
 from core.resources.status import Difference
 from core.snapshot import Snapshot
@@ -19,6 +19,10 @@ from linux.model import NextHop, Route
 PEER = ip_address("10.9.1.1")
 VIA = Route(next_hops=(NextHop(2, PEER),))
 ELSEWHERE = Route(next_hops=(NextHop(2, ip_address("10.9.1.9")),))
+
+
+def net(text: str) -> Prefix:
+    return Prefix.of(ip_network(text))
 
 
 def snapshot(*resources: Resource) -> Snapshot:
@@ -64,18 +68,19 @@ def test_what_a_drained_node_does_not_tell_is_not_missed() -> None:
 
 def test_each_stage_is_held_against_the_one_before_it() -> None:
     telling, prefix = Telling(1, 1), ip_network
+    why = {net("10.244.3.0/26"): "BGPFilter strict rejects it"}
     view = View(
         wanted={Advert(PEER, prefix("10.244.1.0/26")): Told(telling, Attributes()), Advert(PEER, None): Told(telling)},
         acknowledged={Advert(PEER, prefix("10.244.1.0/26")): Told(telling, Attributes(med=1))},
-        expected={prefix(f"10.244.{number}.0/26"): "b" for number in (2, 3, 4, 5)},
-        refused={prefix("10.244.3.0/26"): "BGPFilter strict rejects it"},
-        routes={route_key(prefix(f"10.244.{number}.0/26")): VIA for number in (4, 5, 6)},
+        expected={net(f"10.244.{number}.0/26"): "b" for number in (2, 3, 4, 5)},
+        refused=lambda prefix: why.get(prefix, ""),
+        routes={net(f"10.244.{number}.0/26"): VIA for number in (4, 5, 6)},
         kernel={
-            route_key(prefix("10.244.4.0/26")): VIA,
-            route_key(prefix("10.244.5.0/26")): ELSEWHERE,
-            route_key(prefix("10.244.7.0/26")): VIA,
+            net("10.244.4.0/26"): VIA,
+            net("10.244.5.0/26"): ELSEWHERE,
+            net("10.244.7.0/26"): VIA,
         },
-        errors={route_key(prefix("10.244.6.0/26")): "Network is unreachable"},
+        errors={net("10.244.6.0/26"): "Network is unreachable"},
     )
     assert spelt(view) == [
         (HEARD, "10.244.2.0/26", ""),
@@ -96,8 +101,8 @@ def test_each_stage_is_held_against_the_one_before_it() -> None:
 
 
 def test_a_wider_prefix_stands_for_the_blocks_within() -> None:
-    wide = {route_key(ip_network("10.244.0.0/16")): VIA}
-    view = View(expected={ip_network("10.244.9.0/26"): "b"}, routes=wide, kernel=wide)
+    wide = {net("10.244.0.0/16"): VIA}
+    view = View(expected={net("10.244.9.0/26"): "b"}, routes=wide, kernel=wide)
     assert spelt(view) == []
 
 
