@@ -369,7 +369,7 @@ class Agent:
             settled=self._settle_at is None,
             since=self._since,
             trouble=(self._problem, self.exabgp.problem),
-            missing=absent(speaker, self._facts) if speaker and self._facts else (),
+            missing=(*(absent(speaker, self._facts) if speaker and self._facts else ()), *self._learnt.problems()),
             sessions=self._sessions.states(blocked, count, lambda _: 0),
             wanted=self._wanted,
             acknowledged=self._told.seen,
@@ -377,6 +377,7 @@ class Agent:
             routes=len(self._kernel.seen),
             restarts=self.exabgp.restarts,
             differences=self._auditor.found,
+            taken=self._auditor.taken,
         )
         return status.state(speaker, self._snapshot, outcome)
 
@@ -394,8 +395,8 @@ class Agent:
         )
 
     async def _sight(self) -> Sight | None:
-        """For the audit; None while what was found at the start is still held on to."""
-        if self._speaker is None or self._facts is None or self._settle_at is not None or self._snapshot.held:
+        """For the audit, which is too early while what was found at the start is still held on to."""
+        if self._speaker is None or self._facts is None:
             return None
         hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
         view = View(
@@ -406,7 +407,8 @@ class Agent:
             errors={**self._told.progress.errors, **self._kernel.progress.errors},
             moving=frozenset({HEARD} if hearing else ()),
         )
-        return Sight(view, self._snapshot, self._facts)
+        early = self._settle_at is not None or self._snapshot.held
+        return Sight(None if early else view, self._snapshot, self._facts, list(self._learnt.decisions.values()))
 
 
 def _log_session(event: object) -> None:

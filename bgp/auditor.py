@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Final
 
 import structlog
 
 from bgp.audit import MOST_SHOWN, Standing, View, differences, expected
+from bgp.decision import Decision
+from bgp.status import Taken, taken
 from core.prefix import Prefix
 from core.resources.status import Difference
 from core.routing import Metric, RouteProtocol
@@ -32,19 +34,25 @@ log = structlog.get_logger()
 
 @dataclass(frozen=True, slots=True)
 class Sight:
-    """What there is to look at: the view but for what the auditor finds out itself, and what it finds it out from."""
+    """What there is to look at: the view (None: too early to tell) but for what the auditor finds out itself, what it
+    finds it out from, and what was decided on each prefix."""
 
-    view: View
+    view: View | None
     snapshot: Snapshot
     facts: Facts
+    decisions: Collection[Decision]
 
 
 class Auditor:
-    """Looks at what `sight` gives (None: too early to tell); `news` is called when what counts has changed."""
+    """Looks at what `sight` gives (None: nothing yet); `news` is called when what it found has changed.
+
+    `taken` is what became of what each peer tells, by its address: it takes too long to be counted for every status.
+    """
 
     def __init__(self, node: str, sight: Callable[[], Awaitable[Sight | None]], news: Callable[[], None]) -> None:
         self._node, self._sight, self._news = node, sight, news
         self._standing = Standing()
+        self.taken: Mapping[str, Taken] = {}
         self._expected: tuple[Snapshot, Mapping[Prefix, str]] = (Snapshot(), {})
 
     @property
@@ -77,20 +85,26 @@ class Auditor:
             return
         sight = await self._sight()
         if sight is None:
-            self._standing.clear()
             return
-        seen = await asyncio.to_thread(self._compare, sight, kernel)
-        if self._standing.look(seen, sight.view.moving, time.monotonic()):
-            log.info("audit.differs" if self.found else "audit.agrees", count=len(self.found))
+        before, self.taken = self.taken, await asyncio.to_thread(taken, sight.decisions)
+        changed = before != self.taken
+        if sight.view is None:
+            self._standing.clear()
+        else:
+            seen = await asyncio.to_thread(self._compare, sight, sight.view, kernel)
+            if self._standing.look(seen, sight.view.moving, time.monotonic()):
+                log.info("audit.differs" if self.found else "audit.agrees", count=len(self.found))
+                changed = True
+        if changed:
             self._news()
 
-    def _compare(self, sight: Sight, kernel: Mapping[Prefix, Route]) -> list[Difference]:
+    def _compare(self, sight: Sight, view: View, kernel: Mapping[Prefix, Route]) -> list[Difference]:
         snapshot, found = self._expected
         if snapshot is not sight.snapshot:
             found = expected(sight.snapshot, self._node)
             self._expected = (sight.snapshot, found)
         names = {link.index: name for name, link in sight.facts.links.items()}
-        view = replace(sight.view, kernel=kernel, expected=found)
+        view = replace(view, kernel=kernel, expected=found)
         return list(differences(view, lambda hop: _spelt(hop, names)))
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,14 +11,52 @@ from msgspec.structs import replace
 
 from bgp.adverts import Advert, Told
 from bgp.audit import MOST_SHOWN
+from bgp.decision import Decision
 from bgp.model import Maintenance, Speaker
 from core import breaker
+from core.addr import Address
 from core.reconcile import Progress
 from core.resources.status import Difference, SessionState, SpeakerState
 from core.snapshot import Snapshot
 
+MOST_CAUSES: Final = 5
+"""Causes of refusal that a session's status names; it counts the others together."""
+
+OTHER: Final = "other"
+
 MOST_ERRORS: Final = 10
 """Errors of one reconciler that the status repeats; when ExaBGP is away every advert has one."""
+
+
+@dataclass(frozen=True, slots=True)
+class Taken:
+    """What became of the prefixes that a peer tells: how many may be used, and how many may not, by cause."""
+
+    accepted: int = 0
+    refused: Mapping[str, int] = field(default_factory=dict)
+
+
+def taken(decisions: Iterable[Decision]) -> Mapping[str, Taken]:
+    """By peer's address. Prefixes of which the same is said share one decision, so this is quick for large tables."""
+    accepted: Counter[Address] = Counter()
+    refused: dict[Address, Counter[str]] = {}
+    for decision, count in Counter(decisions).items():
+        choice = decision.choice
+        fit = [*choice.used, *(candidate for candidate, _ in choice.lost)]
+        unfit = [(each, why) for each, why in choice.refused]
+        if decision.route is None:
+            fit, unfit = [], [*unfit, *((each, decision.why) for each in fit)]
+        accepted.update({each.session.peer: count for each in fit})
+        for each, why in unfit:
+            refused.setdefault(each.session.peer, Counter())[why] += count
+    peers = accepted.keys() | refused.keys()
+    return {str(peer): Taken(accepted[peer], _bounded(refused.get(peer, Counter()))) for peer in peers}
+
+
+def _bounded(causes: Counter[str]) -> Mapping[str, int]:
+    named = dict(causes.most_common(MOST_CAUSES))
+    others = causes.total() - sum(named.values())
+    return {**named, OTHER: others} if others else named
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,7 +65,8 @@ class Outcome:
     go. `trouble` are sentences about what keeps the agent from working at all, `missing` about what it does without.
 
     `wanted` are the adverts there should be, `acknowledged` those that ExaBGP has taken; `maintained` is what of the
-    maintenance they include. `routes` counts what is in the kernel, `restarts` ExaBGP's starts but the first.
+    maintenance they include. `routes` counts what is in the kernel, `restarts` ExaBGP's starts but the first; `taken`
+    is by peer.
     """
 
     told: Progress
@@ -44,6 +83,7 @@ class Outcome:
     routes: int = 0
     restarts: int = 0
     differences: Sequence[Difference] = ()
+    taken: Mapping[str, Taken] = field(default_factory=dict)
 
 
 def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> SpeakerState:
@@ -72,14 +112,24 @@ def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Spea
 
 
 def _counted(outcome: Outcome) -> list[SessionState]:
-    """The sessions, with what they are told, and what they are still to be told."""
+    """The sessions, with what is taken from them, what they are told, and what they are still to be told."""
     told = Counter(str(advert.peer) for advert in outcome.acknowledged if advert.prefix is not None)
     pending = Counter(
         str(advert.peer)
         for advert, telling in outcome.wanted.items()
         if advert.prefix is not None and outcome.acknowledged.get(advert) != telling
     )
-    return [replace(each, advertised=told[each.peer], pending=pending[each.peer]) for each in outcome.sessions]
+    nothing = Taken()
+    return [
+        replace(
+            each,
+            accepted=outcome.taken.get(each.peer, nothing).accepted,
+            refused={**each.refused, **outcome.taken.get(each.peer, nothing).refused},
+            advertised=told[each.peer],
+            pending=pending[each.peer],
+        )
+        for each in outcome.sessions
+    ]
 
 
 def _problems(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Iterator[str]:
