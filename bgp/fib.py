@@ -7,7 +7,7 @@ other traffic, unless a filter of its session says so.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from ipaddress import ip_address
 from typing import Final, TypeAlias
@@ -16,9 +16,9 @@ from bgp.bestpath import Choice
 from core.addr import Address, Network, contains, host_prefix
 from core.prefix import Prefix
 from core.resources import IPAMBlock, IPPool, Node
-from core.routing import Carrier, Metric, carriers
+from core.routing import Carrier, carriers
 from core.snapshot import Snapshot
-from linux.model import Facts, NextHop, Route, RouteKey
+from linux.model import Facts, NextHop, Route
 
 Refusal: TypeAlias = str
 """Why something is not so, for a person."""
@@ -78,17 +78,23 @@ class Scope:
 
     def place(self, prefix: Prefix) -> Place:
         """Where it lies."""
-        address = prefix[1:]
-        for each in self._ranges[len(address)]:
-            if each.first <= address <= each.last and prefix[0] >= each.length:
-                break
-        else:
-            return NOWHERE
-        borrowed = self._borrowed.get(prefix)
-        if borrowed is not None:
-            return each.ours if borrowed else each.theirs
-        block = prefix if prefix[0] <= each.block_length else prefix.cut(each.block_length)
-        return each.ours if block in self._ours else each.theirs
+        return self.places((prefix,))[0]
+
+    def places(self, prefixes: Collection[Prefix]) -> list[Place]:
+        """Where each of them lies."""
+        found = []
+        ours, borrowed = self._ours, self._borrowed
+        for prefix in prefixes:
+            length, address = prefix[0], prefix[1:]
+            place = NOWHERE
+            for each in self._ranges[len(address)]:
+                if each.first <= address <= each.last and length >= each.length:
+                    block = prefix if length <= each.block_length else prefix.cut(each.block_length)
+                    mine = borrowed.get(prefix, block in ours)
+                    place = each.ours if mine else each.theirs
+                    break
+            found.append(place)
+        return found
 
 
 def _range(pool: IPPool, node: str, local: Node | None) -> _Range:
@@ -109,11 +115,6 @@ def _range(pool: IPPool, node: str, local: Node | None) -> _Range:
         theirs=Place(name, unprogrammed=why),
         ours=Place(name, ours=True, unprogrammed=why),
     )
-
-
-def route_key(prefix: Network) -> RouteKey:
-    """The kernel's name of the route to `prefix`."""
-    return RouteKey(prefix, Metric.BGP)
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,19 +14,20 @@ Routes found in the kernel at start are *adopted*: they stand for their prefix u
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from itertools import repeat
 from typing import Final, TypeVar
 
 from bgp import clashes
-from bgp.bestpath import Candidate, Choice, choose
+from bgp.bestpath import Candidate, choose
 from bgp.decision import UNDECIDED, Decision, Explanation, explain
-from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route, route_key
+from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route
 from bgp.imports import PATH_DOWN, Us, taken, unsound, us
 from bgp.line import PeerEvent, Update
 from bgp.model import Session, Speaker
 from bgp.rib import AdjRibIn, Heard
 from core.addr import Address, Network
 from core.prefix import Prefix
-from linux.model import Facts, Route, RouteKey
+from linux.model import Facts, Route
 
 MOST_KNOWN: Final = 50_000
 """How many shared decisions are kept at most."""
@@ -137,25 +138,10 @@ class Learnt:
         changed, self._changed = self._changed, {}
         return changed
 
-    def routes(self) -> Mapping[RouteKey, Route]:
-        """What should be in the kernel, all of it; made anew for each call."""
-        wanted = ((prefix, self._wanted(prefix)) for prefix in {**self._adopted, **self._decisions})
-        return {route_key(prefix.network): found for prefix, found in wanted if found is not None}
-
     @property
     def decisions(self) -> Mapping[Prefix, Decision]:
         """What was decided on each prefix that anybody speaks of, live."""
         return self._decisions
-
-    @property
-    def prefixes(self) -> Iterator[Network]:
-        """What anybody speaks of."""
-        return (prefix.network for prefix in self._decisions)
-
-    def choice(self, prefix: Network) -> Choice | None:
-        """How the path to `prefix` was chosen; None when nobody speaks of it."""
-        decision = self._decisions.get(Prefix.of(prefix))
-        return decision.choice if decision else None
 
     def take_chosen(self) -> Collection[Network]:
         """The prefixes for which another path may stand than when this was last asked, while `follows_best`."""
@@ -200,20 +186,19 @@ class Learnt:
             return False
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
-        asked = [table.get for table in self.rib.tables()]
         known, decisions, changed = self._known, self._decisions, self._changed
-        place_of = self._scope.place if self._scope else lambda _: NOWHERE
-        for prefix in prefixes:
-            said = tuple([heard for ask in asked if (heard := ask(prefix)) is not None])
-            place = place_of(prefix)
-            decision = known.get((place, said)) or self._decide(prefix, place, said)
+        places = self._scope.places(prefixes) if self._scope else repeat(NOWHERE)
+        columns = [map(table.get, prefixes) for table in self.rib.tables()]
+        rows = zip(*columns, strict=True) if columns else repeat(())
+        for prefix, place, row in zip(prefixes, places, rows, strict=False):
+            decision = known.get((place, row)) or self._decide(prefix, place, row)
             before = decisions.get(prefix, UNDECIDED)
             if decision is before:
                 continue
-            if said:
-                decisions[prefix] = decision
-            else:
+            if decision is UNDECIDED:
                 del decisions[prefix]
+            else:
+                decisions[prefix] = decision
             if self._adopted:
                 changed[prefix] = self._wanted(prefix)
             elif decision.route is not before.route and decision.route != before.route:
@@ -224,8 +209,10 @@ class Learnt:
                 self._chosen.add(prefix)
         return True
 
-    def _decide(self, prefix: Prefix, place: Place, said: tuple[Heard, ...]) -> Decision:
-        """What follows from `said`; kept for others of the same place unless a session judges prefix by prefix."""
+    def _decide(self, prefix: Prefix, place: Place, row: tuple[Heard | None, ...]) -> Decision:
+        """What follows from what each peer says; kept for others of the same place unless a session judges prefix by
+        prefix."""
+        said = [heard for heard in row if heard is not None]
         if not said:
             return UNDECIDED
         eligible: list[Candidate] = []
@@ -244,7 +231,7 @@ class Learnt:
         programmed, why_not = (None, outcome) if isinstance(outcome, str) else (outcome, "")
         decision = Decision(choice, programmed, why_not)
         if not any(_particular(self._sessions[heard.peer]) for heard in said):
-            self._known[place, said] = decision
+            self._known[place, row] = decision
         return decision
 
     def _unsound(self, heard: Heard) -> Refusal:

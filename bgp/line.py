@@ -51,6 +51,8 @@ UNNOTIFIED: Final = MappingProxyType(
 
 FAMILIES: Final = MappingProxyType({"ipv4/unicast": Family.V4, "ipv6/unicast": Family.V6})
 
+UNICAST: Final = frozenset({"ipv4 unicast", "ipv6 unicast"})
+
 LONG_LIVED_ENTRY: Final = 7
 """Bytes: address family, subsequent family, flags, seconds."""
 
@@ -290,30 +292,28 @@ def _long_lived(peer: Address, capability: bytes) -> int:
 
 
 def _update(peer: Address, update: Mapping[str, Any]) -> Update:
-    attributes = update.get("attribute", {})
-    announced: dict[Prefix, Path] = {}
-    for family, by_next_hop in update.get("announce", {}).items():
-        if family not in ("ipv4 unicast", "ipv6 unicast"):
-            continue
-        # A next hop with a link-local address beside the global one is told as two: the global one is read last.
-        next_hops = [(ip_address(text), entries) for text, entries in by_next_hop.items()]
-        for next_hop, entries in sorted(next_hops, key=lambda each: not each[0].is_link_local):
-            path = _path(next_hop, attributes)
-            announced.update((_prefix(entry), path) for entry in entries)
-    by_path: dict[int, tuple[Path, list[Prefix]]] = {}
-    for prefix, path in announced.items():
-        by_path.setdefault(id(path), (path, []))[1].append(prefix)
-    withdrawn = [
-        _prefix(entry)
-        for family, entries in update.get("withdraw", {}).items()
-        if family in ("ipv4 unicast", "ipv6 unicast")
-        for entry in entries
+    announced = [
+        (ip_address(next_hop), _prefixes(entries))
+        for family, by_next_hop in update.get("announce", {}).items()
+        if family in UNICAST
+        for next_hop, entries in by_next_hop.items()
     ]
-    return Update(peer, tuple((path, tuple(prefixes)) for path, prefixes in by_path.values()), tuple(withdrawn))
+    if len(announced) > 1:  # a next hop with a link-local address beside the global one is told as two
+        announced = [each for each in announced if not each[0].is_link_local] or announced
+    withdrawn = [
+        prefix
+        for family, entries in update.get("withdraw", {}).items()
+        if family in UNICAST
+        for prefix in _prefixes(entries)
+    ]
+    attributes = update.get("attribute", {})
+    paths = tuple((_path(next_hop, attributes), prefixes) for next_hop, prefixes in announced)
+    return Update(peer, paths, tuple(withdrawn))
 
 
-def _prefix(entry: Mapping[str, Any]) -> Prefix:
-    return Prefix.parse(entry["nlri"])
+def _prefixes(entries: Iterable[Mapping[str, str]]) -> tuple[Prefix, ...]:
+    parse = Prefix.parse
+    return tuple([parse(entry["nlri"]) for entry in entries])
 
 
 def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:

@@ -22,15 +22,16 @@ from collections import deque
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from ipaddress import IPv4Address
+from itertools import repeat
 from types import MappingProxyType
-from typing import Final, assert_never
+from typing import Final, NamedTuple, assert_never
 from weakref import WeakValueDictionary
 
 from bgp.bestpath import LLGR_STALE
 from bgp.limits import Intake
 from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp, Update
 from bgp.model import Path, Session
-from core.addr import Address, Family, Network
+from core.addr import Address, Family
 from core.prefix import Prefix
 
 RELEARN_S: Final = 120.0
@@ -53,8 +54,7 @@ class Heard:
     path: Path
 
 
-@dataclass(frozen=True, slots=True)
-class Gone:
+class Gone(NamedTuple):
     """A path that is no longer there, since `at`."""
 
     prefix: Prefix
@@ -189,13 +189,6 @@ class AdjRibIn:
         """What each peer says, live."""
         return tuple(peer.paths for peer in self._peers.values())
 
-    def candidates(self, prefix: Network) -> Iterator[tuple[Address, Path]]:
-        """Who says what about `prefix`."""
-        wanted = Prefix.of(prefix)
-        for address, peer in self._peers.items():
-            if wanted in peer.paths:
-                yield address, peer.paths[wanted].path
-
     def prefixes(self) -> frozenset[Prefix]:
         """Every prefix somebody speaks of."""
         return frozenset().union(*(peer.paths for peer in self._peers.values()))
@@ -257,7 +250,8 @@ class AdjRibIn:
             heard = _known(peer, event.peer, path)
             if peer.stale or peer.last_resort:
                 _freshen(peer, prefixes)
-            told = [prefix for prefix in prefixes if peer.paths.get(prefix) is not heard]
+            before = map(peer.paths.get, prefixes)
+            told = [prefix for prefix, known in zip(prefixes, before, strict=True) if known is not heard]
             taken = peer.intake.take(told, peer.paths)
             peer.paths.update(dict.fromkeys(taken, heard))
             changed += taken
@@ -281,7 +275,8 @@ class AdjRibIn:
     def _remember(self, peer: _Peer, prefixes: Sequence[Prefix], now: float, why: str) -> None:
         session = peer.session.name if peer.session else ""
         last = prefixes[-REMEMBERED:]
-        self.gone.extend(Gone(prefix, peer.paths[prefix], session, now, why) for prefix in last)
+        heard = map(peer.paths.__getitem__, last)
+        self.gone.extend(map(Gone, last, heard, repeat(session), repeat(now), repeat(why)))
 
 
 def _up(peer: _Peer, now: float) -> Collection[Prefix]:
