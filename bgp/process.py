@@ -38,7 +38,7 @@ from bgp.sockets import Sockets
 from core.errors import Unavailable, Unsupported
 from core.reconcile import Timing
 
-ANSWER_S: Final = 8.0
+ANSWER_S: Final = 7.0
 PING_S: Final = 3.0
 """Together with a start these make less than 15 s: peers keep our routes meanwhile."""
 SOCKETS_S: Final = 1.0

@@ -123,8 +123,7 @@ def test_who_reads_nothing_is_seen_and_cut(child: Child) -> None:
         child.process.kill()
         child.process.wait()
         with pytest.raises(ConnectionResetError):
-            while tcp.recv(1 << 20):
-                pass
+            drain(tcp)
 
 
 def fill(tcp: socket.socket) -> None:
@@ -132,6 +131,12 @@ def fill(tcp: socket.socket) -> None:
     with contextlib.suppress(BlockingIOError):
         while True:
             tcp.send(bytes(65536))
+
+
+def drain(tcp: socket.socket) -> None:
+    """Read until the end."""
+    while tcp.recv(1 << 20):
+        pass
 
 
 def test_a_process_that_is_gone_lends_nothing(child: Child) -> None:
