@@ -13,7 +13,7 @@ from ipaddress import ip_address
 from typing import Final, TypeAlias
 
 from bgp.bestpath import Choice
-from core.addr import Address, Network, contains, host_prefix
+from core.addr import Address, contains, host_prefix
 from core.prefix import Prefix
 from core.resources import IPAMBlock, IPPool, Node
 from core.routing import Carrier, carriers
