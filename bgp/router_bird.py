@@ -12,7 +12,8 @@ def bird(side: RouterSide) -> str:
     """The text; `bird -p -c FILE` checks it."""
     lines = [*head(side, "#", "BIRD 2"), f"router id {side.router_id};", "", "protocol device {}"]
     for version in side.versions:
-        lines += [f"protocol kernel {{ merge paths on; ipv{version} {{ export where source = RTS_BGP; }}; }}"]
+        told = f"ipv{version} {{ export where source = RTS_BGP; }};"
+        lines += [f"protocol kernel kernel{version} {{ merge paths on; {told} }}"]
     if any(each.bfd for each in side.neighbours):
         lines += ["protocol bfd {}"]
     for version in side.versions:

@@ -24,7 +24,7 @@ from ipaddress import ip_address, ip_network
 from pathlib import Path
 from typing import Final
 
-from core.addr import Address, Network, contains
+from core.addr import Address, Network, contains, host_prefix
 from core.errors import MuslinError, Unsupported
 from lab import processes
 from lab.processes import Process
@@ -164,19 +164,23 @@ class Bird(Router):
         """bird.conf."""
         wiring = self.wiring
         versions = sorted({each.address.version for each in wiring.neighbours} or {4})
-        # ways to nodes behind their loopbacks stand in the kernel, for BIRD to resolve next hops by
-        far = any(each.via for each in wiring.neighbours)
-        kernel = {"learn": "learn; ", "known": "all"} if far else {"learn": "", "known": "none"}
         parts = [
             f'log "{self.directory}/bird.log" {{ info, remote, warning, error, auth, fatal, bug }};',
             f"router id {wiring.router_id};",
             "protocol device { scan time 5; }",
             *(["protocol bfd {}"] if wiring.bfd else []),
-            *(_BIRD_FAMILY.format(version=version, **kernel) for version in versions),
+            *(_BIRD_FAMILY.format(version=version) for version in versions),
+            *(self._loopbacks(version) for version in versions),
             *(self._taken(version) for version in versions),
             *(self._session(each) for each in wiring.neighbours),
         ]
         return "\n".join(parts) + "\n"
+
+    def _loopbacks(self, version: int) -> str:
+        """The ways to nodes that are behind their loopbacks; the kernel has them from the lab."""
+        far = [each for each in self.wiring.neighbours if each.via and each.address.version == version]
+        routes = [f"route {host_prefix(each.address)} via {each.via};" for each in far]
+        return f"protocol static {{ ipv{version}; {' '.join(routes)} }}" if routes else ""
 
     def _taken(self, version: int) -> str:
         """The function that says which routes of nodes are taken."""
@@ -261,8 +265,9 @@ class Bird(Router):
         )
 
     def routes(self) -> Mapping[Network, frozenset[Address]]:
-        """From `show route`, the primary ones and those of equal cost."""
-        return parse_bird_routes(self.ask("show route primary where source = RTS_BGP"))
+        """From `show route export`: what it gives the kernel, with those of equal cost in one."""
+        versions = sorted({each.address.version for each in self.wiring.neighbours} or {4})
+        return parse_bird_routes("".join(self.ask(f"show route export kernel{version}") for version in versions))
 
     def reload(self) -> None:
         """Write the filter anew and `birdc configure`."""

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from core.addr import Address
 from lab import underlay
-from lab.cluster import DATASTORE, PROBE, attach
+from lab.cluster import DATASTORE, PROBE, Cluster, attach
+from lab.routers import Session
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,10 +31,35 @@ def status(lab: str) -> tuple[HostStatus, ...]:
     for host in cluster.wiring.hosts:
         own = {label: alive for label, alive in running.items() if label.partition("@")[2].partition(".")[0] == host}
         router = cluster.routers.get(host)
-        sessions = {each.neighbour: each.state for each in router.sessions()} if router and all(own.values()) else {}
+        sessions = _sessions(router.sessions()) if router and all(own.values()) else {}
         addresses = tuple(interface.ip for interface in cluster.wiring.addresses.get(host, ()))
-        what = f"router ({router.wiring.kind})" if router else "node" if own else "external"
-        found.append(HostStatus(host, what, addresses, own, sessions))
+        found.append(HostStatus(host, _what(cluster, host), addresses, own, sessions))
     found += [HostStatus(pod, "pod", each, {}, {}) for pod, each in cluster.record.pod_addresses.items()]
     machine: Mapping[str, bool] = {label: running[label] for label in (DATASTORE, PROBE) if label in running}
     return (HostStatus(cluster.name, "lab", (), machine, {}), *found)
+
+
+def _sessions(sessions: Iterable[Session]) -> Mapping[str, str]:
+    """State by neighbour; its IPv6 session, where there is one of each family, apart."""
+    found: dict[str, str] = {}
+    for each in sessions:
+        name = f"{each.neighbour} (IPv6)" if each.neighbour in found else each.neighbour
+        found[name] = each.state
+    return found
+
+
+def _what(cluster: Cluster, host: str) -> str:
+    """What a host is; of a router, also what it does for its nodes."""
+    if host in cluster.wiring.switches:
+        return "switch"
+    router = cluster.wiring.routers.get(host)
+    if router is None:
+        return "node" if any(node.name == host for node in cluster.topology.nodes) else "external"
+    roles = [
+        str(router.kind),
+        *([f"AS {router.as_number}"] if router.as_number else []),
+        *(["reflector"] if any(each.client for each in router.neighbours) else []),
+        *([f"BFD {router.bfd.interval} ms x {router.bfd.multiplier}"] if router.bfd else []),
+        *(["password"] if router.password else []),
+    ]
+    return f"router ({', '.join(roles)})"

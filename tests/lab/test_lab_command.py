@@ -76,7 +76,9 @@ def test_what_up_says_to_type_next_works(file: Path) -> None:
     said = [muslin(*words, MUSLIN_DATASTORE=socket) for words in looks]
     assert [each.returncode for each in said] == [0] * len(looks), [each.stderr for each in said]
     assert "2/2" in said[0].stdout
-    assert "node2 Established, tor1 Established" in said[1].stdout
+    sessions = ("node2", "node2 (IPv6)", "tor1", "tor1 (IPv6)")
+    assert ", ".join(f"{each} Established" for each in sessions) in said[1].stdout
+    assert "router (frr, AS 65002)" in said[1].stdout
     assert "proto 201" in said[2].stdout
     assert "1 received" in said[3].stdout
 
