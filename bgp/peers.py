@@ -15,11 +15,12 @@ from functools import lru_cache
 from ipaddress import ip_interface
 
 from bgp.model import Blocked, PeerType, Session
-from bgp.settings import DEFAULT_PORT, Settings, asked_as, cluster_id
+from bgp.settings import Settings, asked_as, cluster_id
 from bgp.terms import of_peer
 from bgp.wishes import Wish, blocked, opened, with_node
 from bgp.workloads import workloads
 from core.addr import Address
+from core.peering import DEFAULT_PORT, applies
 from core.resources import BGPPeer, Node
 from core.resources.bgp import BGPPeerSpec
 from core.selector import parse
@@ -79,13 +80,6 @@ def _wishes(
     elif here:
         reason = "it names nobody: peerIP, peerSelector or localWorkloadSelector is needed"
         yield Blocked(name=name, peer="", remote_as=0, reason=reason)
-
-
-def applies(spec: BGPPeerSpec, node: Node) -> bool:
-    """Whether a BGPPeer is one of `node`'s. Raises ValueError when its selector does not parse."""
-    if spec.node:
-        return spec.node == node.metadata.name
-    return not spec.node_selector or parse(spec.node_selector).matches(node.metadata.labels)
 
 
 def _of_address(name: str, type_: PeerType, spec: BGPPeerSpec, nodes: Mapping[Address, Node]) -> Wish | Blocked:

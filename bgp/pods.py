@@ -16,11 +16,11 @@ from dataclasses import replace
 from types import MappingProxyType
 from typing import Final
 
-from bgp.peers import applies
 from bgp.thrift import thrifty
 from core import manifest
 from core.latest import Latest
 from core.names import Kind
+from core.peering import applies
 from core.resources import BGPPeer, Namespace, Node, Profile, ServiceAccount, WorkloadEndpoint
 from core.resources.bgp import BGPPeerSpec
 from core.snapshot import Snapshot, Table

@@ -8,13 +8,12 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from core.addr import Address
-from core.resources import BGPConfiguration, Node
-from core.resources.bgp import BGPConfigurationSpec
+from core.peering import configurations, listen_port
+from core.resources import Node
 from core.snapshot import Snapshot
 from core.values import as_number
 
 DEFAULT_AS: Final = 64512
-DEFAULT_PORT: Final = 179
 
 DEFAULT_HOLD_S: Final = 30
 """A silent peer is given up after this long. Routers' own default, 90 to 240 s, is for links that are slow and dear; in
@@ -41,12 +40,6 @@ class Settings:
         return next((address for address in self.addresses if address.version == version), None)
 
 
-def configurations(snapshot: Snapshot, name: str) -> list[BGPConfigurationSpec]:
-    """What is set for node `name`: BGPConfiguration `node.NAME`, then `default`; the first to say something holds."""
-    found = (snapshot.get(BGPConfiguration, f"node.{name}"), snapshot.get(BGPConfiguration, "default"))
-    return [each.spec for each in found if each]
-
-
 def settings(snapshot: Snapshot, node: Node) -> Settings:
     """The settings of `node`: its own AS number, then its configurations'; an AS number of 0 says nothing.
 
@@ -55,13 +48,12 @@ def settings(snapshot: Snapshot, node: Node) -> Settings:
     name = node.metadata.name
     found = configurations(snapshot, name)
     numbers = [node.spec.bgp.as_number if node.spec.bgp else None, *(each.as_number for each in found)]
-    ports = [each.listen_port for each in found]
     modes = [each.bind_mode for each in found]
     addresses = tuple(interface.ip for interface in (node.spec.bgp.interfaces if node.spec.bgp else ()))
     bound = next(filter(None, modes), "None") == "NodeIP"
     return Settings(
         as_number=next((number for number in map(asked_as, numbers) if number), DEFAULT_AS),
-        port=next(filter(None, ports), DEFAULT_PORT),
+        port=listen_port(snapshot, name),
         router_id=next((a for a in addresses if isinstance(a, IPv4Address)), _hashed(name)),
         addresses=addresses,
         listen=addresses if bound else tuple(type(address)(0) for address in addresses),

@@ -12,9 +12,10 @@ from ipaddress import IPv4Address
 from typing import Final
 
 from bgp.model import Blocked, PeerType, Session
-from bgp.settings import DEFAULT_PORT, Settings, settings
+from bgp.settings import Settings, settings
 from bgp.terms import Terms
 from core.addr import Address, Network
+from core.peering import DEFAULT_PORT
 from core.resources import Node
 from core.snapshot import Snapshot
 

@@ -13,15 +13,13 @@ from collections.abc import Iterator
 from functools import partial
 
 from bgp.model import Blocked, PeerType
-from bgp.settings import asked_as, configurations
+from bgp.settings import asked_as
 from bgp.wishes import Wish, blocked
-from core import labels
-from core.addr import Address, host_prefix
+from core.addr import host_prefix
+from core.peering import peering_address, taken
 from core.resources import Node, WorkloadEndpoint
 from core.resources.bgp import BGPPeerSpec
-from core.selector import parse
 from core.snapshot import Snapshot
-from core.values import address
 
 
 def workloads(
@@ -34,14 +32,12 @@ def workloads(
     number = asked_as(spec.as_number)
     if not number:
         raise ValueError("asNumber is needed with localWorkloadSelector")
-    selector = parse(spec.local_workload_selector)
-    for key, endpoint in sorted(snapshot.of(WorkloadEndpoint).items()):
-        if endpoint.spec.node != node.metadata.name or not selector.matches(labels.workload(snapshot, endpoint)):
-            continue
+    here = [each for _, each in sorted(snapshot.of(WorkloadEndpoint).items()) if each.spec.node == node.metadata.name]
+    for endpoint in taken(spec, snapshot, here):
         for peer in endpoint.spec.addresses:
             wish = partial(
                 Wish,
-                name=f"{name}/{key.namespace}/{key.name}",
+                name=f"{name}/{endpoint.metadata.namespace}/{endpoint.metadata.name}",
                 type=type_,
                 peer=peer,
                 remote_as=number,
@@ -50,11 +46,3 @@ def workloads(
             local = peering_address(snapshot, node.metadata.name, peer.version)
             reason = f"BGPConfiguration has no localWorkloadPeeringIPV{peer.version}: pods would not know whom to call"
             yield wish(local=local) if local is not None else blocked(wish(), reason)
-
-
-def peering_address(snapshot: Snapshot, node: str, version: int) -> Address | None:
-    """The address that local workloads call on `node`, if there is one."""
-    found = configurations(snapshot, node)
-    given = (each.local_workload_peering_ipv4 if version == 4 else each.local_workload_peering_ipv6 for each in found)
-    text = next(filter(None, given), "")
-    return address(text, version) if text else None
