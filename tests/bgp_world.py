@@ -95,9 +95,12 @@ class World:
         assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
         return done.stdout
 
+    def command(self, place: str, *argv: str) -> list[str]:
+        """`argv`, to be run inside a namespace."""
+        return ["nsenter", f"--net=/run/netns/{self.namespace(place)}", "--", *argv]
+
     def start(self, place: str, *argv: str, **options: Any) -> subprocess.Popen[str]:
-        command = ["nsenter", f"--net=/run/netns/{self.namespace(place)}", "--", *argv]
-        process = subprocess.Popen(command, text=True, **options)
+        process = subprocess.Popen(self.command(place, *argv), text=True, **options)
         self._processes.append(process)
         return process
 
@@ -136,23 +139,22 @@ class Bird:
 
     def __init__(self, world: World, place: str, router_id: str) -> None:
         self._world = world
-        self._conf, self._control = world.scratch / f"{place}.conf", world.scratch / f"{place}.ctl"
+        self._conf, self.control = world.scratch / f"{place}.conf", world.scratch / f"{place}.ctl"
         self._place, self._router_id = place, router_id
         self.process: subprocess.Popen[str] | None = None
 
-    def start(self, body: str) -> None:
+    def start(self, body: str, *options: str) -> None:
         self._write(body)
-        self.process = self._world.start(
-            self._place, "bird", "-f", "-c", str(self._conf), "-s", str(self._control), stderr=subprocess.DEVNULL
-        )
-        until("BIRD answers", lambda: self._control.exists())
+        argv = ("bird", "-f", *options, "-c", str(self._conf), "-s", str(self.control))
+        self.process = self._world.start(self._place, *argv, stderr=subprocess.DEVNULL)
+        until("BIRD answers", lambda: self.control.exists())
 
     def configure(self, body: str) -> None:
         self._write(body)
         assert "Reconfig" in self.ask("configure")
 
     def ask(self, *words: str) -> str:
-        return self._world.run("birdc", "-s", str(self._control), *words)
+        return self._world.run("birdc", "-s", str(self.control), *words)
 
     def up(self, session: str) -> bool:
         return "Established" in self.ask("show", "protocols", session)
@@ -169,31 +171,36 @@ class Bird:
 class Frr:
     """An FRR: zebra and bgpd by hand, in a folder that its own user can reach."""
 
-    def __init__(self, world: World, place: str, bgpd: str) -> None:
+    def __init__(self, world: World, place: str, bgpd: str, daemons: Sequence[str] = ("zebra", "bgpd")) -> None:
         self._folder = world.folder(Path(tempfile.gettempdir()) / f"frr-{os.getpid()}-{place}")
-        self._world = world
-        for name, text in (("zebra.conf", ""), ("bgpd.conf", bgpd), ("vtysh.conf", "")):
-            (self._folder / name).write_text(f"hostname {place}\n{text}")
-        for path in (self._folder, *self._folder.iterdir()):
-            shutil.chown(path, "frr", "frr")
-        for daemon in ("zebra", "bgpd"):
-            here = self._folder
-            common = ("-f", f"{here}/{daemon}.conf", "-i", f"{here}/{daemon}.pid", "-z", f"{here}/zserv.api")
-            rest = (
-                "--vty_socket",
-                str(here),
-                "-P",
-                "0",
-                "-u",
-                "frr",
-                "-g",
-                "frr",
-                "--log",
-                f"file:{here}/{daemon}.out",
-            )
-            quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-            world.start(place, f"/usr/lib/frr/{daemon}", *common, *rest, **quiet)
-            until(f"{daemon} answers", lambda daemon=daemon: (self._folder / f"{daemon}.vty").exists())
+        self._world, self._place = world, place
+        self._running: dict[str, subprocess.Popen[str]] = {}
+        shutil.chown(self._folder, "frr", "frr")
+        for name, text in {**dict.fromkeys(daemons, ""), "bgpd": bgpd, "vtysh": ""}.items():
+            self.write(name, text)
+        for daemon in daemons:
+            self.start(daemon)
+
+    def write(self, daemon: str, text: str) -> None:
+        """Its configuration file, for when it starts."""
+        path = self._folder / f"{daemon}.conf"
+        path.write_text(f"hostname {self._place}\n{text}\n")
+        shutil.chown(path, "frr", "frr")
+
+    def start(self, daemon: str) -> None:
+        here = str(self._folder)
+        argv = ["-f", f"{here}/{daemon}.conf", "-i", f"{here}/{daemon}.pid", "-z", f"{here}/zserv.api"]
+        argv += ["--vty_socket", here, "-P", "0", "-u", "frr", "-g", "frr", "--log", f"file:{here}/{daemon}.out"]
+        argv += ["--bfdctl", f"{here}/bfdd.sock"] if daemon == "bfdd" else []
+        quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+        self._running[daemon] = self._world.start(self._place, f"/usr/lib/frr/{daemon}", *argv, **quiet)
+        until(f"{daemon} answers", (self._folder / f"{daemon}.vty").exists)
+
+    def kill(self, daemon: str) -> None:
+        """End a daemon as a crash does."""
+        self._running[daemon].kill()
+        self._running[daemon].wait(timeout=10)
+        (self._folder / f"{daemon}.vty").unlink()
 
     def ask(self, *commands: str) -> str:
         """What vtysh prints for commands given one after the other."""
@@ -209,10 +216,10 @@ class Frr:
 
 
 class AgentProcess:
-    """An agent in its own process and namespace."""
+    """An agent in its own process and namespace, for the node that is called as its place or `node`."""
 
-    def __init__(self, world: World, place: str, *, settle_s: float = 10.0) -> None:
-        self._world, self.place, self._settle_s = world, place, settle_s
+    def __init__(self, world: World, place: str, *, node: str = "", settle_s: float = 10.0) -> None:
+        self._world, self.place, self.node, self._settle_s = world, place, node or place, settle_s
         self.run_dir = world.scratch / f"run-{place}"
         self.state = SpeakerState()
         self.log = world.scratch / f"{place}.log"
@@ -224,7 +231,7 @@ class AgentProcess:
         with open(self.log, "a") as log:
             self.process = self._world.start(
                 self.place,
-                *(sys.executable, script, self.place, str(self.run_dir), str(self._settle_s)),
+                *(sys.executable, script, self.node, str(self.run_dir), str(self._settle_s)),
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
