@@ -20,7 +20,7 @@ from typing import Final
 from bgp.bfd import session as fold
 from bgp.bfd.codec import Malformed, decode, encode
 from bgp.bfd.lines import Order, Report
-from bgp.bfd.model import Arrived, Packet, Standing, State, Wanted
+from bgp.bfd.model import Arrived, Diagnostic, Packet, Standing, State, Wanted
 from bgp.bfd.session import Session
 from bgp.bfd.sockets import HOPS, PORT, drain, listen, random_number, speak
 
@@ -224,7 +224,7 @@ class Keeper:
         each.since = time.time() - max(0.0, time.monotonic() - now)
         if after.state is State.UP:
             each.came_up, each.lost = True, False
-        elif before.state is State.UP and after.remote.state is not State.ADMIN_DOWN and each.gone_at is None:
+        elif before.state is State.UP and each.gone_at is None and _failed(after):
             each.lost, each.losses = True, each.losses + 1
         self._report(each, now)
 
@@ -304,6 +304,12 @@ def _leave(each: _Watched, now: float) -> None:
     heard = each.session.state in (State.INIT, State.UP)
     each.gone_at = now + interval_s * each.session.wanted.multiplier if heard else now
     each.session = fold.leave(each.session, now)
+
+
+def _failed(session: Session) -> bool:
+    """Whether a session that has left Up did so because the path failed: in silence, or by the peer's word for it."""
+    said = Diagnostic(session.remote.diagnostic).path_failed and session.remote.state is not State.ADMIN_DOWN
+    return session.diagnostic is Diagnostic.TIME_EXPIRED or said
 
 
 def _blame(each: _Watched | None, problem: str) -> None:

@@ -40,10 +40,20 @@ class Diagnostic(IntEnum):
     ADMINISTRATIVELY_DOWN = 7
     REVERSE_CONCATENATED_PATH_DOWN = 8
 
+    @classmethod
+    def _missing_(cls, value: object) -> Diagnostic:
+        return cls.NONE  # reserved numbers (RFC 5880, 4.1) say nothing to us
+
     @property
     def label(self) -> str:
         """The reason in words."""
         return self.name.lower().replace("_", " ")
+
+    @property
+    def path_failed(self) -> bool:
+        """Whether it says that packets do not get through. "Neighbor signaled down" says that one has got through, and
+        a session without a reason is new: its owner has started BFD anew, as FRR does when BGP comes up."""
+        return self not in (Diagnostic.NONE, Diagnostic.NEIGHBOR_SIGNALED_DOWN, Diagnostic.ADMINISTRATIVELY_DOWN)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -296,13 +296,9 @@ def _course(report: Report) -> str:
     if report.remote_state is State.ADMIN_DOWN:
         return "BFD is switched off at the peer"
     if report.lost and report.diagnostic == Diagnostic.NEIGHBOR_SIGNALED_DOWN:
-        return f"the path failed: the peer says so ({_diagnostic(report.remote_diagnostic)})"
+        return f"the path failed: the peer says so ({Diagnostic(report.remote_diagnostic).label})"
     if report.lost:
-        return f"the path failed: {_diagnostic(report.diagnostic)}"
+        return f"the path failed: {Diagnostic(report.diagnostic).label}"
     if report.came_up:
-        return "coming up again"
+        return "the peer's BFD has started anew"
     return "the peer has not spoken BFD yet; its BGP session is not held back"
-
-
-def _diagnostic(number: int) -> str:
-    return Diagnostic(number).label if number in Diagnostic.__members__.values() else f"diagnostic {number}"

@@ -17,7 +17,7 @@ TOR4, NODE4, TOR6, NODE6 = "10.9.1.1", "10.9.1.2", "fd09::1", "fd09::2"
 TOR3, NODE3 = "10.9.3.1", "10.9.3.2"
 
 BODY = """
-protocol bfd {{ interface "*" {{ min rx interval {ms} ms; min tx interval {ms} ms; multiplier {multiplier}; }};
+protocol bfd bfd1 {{ interface "*" {{ min rx interval {ms} ms; min tx interval {ms} ms; multiplier {multiplier}; }};
   neighbor {four}; neighbor {six}; neighbor {third}; }}
 """
 
@@ -137,6 +137,15 @@ def test_one_session_leaves_and_the_other_is_not_touched(bird: Bird, node: Watch
     node.configure({TOR4: (NODE4, every(300)), TOR6: ("", every(300))})
     both_up(bird, node)
     assert node.state(TOR6).since == since
+
+
+def test_a_bfd_that_starts_anew_on_the_router_is_not_a_dead_path(bird: Bird, node: Watcher) -> None:
+    both_up(bird, node)
+    losses, since = node.losses(), node.state(TOR4).since
+    bird.ask("restart", "bfd1")
+    until("a new session", lambda: node.state(TOR4).since != since)
+    both_up(bird, node)
+    assert node.losses() == losses
 
 
 @pytest.fixture

@@ -118,6 +118,18 @@ def test_a_router_that_switches_it_off_is_not_lost(frr: Frr, node: Watcher) -> N
     assert node.losses() == losses
 
 
+def test_a_session_that_is_made_anew_on_the_router_is_not_a_dead_path(frr: Frr, node: Watcher) -> None:
+    """As bgpd does when its own session comes up and its address is known. A new one first speaks after a second."""
+    node.configure({TOR4: (NODE4, every(1000)), TOR6: ("", every(1000))})
+    up(frr, node, ms=1000)
+    losses, since = node.losses(), node.state(TOR4).since
+    configure(frr, f"no peer {NODE4} local-address {TOR4}", *peer(NODE4, TOR4, *pace(300)))
+    until("a new session", lambda: node.state(TOR4).since != since)
+    node.configure({TOR4: (NODE4, every(300)), TOR6: ("", every(300))})
+    up(frr, node)
+    assert node.losses() == losses
+
+
 def test_a_node_that_switches_it_off_says_so(frr: Frr, node: Watcher) -> None:
     up(frr, node)
     node.configure({TOR6: ("", every(300))})
