@@ -1,11 +1,12 @@
 """The bgp agent of one node: wiring only.
 
     datastore.follow ──> Latest[Snapshot] ──> desired ──> Speaker ─┬─> ExaBGP.configure     start, SIGUSR1
-                                                                   └─> Reconciler(adverts) ─┐
-    peers <──────────────────────────── ExaBGP <──── API commands, one by one ──────────────┘
-      └──> ExaBGP ──> bridge ──> line.decode ─┬─> Sessions ──> status, what is told again
-                                              └─> Learnt: rib, best path, import, next hops
-    linux.links ──> Facts ───────────────────────┘    └──> Reconciler(kernel routes, protocol 201)
+                                                                   ├─> Bfd.configure
+                                                                   └─> Teller: export, Reconciler(adverts) ─┐
+    peers <──────────────────────────── ExaBGP <──── API commands, one by one ──────────────────────────────┤
+      └──> ExaBGP ──> bridge ──> line.decode ─┬─> Sessions ──> status, what is told again                   │
+      └──> Bfd: path up, lost ────────────────┼─> Learnt: rib, best path, import, next hops ── best paths ──┘
+    linux.links ──> Facts ────────────────────┘     └──> Reconciler(kernel routes, protocol 201)
 
 Between ExaBGP and the kernel stands no queue: a line is folded into the state as it is read, and the reconciler
 programs the newest state. An agent that falls behind fills the bridge's buffer, whose overflow restarts ExaBGP.
@@ -20,7 +21,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -28,15 +29,15 @@ from typing import Final
 import structlog
 
 from bgp import status
-from bgp.adverts import Advert, AdvertDriver, Told, desired_adverts
 from bgp.answer import Answers
 from bgp.audit import HEARD, View
 from bgp.auditor import Auditor, Sight
+from bgp.bfd.watch import Bfd, BfdState
 from bgp.desired import absent, desired
-from bgp.export import exports
+from bgp.errands import Errands
 from bgp.fib import Scope
 from bgp.learnt import Learnt
-from bgp.line import Ack, Other, PeerDown, PeerUp, decode
+from bgp.line import Ack, Other, PeerDown, PeerUp, Refresh, Teardown, decode
 from bgp.metrics import Measured, Metrics
 from bgp.model import Config, Maintenance, Speaker
 from bgp.pods import with_pods
@@ -44,8 +45,10 @@ from bgp.process import ExaBGP
 from bgp.report import Outlook
 from bgp.sessions import Sessions
 from bgp.status import Outcome
+from bgp.teller import Teller
 from bgp.thrift import thrifty
 from core import clock, manifest
+from core.addr import Address, Family
 from core.errors import Invalid, NotFound
 from core.health import Health
 from core.latest import Latest
@@ -99,6 +102,9 @@ REPORT_S: Final = 1.0
 """Least time between two status writes."""
 
 SETTLE_S: Final = 30.0
+
+BFD_DOWN: Final = 10
+"""Cease subcode: BFD says that the path is down (RFC 9384)."""
 
 Report = Callable[[SpeakerState], Awaitable[None]]
 
@@ -166,14 +172,15 @@ class Agent:
         self.learnt = self._learnt = Learnt()
         self._sessions = Sessions()
         self.exabgp = ExaBGP(inputs.run_dir, on_line=self._on_lines, on_start=self._on_start, on_loss=self._on_loss)
-        self._adverts = AdvertDriver(self.exabgp.send)
-        self._told: Reconciler[Advert, Told] = Reconciler(self._adverts)
+        self._bfd = Bfd(inputs.run_dir, self._on_path)
+        self._teller = Teller(self.exabgp.send, self._sessions, self._learnt.best)
+        self._told = self._teller.reconciler
+        self._errands = Errands(self.exabgp.send)
         self._routes = PrefixRoutes(RouteProtocol.BGP, Metric.BGP)
         self._kernel: Reconciler[Prefix, Route] = Reconciler(self._routes)
-        self._wake_told, self._wake_kernel = asyncio.Event(), asyncio.Event()
+        self._wake_kernel = asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
         self._auditor = Auditor(inputs.node, self._sight, self._news.set)
-        self._wanted: Mapping[Advert, Told] = {}
         self._maintained = Maintenance.NONE
         self._booted = self._configured = ""
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
@@ -194,7 +201,9 @@ class Agent:
             group.create_task(self._follow_snapshots(), name="snapshots")
             group.create_task(self._follow_facts(), name="facts")
             group.create_task(reconcile([self._kernel], self._wake_kernel, self._on_progress, timing), name="kernel")
-            group.create_task(reconcile([self._told], self._wake_told, self._on_progress, timing), name="adverts")
+            group.create_task(reconcile([self._told], self._teller.wake, self._on_progress, timing), name="adverts")
+            group.create_task(self._errands.run(), name="errands")
+            group.create_task(self._bfd.run(), name="bfd")
             group.create_task(self._keep_time(), name="timers")
             group.create_task(self._auditor.run(), name="audit")
             group.create_task(self._report(), name="status")
@@ -233,10 +242,11 @@ class Agent:
         for blocked in set(speaker.blocked) - set(before.blocked if before else ()):
             log.warning("session.blocked", session=blocked.name, peer=blocked.peer, why=blocked.reason)
         self._sessions.configure(speaker.sessions, clock.now())
-        self._adverts.configured = frozenset(session.peer for session in speaker.sessions)
         self.exabgp.configure(speaker)
+        self._bfd.configure({each.peer: (each.local, each.bfd) for each in speaker.sessions if each.bfd})
         self._learnt.configure(speaker, Scope(self._snapshot, self._in.node), time.monotonic())
-        self._tell()
+        self._teller.configure(speaker, self._whole)
+        self._learnt.follows_best = self._teller.exporter.passes_on
         self._program()
 
     async def _follow_facts(self) -> None:
@@ -256,12 +266,12 @@ class Agent:
         self._health.ok("exabgp")
         self._booted = clock.now()
         self._sessions.start_speaker()
-        self._adverts.forget()
-        self._told.distrust()
-        self._tell()
+        self._teller.start()
+        self._news.set()
 
     def _on_loss(self) -> None:
         self._health.degraded("exabgp", "ExaBGP has ended and is started again")
+        self._teller.stop()
         self._sessions.lose_speaker(clock.now())
         self._learnt.rib.lose_speaker(time.monotonic())
         self._timers.set()
@@ -282,22 +292,22 @@ class Agent:
                 sessions = True
                 _log_session(event)
         if sessions:
-            self._tell()
+            self._teller.tell_all()
         if routes:
             self._program()
         self._timers.set()
         self._news.set()
 
-    def _tell(self) -> None:
-        """Bring the adverts' reconciler up to date; there is nobody to tell while ExaBGP does not run."""
-        if self._speaker is None or not self.exabgp.running:
-            return
-        sessions, up = self._speaker.sessions, self._sessions.up
-        self._wanted = wanted = desired_adverts(
-            sessions, exports(self._speaker, {}), self._sessions.tellings, up, self._adverts.told
-        )
-        self._told.set_desired(wanted, self._whole)
-        self._wake_told.set()
+    def _on_path(self, peer: Address, path: BfdState) -> None:
+        """BFD has lost the path to a peer: nothing goes that way any more, and what its session says is void."""
+        if path.lost:
+            log.warning("path.lost", peer=str(peer), why=path.reason)
+            self._errands.add(Teardown(peer, BFD_DOWN))
+            changed = self._learnt.lose_path(peer)
+        else:
+            changed = path.up and self._learnt.regain_path(peer)
+        if changed:
+            self._program()
         self._news.set()
 
     def _program(self) -> None:
@@ -306,6 +316,7 @@ class Agent:
             return
         self._kernel.change_desired(self._learnt.take_changes(), self._whole)
         self._wake_kernel.set()
+        self._teller.pass_on(self._learnt.take_chosen())
         self._news.set()
         self._timers.set()
 
@@ -321,6 +332,8 @@ class Agent:
                 self._settle_at = None
             if swept or settled:
                 self._program()
+            for peer in self._learnt.rib.refreshes(now):
+                self._errands.add(Refresh(peer, Family(peer.version)))
             self._timers.clear()
             due = [at for at in (self._learnt.rib.deadline, self._settle_at) if at is not None]
             try:
@@ -368,16 +381,21 @@ class Agent:
             running=self.exabgp.running,
             settled=self._settle_at is None,
             since=self._since,
-            trouble=(self._problem, self.exabgp.problem),
-            missing=(*(absent(speaker, self._facts) if speaker and self._facts else ()), *self._learnt.problems()),
+            trouble=(self._problem, self.exabgp.problem, self._bfd.problem),
+            missing=(
+                *(absent(speaker, self._facts) if speaker and self._facts else ()),
+                *self._learnt.problems(),
+                *self._teller.exporter.warnings,
+            ),
             sessions=self._sessions.states(blocked, count, lambda _: 0),
-            wanted=self._wanted,
+            wanted=self._teller.wanted,
             acknowledged=self._told.seen,
             maintained=self._maintained,
             routes=len(self._kernel.seen),
             restarts=self.exabgp.restarts,
             differences=self._auditor.found,
             taken=self._auditor.taken,
+            paths={str(peer): path for peer, path in self._bfd.states().items()},
         )
         return status.state(speaker, self._snapshot, outcome)
 
@@ -386,8 +404,8 @@ class Agent:
         return Outlook(
             speaker=self._speaker,
             state=self.state(),
-            wanted=self._wanted,
-            acknowledged=await self._adverts.read(),
+            wanted=self._teller.wanted,
+            acknowledged=await self._teller.driver.read(),
             facts=self._facts or Facts(),
             running=self.exabgp.running,
             booted=self._booted,
@@ -400,8 +418,8 @@ class Agent:
             return None
         hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
         view = View(
-            wanted=self._wanted,
-            acknowledged=await self._adverts.read(),
+            wanted=self._teller.wanted,
+            acknowledged=await self._teller.driver.read(),
             refused=lambda prefix: self._learnt.refused.get(prefix.network, ""),
             routes=dict(self._kernel.wanted),
             errors={**self._told.progress.errors, **self._kernel.progress.errors},

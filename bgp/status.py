@@ -11,6 +11,7 @@ from msgspec.structs import replace
 
 from bgp.adverts import Advert, Told
 from bgp.audit import MOST_SHOWN
+from bgp.bfd.watch import BfdState
 from bgp.decision import Decision
 from bgp.model import Maintenance, Speaker
 from core import breaker
@@ -66,7 +67,7 @@ class Outcome:
 
     `wanted` are the adverts there should be, `acknowledged` those that ExaBGP has taken; `maintained` is what of the
     maintenance they include. `routes` counts what is in the kernel, `restarts` ExaBGP's starts but the first; `taken`
-    is by peer.
+    and `paths`, what BFD knows, are by peer.
     """
 
     told: Progress
@@ -84,6 +85,7 @@ class Outcome:
     restarts: int = 0
     differences: Sequence[Difference] = ()
     taken: Mapping[str, Taken] = field(default_factory=dict)
+    paths: Mapping[str, BfdState] = field(default_factory=dict)
 
 
 def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> SpeakerState:
@@ -127,6 +129,8 @@ def _counted(outcome: Outcome) -> list[SessionState]:
             refused={**each.refused, **outcome.taken.get(each.peer, nothing).refused},
             advertised=told[each.peer],
             pending=pending[each.peer],
+            bfd=outcome.paths[each.peer].state if each.peer in outcome.paths else "",
+            bfd_flaps=outcome.paths[each.peer].losses if each.peer in outcome.paths else 0,
         )
         for each in outcome.sessions
     ]

@@ -1,0 +1,91 @@
+"""Telling peers: what is exported to them, and the reconciler that brings ExaBGP up to date with it.
+
+    speaker ───────┐
+    best paths ────┴──> Exporter ── what changes ────────────┐
+    sessions that come and go, a new ExaBGP ── everything ───┴──> Reconciler(adverts) ──> ExaBGP
+
+A change costs what it changes; what a session forgets when it goes, it is told whole when it comes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Collection, Mapping
+
+from bgp.adverts import Advert, AdvertDriver, Send, Told, desired_adverts
+from bgp.bestpath import Candidate
+from bgp.export import Difference, Exporter
+from bgp.model import Speaker
+from bgp.sessions import Sessions
+from core.addr import Network
+from core.reconcile import Reconciler
+
+
+class Teller:
+    """What is told, through `send`. `best` is a live view of the paths in use; `wake` is set when there is work."""
+
+    def __init__(self, send: Send, sessions: Sessions, best: Mapping[Network, Candidate]) -> None:
+        self.exporter = Exporter(best)
+        self.driver = AdvertDriver(send)
+        self.reconciler: Reconciler[Advert, Told] = Reconciler(self.driver)
+        self.wake = asyncio.Event()
+        self._sessions = sessions
+        self._speaker: Speaker | None = None
+        self._revision = 0
+        self._running = False
+
+    @property
+    def wanted(self) -> Mapping[Advert, Told]:
+        """What should be told now."""
+        return self.reconciler.wanted
+
+    def configure(self, speaker: Speaker, revision: int) -> None:
+        """Another speaker, of the snapshot `revision`; its sessions are configured already."""
+        before, self._speaker, self._revision = self._speaker, speaker, revision
+        self.driver.configured = frozenset(session.peer for session in speaker.sessions)
+        difference = self.exporter.configure(speaker)
+        if before is None or before.sessions != speaker.sessions:
+            self.tell_all()
+        else:
+            self._tell(difference)
+
+    def pass_on(self, prefixes: Collection[Network]) -> None:
+        """The best paths of `prefixes` may be others."""
+        difference = self.exporter.change(prefixes)
+        if difference:
+            self._tell(difference)
+
+    def start(self) -> None:
+        """A new ExaBGP runs, which has been told nothing."""
+        self._running = True
+        self.driver.forget()
+        self.reconciler.distrust()
+        self.tell_all()
+
+    def stop(self) -> None:
+        """There is nobody to tell."""
+        self._running = False
+
+    def tell_all(self) -> None:
+        """Sessions have come or gone."""
+        if self._speaker is None or not self._running:
+            return
+        sessions, exported = self._speaker.sessions, self.exporter.exported
+        wanted = desired_adverts(sessions, exported, self._sessions.tellings, self._sessions.up, self.driver.told)
+        self.reconciler.set_desired(wanted, self._revision)
+        self.wake.set()
+
+    def _tell(self, difference: Difference) -> None:
+        """What has changed for sessions that are up. One that is down keeps what it should still have of what it was
+        told, and is told the rest when it comes."""
+        if not self._running:
+            return
+        up, tellings = self._sessions.up, self._sessions.tellings
+        changes = {
+            Advert(peer, prefix): None if attributes is None else Told(tellings[peer], attributes)
+            for peer, said in difference.items()
+            for prefix, attributes in said.items()
+            if attributes is None or peer in up
+        }
+        self.reconciler.change_desired(changes, self._revision)
+        self.wake.set()
