@@ -20,7 +20,6 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,23 +27,19 @@ from typing import Final
 
 import structlog
 
-from bgp import status
+from bgp.account import Account, Course, Parts
 from bgp.answer import Answers
-from bgp.audit import HEARD, View
-from bgp.auditor import Auditor, Sight
 from bgp.bfd.watch import Bfd, BfdState
-from bgp.desired import absent, desired
+from bgp.desired import desired
 from bgp.errands import Errands
 from bgp.fib import Scope
 from bgp.learnt import Learnt
 from bgp.line import Ack, Other, PeerDown, PeerUp, Refresh, Teardown, decode
-from bgp.metrics import Measured, Metrics
-from bgp.model import Config, Maintenance, Speaker
+from bgp.metrics import Metrics
+from bgp.model import Config, Speaker
 from bgp.pods import with_pods
 from bgp.process import ExaBGP
-from bgp.report import Outlook
 from bgp.sessions import Sessions
-from bgp.status import Outcome
 from bgp.teller import Teller
 from bgp.thrift import thrifty
 from core import clock, manifest
@@ -78,7 +73,7 @@ from datastore.client import GrpcStore
 from datastore.follow import follow
 from linux.alone import alone
 from linux.links import watch_facts
-from linux.model import Facts, Route
+from linux.model import Route
 from linux.prefix_routes import PrefixRoutes
 from linux.rights import require_net_admin
 
@@ -155,7 +150,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
                 group.create_task(following, name="follow")
                 group.create_task(with_pods(store, config.node, followed, snapshots), name="pods")
                 agent = Agent(inputs)
-                answers = Answers(store, config.node, agent.learnt, agent.outlook)
+                answers = Answers(store, config.node, agent.learnt, agent.account.outlook)
                 agent.on_snapshot = answers.ask
                 group.create_task(answers.run(), name="answers")
                 group.create_task(agent.run(), name="agent")
@@ -180,17 +175,17 @@ class Agent:
         self._kernel: Reconciler[Prefix, Route] = Reconciler(self._routes)
         self._wake_kernel = asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
-        self._auditor = Auditor(inputs.node, self._sight, self._news.set)
-        self._maintained = Maintenance.NONE
-        self._booted = self._configured = ""
+        self._course = Course(snapshot=Snapshot())
+        parts = Parts(
+            learnt=self._learnt,
+            sessions=self._sessions,
+            exabgp=self.exabgp,
+            bfd=self._bfd,
+            teller=self._teller,
+            kernel=self._kernel,
+        )
+        self.account = Account(inputs.node, self._course, parts, self._news.set)
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
-        self._speaker: Speaker | None = None
-        self._snapshot = Snapshot()
-        self._whole = 0  # the newest revision of which nothing was held
-        self._facts: Facts | None = None
-        self._settle_at: float | None = None
-        self._problem = ""
-        self._since, self._ready = clock.now(), False
 
     async def run(self) -> None:
         """Work until cancelled. Kernel routes stay as they are."""
@@ -205,12 +200,12 @@ class Agent:
             group.create_task(self._errands.run(), name="errands")
             group.create_task(self._bfd.run(), name="bfd")
             group.create_task(self._keep_time(), name="timers")
-            group.create_task(self._auditor.run(), name="audit")
+            group.create_task(self.account.auditor.run(), name="audit")
             group.create_task(self._report(), name="status")
 
     async def _follow_snapshots(self) -> None:
         async for snapshot in self._in.snapshots:
-            self._snapshot = snapshot
+            self._course.snapshot = snapshot
             self.on_snapshot(snapshot)
             if snapshot.stale:
                 self._health.degraded("datastore", "the datastore is away: bgp works from its last snapshot")
@@ -220,39 +215,39 @@ class Agent:
                 self._health.degraded("breaker", "; ".join(snapshot.held.values()))
             else:
                 self._health.ok("breaker")
-                self._whole = snapshot.revision
+                self._course.whole = snapshot.revision
             try:
                 speaker = desired(snapshot, self._in.node)
             except (NotFound, Invalid) as error:
                 log.warning("bgp.node_unusable", why=str(error))
-                self._problem = str(error)
-                self._health.degraded("configuration", self._problem)
+                self._course.problem = str(error)
+                self._health.degraded("configuration", self._course.problem)
                 self._news.set()
                 continue
-            self._problem = ""
+            self._course.problem = ""
             self._health.ok("configuration")
             self._configure(speaker)
 
     def _configure(self, speaker: Speaker) -> None:
-        before, self._speaker = self._speaker, speaker
+        before, self._course.speaker = self._course.speaker, speaker
         if before is None or before.sessions != speaker.sessions:
-            self._configured = clock.now()
+            self._course.configured = clock.now()
         if before is None:
-            self._settle_at = time.monotonic() + self._in.settle_s
+            self._course.settle_at = time.monotonic() + self._in.settle_s
         for blocked in set(speaker.blocked) - set(before.blocked if before else ()):
             log.warning("session.blocked", session=blocked.name, peer=blocked.peer, why=blocked.reason)
         self._sessions.configure(speaker.sessions, clock.now())
         self.exabgp.configure(speaker)
         self._bfd.configure({each.peer: (each.local, each.bfd) for each in speaker.sessions if each.bfd})
-        self._learnt.configure(speaker, Scope(self._snapshot, self._in.node), time.monotonic())
-        self._teller.configure(speaker, self._whole)
+        self._learnt.configure(speaker, Scope(self._course.snapshot, self._in.node), time.monotonic())
+        self._teller.configure(speaker, self._course.whole)
         self._learnt.follows_best = self._teller.exporter.passes_on
         self._program()
 
     async def _follow_facts(self) -> None:
         ours = (self._routes.port,)
         async for facts in watch_facts(protocol=RouteProtocol.BGP, ports=ours, on_drift=self._on_drift):
-            self._facts = facts
+            self._course.facts = facts
             self._news.set()
             self._learnt.learn_facts(facts)
             self._program()
@@ -264,7 +259,7 @@ class Agent:
 
     def _on_start(self) -> None:
         self._health.ok("exabgp")
-        self._booted = clock.now()
+        self._course.booted = clock.now()
         self._sessions.start_speaker()
         self._teller.start()
         self._news.set()
@@ -312,9 +307,9 @@ class Agent:
 
     def _program(self) -> None:
         """Bring the kernel's reconciler up to date; nothing before the first snapshot and the first facts."""
-        if self._speaker is None or self._facts is None:
+        if self._course.speaker is None or self._course.facts is None:
             return
-        self._kernel.change_desired(self._learnt.take_changes(), self._whole)
+        self._kernel.change_desired(self._learnt.take_changes(), self._course.whole)
         self._wake_kernel.set()
         self._teller.pass_on(self._learnt.take_chosen())
         self._news.set()
@@ -325,17 +320,17 @@ class Agent:
         while True:
             now = time.monotonic()
             swept = self._learnt.expire(now)
-            settled = self._settle_at is not None and (self._learnt.all_told() or now >= self._settle_at)
+            settled = self._course.settle_at is not None and (self._learnt.all_told() or now >= self._course.settle_at)
             if settled:
                 log.info("bgp.settled", told_all=self._learnt.all_told())
                 self._learnt.settle()
-                self._settle_at = None
+                self._course.settle_at = None
             if swept or settled:
                 self._program()
             for peer in self._learnt.rib.refreshes(now):
                 self._errands.add(Refresh(peer, Family(peer.version)))
             self._timers.clear()
-            due = [at for at in (self._learnt.rib.deadline, self._settle_at) if at is not None]
+            due = [at for at in (self._learnt.rib.deadline, self._course.settle_at) if at is not None]
             try:
                 async with asyncio.timeout(max(0.0, min(due) - time.monotonic()) if due else None):
                     await self._timers.wait()
@@ -344,9 +339,9 @@ class Agent:
 
     async def _on_progress(self, _: Sequence[Progress]) -> None:
         self._health.round("adverts", self._told.progress)
-        if self._settle_at is None:
+        if self._course.settle_at is None:
             self._health.round("routes", self._kernel.progress)
-        elif self._speaker is not None:
+        elif self._course.speaker is not None:
             self._health.starting("routes", "waiting for what the peers have to tell")
         if self.exabgp.problem:
             self._health.degraded("exabgp", self.exabgp.problem)
@@ -359,74 +354,9 @@ class Agent:
     async def _changed_state(self) -> SpeakerState:
         await self._news.wait()
         self._news.clear()
-        state = self.state()
-        if state.ready is not self._ready:
-            self._since, self._ready = clock.now(), state.ready
-            state = self.state()
-        writes = {"adverts": self._told.progress.writes, "routes": self._kernel.progress.writes}
-        stages = Counter(each.stage for each in self._auditor.found)
-        measured = Measured(differences=stages, writes=writes, running=self.exabgp.running, ping_s=self.exabgp.ping_s)
-        self._in.metrics.tell(state, measured)
+        state = self.account.status()
+        self._in.metrics.tell(state, self.account.measured())
         return state
-
-    def state(self) -> SpeakerState:
-        """The status of now."""
-        speaker, told = self._speaker, self._told.progress
-        if speaker and told.healthy and told.revision == self._whole:
-            self._maintained = speaker.maintenance
-        count, blocked = self._learnt.rib.count, speaker.blocked if speaker else ()
-        outcome = Outcome(
-            told=told,
-            kernel=self._kernel.progress,
-            running=self.exabgp.running,
-            settled=self._settle_at is None,
-            since=self._since,
-            trouble=(self._problem, self.exabgp.problem, self._bfd.problem),
-            missing=(
-                *(absent(speaker, self._facts) if speaker and self._facts else ()),
-                *self._learnt.problems(),
-                *self._teller.exporter.warnings,
-            ),
-            sessions=self._sessions.states(blocked, count, lambda _: 0),
-            wanted=self._teller.wanted,
-            acknowledged=self._told.seen,
-            maintained=self._maintained,
-            routes=len(self._kernel.seen),
-            restarts=self.exabgp.restarts,
-            differences=self._auditor.found,
-            taken=self._auditor.taken,
-            paths={str(peer): path for peer, path in self._bfd.states().items()},
-        )
-        return status.state(speaker, self._snapshot, outcome)
-
-    async def outlook(self) -> Outlook:
-        """For answers: everything that is known now, but for routes."""
-        return Outlook(
-            speaker=self._speaker,
-            state=self.state(),
-            wanted=self._teller.wanted,
-            acknowledged=await self._teller.driver.read(),
-            facts=self._facts or Facts(),
-            running=self.exabgp.running,
-            booted=self._booted,
-            configured=self._configured,
-        )
-
-    async def _sight(self) -> Sight | None:
-        """For the audit, which is too early while what was found at the start is still held on to."""
-        if self._speaker is None or self._facts is None:
-            return None
-        hearing = not all(map(self._learnt.rib.told_all, self._sessions.up))
-        view = View(
-            wanted=self._teller.wanted,
-            acknowledged=await self._teller.driver.read(),
-            refused=lambda prefix: self._learnt.refused.get(prefix.network, ""),
-            routes=dict(self._kernel.wanted),
-            errors={**self._told.progress.errors, **self._kernel.progress.errors},
-            moving=frozenset({HEARD} if hearing else ()),
-        )
-        early = self._settle_at is not None or self._snapshot.held
-        return Sight(None if early else view, self._snapshot, self._facts, list(self._learnt.decisions.values()))
 
 
 def _log_session(event: object) -> None:

@@ -87,9 +87,7 @@ class Sessions:
         """The current telling of every configured peer."""
         return {peer: life.telling for peer, life in self._lives.items()}
 
-    def states(
-        self, blocked: Sequence[Blocked], received: Callable[[Address], int], advertised: Callable[[Address], int]
-    ) -> list[SessionState]:
+    def states(self, blocked: Sequence[Blocked], received: Callable[[Address], int]) -> list[SessionState]:
         """For the status: the configured sessions, then those that are blocked."""
         live = [
             SessionState(
@@ -100,7 +98,6 @@ class Sessions:
                 since=life.since,
                 reason=life.reason,
                 received=received(peer),
-                advertised=advertised(peer),
                 type=life.session.type,
                 node=life.session.node,
                 local_as=life.session.local_as,
