@@ -74,7 +74,8 @@ OnChange = Callable[[Address, BfdState], None]
 
 
 class Bfd:
-    """The child and its sessions. `on_change` hears of each session whose state has changed.
+    """The child and its sessions. `on_change` hears once that a path is lost, once that it is up, and of other reasons
+    why it is neither; never twice of one loss.
 
     `pid` is the child, 0 while there is none, `priority` by what right it keeps its times, and `problem` why there is
     no child though there should be.
@@ -223,7 +224,7 @@ class Bfd:
         self._states[peer] = after
         if (before.up, before.lost) != (after.up, after.lost):
             log.info("bfd.state", peer=report.peer, state=after.state, lost=after.lost, why=after.reason)
-        if before != after:
+        if (before.up, before.lost) != (after.up, after.lost) or (before.reason != after.reason and not after.lost):
             self._on_change(peer, after)
 
     def _lose(self, why: str) -> None:
