@@ -1,7 +1,8 @@
 """ExaBGP's connections, watched over for what it does not do itself (linux.borrowed has the means).
 
 TTL security: it checks the TTL on connections that it opens. On those that it accepts it would not, for all sessions
-share a listener; so the listener gets a filter that knows which address is held to which TTL.
+share a listener; so the listener gets a filter that knows which address is held to which TTL. And it answers calls with
+the highest TTL: a caller that is as strict would not hear it otherwise, and never come to the session itself.
 
 Send hold: a session whose peer has acknowledged nothing of what waits, for twice the hold time, is cut; ExaBGP takes it
 as a lost connection and opens it again. RFC 9687 has at least eight minutes, for peers across the world; a rack's ToR
@@ -13,11 +14,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
-from bgp.conf import least_ttl
+from bgp.conf import MAX_TTL, least_ttl
 from bgp.model import Session
 from bgp.stalls import Stalls
 from core.addr import Address
-from linux.borrowed import borrowed, cut, far_end, guard, listens, progress
+from linux.borrowed import borrowed, cut, far_end, guard, listens, progress, send_ttl
 
 HOLD_TIMES: Final = 2
 UNHURRIED_S: Final = 480.0
@@ -38,6 +39,8 @@ class Sockets:
             for each in tcp:
                 if listens(each) or far_end(each) in least:
                     guard(each, least)
+                if listens(each):
+                    send_ttl(each, MAX_TTL)
 
     def cut_stalled(self, sessions: Sequence[Session], now: float) -> Mapping[Address, float]:
         """Cut the connections whose peers do not read; for how many seconds each has not."""

@@ -91,6 +91,14 @@ def guard(tcp: socket.socket, least: Mapping[Address, int]) -> None:
     tcp.setsockopt(socket.SOL_SOCKET, _SO_ATTACH_FILTER, struct.pack("@HP", length, ctypes.addressof(code)))
 
 
+def send_ttl(tcp: socket.socket, ttl: int) -> None:
+    """Send with this TTL from now on. A listener answers with it, and so does what it accepts until told otherwise."""
+    if tcp.family == socket.AF_INET6:
+        tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+    else:
+        tcp.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+
+
 def progress(tcp: socket.socket) -> Progress:
     """How far a connection has come."""
     info = tcp.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _ACKED_AT + 8)

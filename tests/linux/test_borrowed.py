@@ -13,7 +13,7 @@ from ipaddress import ip_address
 import pytest
 
 from core.addr import Address
-from linux.borrowed import borrowed, cut, far_end, guard, listens, progress
+from linux.borrowed import borrowed, cut, far_end, guard, listens, progress, send_ttl
 from linux.netns import scratch_namespace
 
 pytestmark = pytest.mark.kernel
@@ -65,14 +65,19 @@ def child() -> Iterator[Child]:
                 os.close(pidfd)
 
 
-def call(local: str, ttl: int) -> socket.socket:
+IP_MINTTL, IPV6_MINHOPCOUNT = 21, 73
+
+
+def call(local: str, ttl: int, least: int = 0) -> socket.socket:
     six = ":" in local
     tcp = socket.socket(socket.AF_INET6 if six else socket.AF_INET)
     tcp.settimeout(0.3)
     if six:
         tcp.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS, ttl)
+        tcp.setsockopt(socket.IPPROTO_IPV6, IPV6_MINHOPCOUNT, least)
     else:
         tcp.setsockopt(socket.IPPROTO_IP, socket.IP_TTL, ttl)
+        tcp.setsockopt(socket.IPPROTO_IP, IP_MINTTL, least)
     tcp.bind((local, 0))
     try:
         tcp.connect(("::1" if six else "127.0.0.1", 179))
@@ -104,6 +109,17 @@ def test_it_holds_for_what_a_guarded_listener_has_accepted(child: Child) -> None
             accepted.setblocking(False)
             with pytest.raises(BlockingIOError):
                 accepted.recv(10)
+
+
+def test_a_listener_is_heard_by_callers_that_are_as_strict(child: Child) -> None:
+    for local in ("127.0.0.5", "::1"):
+        with pytest.raises(TimeoutError):
+            call(local, 255, least=255)
+    with borrowed(child.process.pid, child.pidfd) as tcp:
+        for each in tcp:
+            send_ttl(each, 255)
+    for local in ("127.0.0.5", "::1"):
+        call(local, 255, least=255).close()
 
 
 def test_who_reads_nothing_is_seen_and_cut(child: Child) -> None:
