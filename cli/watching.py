@@ -26,6 +26,8 @@ FOLLOWED: Final = frozenset(
     for cls in (
         resources.AdminNetworkPolicy,
         resources.BaselineAdminNetworkPolicy,
+        resources.BGPConfiguration,
+        resources.BGPPeer,
         resources.ClusterNetworkPolicy,
         resources.EndpointSlice,
         resources.FelixConfiguration,

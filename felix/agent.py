@@ -9,6 +9,7 @@
     reconcilers, in this order, each without waiting for the one before to succeed:
         sysctls   forwarding and proxy ARP stand before a route leads anywhere
         tunnels   the device must exist before routes through it
+        addresses of lo, where pods call the speaker
         nft       an endpoint is judged before it can be reached
         routes    last: they are what lets packets in
 
@@ -46,6 +47,8 @@ from core.report import keep_reported
 from core.resources import (
     AdminNetworkPolicy,
     BaselineAdminNetworkPolicy,
+    BGPConfiguration,
+    BGPPeer,
     ClusterNetworkPolicy,
     EndpointSlice,
     FelixConfiguration,
@@ -82,6 +85,7 @@ from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
 from linux import malloc, rights
+from linux.addresses import AddressDriver
 from linux.alone import alone
 from linux.links import watch_facts
 from linux.model import Facts
@@ -95,6 +99,8 @@ from linux.tunnels import TunnelDriver
 KINDS: Final = (
     AdminNetworkPolicy,
     BaselineAdminNetworkPolicy,
+    BGPConfiguration,
+    BGPPeer,
     ClusterNetworkPolicy,
     EndpointSlice,
     FelixConfiguration,
@@ -118,7 +124,7 @@ KINDS: Final = (
 )
 """What felix decides on."""
 
-COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "nft", "routes")
+COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "addresses", "nft", "routes")
 """What felix says of its health."""
 
 CLOSED: Final = flatten(frame.closed())
@@ -152,7 +158,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
 
 
 async def cleanup() -> None:
-    """Remove everything of felix's from this host: routes, the nftables table, tunnels. Pods lose their network.
+    """Remove all that is felix's from this host: routes, the nftables table, tunnels, addresses. Pods lose their network.
 
     Raises `MuslinError` naming what could not be removed.
     """
@@ -161,7 +167,8 @@ async def cleanup() -> None:
         routes = stack.enter_context(contextlib.closing(RouteDriver(RouteProtocol.FELIX)))
         rules = stack.enter_context(contextlib.closing(NftDriver()))
         tunnels = stack.enter_context(contextlib.closing(TunnelDriver()))
-        drivers: tuple[Driver[Any, Any], ...] = (routes, tunnels)
+        addresses = stack.enter_context(contextlib.closing(AddressDriver()))
+        drivers: tuple[Driver[Any, Any], ...] = (routes, tunnels, addresses)
         for driver in drivers:
             errors = await driver.apply(Plan(upsert={}, delete=await driver.read()))
             failed += [f"{driver.name}: {error}" for error in errors.values()]
@@ -193,6 +200,8 @@ class Agent:
         self._sysctls = Reconciler(self._sysctl_driver)
         self._tunnel_driver = TunnelDriver()
         self._tunnels = Reconciler(self._tunnel_driver)
+        self._address_driver = AddressDriver()
+        self._addresses = Reconciler(self._address_driver)
         self._nft = Reconciler(self._nft_driver)
         self._routes = Reconciler(self._routes_driver)
         self._wanted: dict[int, Desired] = {}  # by generation: a number for each state that was ever decided
@@ -207,14 +216,14 @@ class Agent:
 
     def close(self) -> None:
         """Let go of the kernel; everything in it stays."""
-        for driver in (self._routes_driver, self._nft_driver, self._tunnel_driver):
+        for driver in (self._routes_driver, self._nft_driver, self._tunnel_driver, self._address_driver):
             driver.close()
         self._cutter.close()
 
     async def serve(self) -> None:
         """Run every part until cancelled, or until one fails."""
         await self._close_what_is_open()
-        reconcilers = (self._sysctls, self._tunnels, self._nft, self._routes)
+        reconcilers = (self._sysctls, self._tunnels, self._addresses, self._nft, self._routes)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="snapshots")
             group.create_task(self._watch_links(), name="facts")
@@ -255,6 +264,7 @@ class Agent:
     async def _watch_links(self) -> None:
         def drift() -> None:
             self._routes.distrust()
+            self._addresses.distrust()
             self._wake.set()
 
         async for facts in watch_facts(ports=(self._routes_driver.port,), on_drift=drift):
@@ -322,6 +332,8 @@ class Agent:
         self._sysctl_driver.watch(wanted.sysctls)
         self._sysctls.set_desired(wanted.sysctls, self._generation, prune=False)  # none is ever set back
         self._tunnels.set_desired(wanted.tunnels, self._generation)
+        peering = wanted.peering
+        self._addresses.set_desired(peering.addresses, self._generation, prune=peering.certain)
         self._nft.set_desired(self._flattener.flatten({**wanted.nft, "cut": self._cutter.fence}), self._generation)
         self._routes.set_desired(wanted.routes, self._generation)
 
@@ -332,12 +344,12 @@ class Agent:
         return self._generation
 
     async def _on_progress(self, progress: Sequence[Progress]) -> None:
-        sysctls, tunnels, nft, routes = progress
+        sysctls, tunnels, addresses, nft, routes = progress
         programmed = self._wanted.get(nft.revision)
         if nft.revision == self._generation and self._judged and not self._judged[1].settled:
             self._changed.set()  # what borrowed its number may have its own now
         await self._cutter.programmed(nft.revision, programmed.ruling if programmed else None)
-        outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, nft=nft, routes=routes)
+        outcome = status.Outcome(sysctls=sysctls, tunnels=tunnels, addresses=addresses, nft=nft, routes=routes)
         wanted = self._wanted.get(outcome.tried)
         if wanted is None:
             return
@@ -346,7 +358,8 @@ class Agent:
             self._programmed = wanted.revision
         for generation in [each for each in self._wanted if each < outcome.tried]:
             del self._wanted[generation]
-        wanted = replace(wanted, problems=(*wanted.problems, *filter(None, [self._no_tunnel_address, self._fought])))
+        more = filter(None, [self._no_tunnel_address, self._fought, self._address_driver.warning])
+        wanted = replace(wanted, problems=(*wanted.problems, *more))
         said = status.state(wanted, outcome, self._programmed, self._since)
         if said.ready is not self._ready:
             self._ready, self._since = said.ready, clock.now()

@@ -32,6 +32,7 @@ from core.names import Key
 from core.nftables import Chain, Element, Hook, Ruleset, Set
 from core.resources.policy import Direction
 from felix.guard import Guard, Passage, said
+from felix.peering_address import Call
 from linux.conntrack import Flow, Status, Tuple
 from policy.compile import Compiled
 from policy.evaluate import Packet, lookup
@@ -135,6 +136,7 @@ def look(before: Ruling | None, after: Ruling) -> Look:
     judged = {each for each, owner in after.owners.items() if _stacks(before, owner[0]) != _stacks(after, owner[0])}
     if before.guard.to_host != after.guard.to_host:
         judged.update(after.owners)
+    judged.update(call.source for call in before.guard.calls - after.guard.calls)
     moved = _moved(before.compiled.identity, after.compiled.identity)
     return Look(frozenset(judged | moved), gone, guarded and _guarding(before) != _guarding(after))
 
@@ -200,6 +202,8 @@ def _cut(asked: Look, ruling: Ruling, flow: Flow, ways: Ways) -> Cut | None:
 def _kept_out(ruling: Ruling, flow: Flow, ways: Ways) -> Cut | None:
     """What the host makes of it, by whichever of its interfaces it may have come and gone."""
     own = flow.original.source in ruling.owners and flow.reply.source in ruling.host
+    if own and _calls(ruling, flow):
+        return None
     if own and ruling.guard.to_host not in _OPEN:
         return Cut(flow, f"defaultEndpointToHostAction is {ruling.guard.to_host}")
     if not ruling.guard.hosts:
@@ -210,6 +214,13 @@ def _kept_out(ruling: Ruling, flow: Flow, ways: Ways) -> Cut | None:
     found = [_denying(ruling, flow, *each) for each in product(came, leaves)]
     denied = [Cut(flow, f"{where}: {decision.reason}", decision) for where, decision in filter(None, found)]
     return denied[0] if denied and len(denied) == len(found) else None
+
+
+def _calls(ruling: Ruling, flow: Flow) -> bool:
+    """Whether a workload may call its node's speaker with it."""
+    source, to = flow.original.source, flow.reply
+    call = Call(ruling.owners[source][1], source, to.source, to.sport)
+    return flow.original.protocol == TCP and call in ruling.guard.calls
 
 
 def _ways(ruling: Ruling, end: Address, ways: Ways) -> tuple[str, ...]:

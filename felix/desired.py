@@ -6,6 +6,7 @@
               │           └── host routes ───────┐           │
               ├─ overlay ──── cluster routes ────┴───────────┼── routes   protocol 200
               │           └── IP-in-IP device ───────────────┼── tunnels
+              ├─ peering_address ────────────────────────────┼── addresses of lo
               ├─ nat ────────────────────────────────────────┘
               └─ forwarding, per link ────────────────────────── sysctls
 
@@ -18,6 +19,7 @@ the memo that an agent keeps remembers the rest. One policy's change costs what 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from ipaddress import IPv4Address
 from types import MappingProxyType
 from typing import Final, cast
@@ -28,7 +30,20 @@ from core.addr import Address, Network
 from core.memo import Memo
 from core.names import IPIP_DEVICE, Key, Kind
 from core.nftables import Element, Ruleset
-from core.resources import FelixConfiguration, HostEndpoint, IPAMBlock, IPPool, Node, Resource, WorkloadEndpoint
+from core.resources import (
+    BGPConfiguration,
+    BGPPeer,
+    FelixConfiguration,
+    HostEndpoint,
+    IPAMBlock,
+    IPPool,
+    Namespace,
+    Node,
+    Profile,
+    Resource,
+    ServiceAccount,
+    WorkloadEndpoint,
+)
 from core.resources.network import FelixConfigurationSpec
 from core.snapshot import Snapshot, Table
 from felix import filter as frame
@@ -45,6 +60,8 @@ from felix.model import Config, Desired, Judged
 from felix.nat import nat
 from felix.overlay import Overlay, may_tunnel, overlay, tunnels
 from felix.overlay import sysctls as tunnel_sysctls
+from felix.peering_address import Peering, peering
+from felix.peering_address import rules as peering_rules
 from linux.model import Facts, Route, RouteKey
 from linux.tunnels import Tunnel
 from policy.compile import Compiler
@@ -55,6 +72,12 @@ _NOBODY: Final[tuple[Address, ...]] = ()
 _EMPTY: Final[Table] = MappingProxyType({})
 _CLAIMED: Final = (IPPool, IPAMBlock, Node)
 """Kinds that say whose an address may be."""
+
+_PEERING: Final = (BGPConfiguration, BGPPeer, IPPool, Namespace, Node, Profile, ServiceAccount, WorkloadEndpoint)
+"""Kinds that say which pods peer with their node, and how."""
+
+_PEERING_KINDS: Final = frozenset(each.KIND for each in _PEERING)
+_ALL_READ: Final[frozenset[Key]] = frozenset()
 
 
 class Judge:
@@ -128,21 +151,25 @@ def desired(
     unjudged = {each.key: "policy made no chains for it" for each in ours.local if each.key not in judged.chains}
     guarded = memo(hosts, _seen(memo, snapshot, HostEndpoint), facts, node)
     failsafes = failsafes_of(settings, config.datastore)
+    unread = frozenset(key for key in snapshot.problems if key.kind in _PEERING_KINDS) or _ALL_READ
+    pods = memo(_peering, _seen(memo, snapshot, *_PEERING), node, ours, unread)
     return Desired(
         revision=snapshot.revision,
         stale=snapshot.stale,
         sysctls=memo(_sysctls, pools, facts, ours),
         tunnels=devices,
-        nft=_nft(memo, snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes),
+        nft=_nft(memo, snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes, pods),
         routes=memo(_routes, cluster, ours),
         endpoints=ours.local,
         rejected=MappingProxyType({**ours.rejected, **unjudged, **guarded.rejected}),
         problems=(
             *_problems(snapshot, judged, node),
             *cluster.problems,
+            *pods.problems,
             *host_frame.ignored(guarded.local, judged.hosts),
         ),
         hosts=guarded.local,
+        peering=pods,
         tunnelled=memo(_tunnelled, pools),
         awaited=any(name not in facts.links or not facts.links[name].up for name in devices),
         ruling=Ruling(
@@ -155,10 +182,15 @@ def desired(
                 failsafes=failsafes,
                 nodes=memo(frozenset, memo(_nodes, _seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else _NOBODY),
                 to_host=settings.default_endpoint_to_host_action or "Drop",
+                calls=pods.calls,
             ),
             enabled=settings.policy_cut_connections != "Disabled",
         ),
     )
+
+
+def _peering(snapshot: Snapshot, node: str, ours: Endpoints, unread: frozenset[Key]) -> Peering:
+    return peering(replace(snapshot, problems=dict.fromkeys(unread, "")), node, ours)
 
 
 def _routes(cluster: Overlay, ours: Endpoints) -> Mapping[RouteKey, Route]:
@@ -220,6 +252,7 @@ def _nft(
     tunnel: Tunnel | None,
     guarded: Hosts,
     failsafes: Failsafes,
+    pods: Peering,
 ) -> Mapping[str, Ruleset]:
     """The table in parts, of which only those are new that changed."""
     nodes = memo(_nodes, _seen(memo, snapshot, Node))
@@ -232,8 +265,11 @@ def _nft(
     hosted = host_frame.part(shape, guarded.local, judged.hosts, failsafes, ipip=ipip) if shape else None
     return MappingProxyType(
         {
-            "frame": frame.base(to_host, ipip=ipip, spoofing=spoofing, hosts=host_frame.rules(shape)),
+            "frame": frame.base(
+                to_host, ipip=ipip, spoofing=spoofing, peering=bool(pods.calls), hosts=host_frame.rules(shape)
+            ),
             **({"hosts": hosted} if hosted else {}),
+            **({"peering": memo(peering_rules, pods.calls)} if pods.calls else {}),
             "dispatch": ends,
             **({"nodes": memo(_between, nodes)} if tunnel else {}),
             "nat": memo(_nat, _seen(memo, snapshot, IPPool), exempt, inner),

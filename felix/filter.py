@@ -6,7 +6,8 @@
                        from a workload ──> from-workload ── judge-from ── vmap: interface ─> goto out-STACK
                        to a workload ───> to-workload ──── judge-to ──── vmap: interface ─> goto in-STACK
     filter-input       IP-in-IP: only from nodes
-                       from a workload ──> workload-to-host: from-workload as above, then defaultEndpointToHostAction
+                       from a workload ──> workload-to-host: from-workload as above, then the BGP of those that are
+                                           asked for it, then defaultEndpointToHostAction
 
 A stack leaves the number of an outcome in the mark, and `policy.outcomes` settles it: what is denied is dropped, what
 a workload may send returns here, what one may receive is accepted. Both vmaps end in an outcome that is denied: a
@@ -30,6 +31,7 @@ from core.addr import Address, Network
 from core.names import MARK_MASK, WORKLOAD_PREFIX
 from core.nftables import Chain, Element, Hook, Ruleset, Set, join
 from felix.endpoints import Endpoint
+from felix.peering_address import CALLS
 from policy.outcomes import UNPROGRAMMED, ask, set_mark
 from policy.render import machinery
 
@@ -80,11 +82,14 @@ NO_HOSTS: Final = HostRules()
 
 
 @cache
-def base(to_host: str, *, ipip: bool, spoofing: bool = False, hosts: HostRules = NO_HOSTS) -> Ruleset:
+def base(
+    to_host: str, *, ipip: bool, spoofing: bool = False, peering: bool = False, hosts: HostRules = NO_HOSTS
+) -> Ruleset:
     """The chains and empty sets. `to_host` is the verdict on what a workload may send the host by its policy.
 
     With `ipip`, IP-in-IP from anyone but a node is dropped before the tunnel opens it (CVE-2020-10136); without,
-    it is not ours to judge. With `spoofing` some workload may send from prefixes besides its own addresses.
+    it is not ours to judge. With `spoofing` some workload may send from prefixes besides its own addresses; with
+    `peering` some may call this node's speaker (`felix.peering_address` has the sets).
     """
     sets = {
         SOURCES[4]: Set(key=("ifname", "ipv4_addr")),
@@ -98,7 +103,7 @@ def base(to_host: str, *, ipip: bool, spoofing: bool = False, hosts: HostRules =
     chains = {
         **_source_chains(hosts, spoofing=spoofing),
         **_forward_chains(hosts),
-        **_input_chains(to_host, hosts, ipip=ipip),
+        **_input_chains(to_host, hosts, ipip=ipip, peering=peering),
     }
     frame = Ruleset(chains=MappingProxyType(chains), sets=MappingProxyType(sets))
     return join(frame, machinery((JUDGE_FROM, JUDGE_TO, *hosts.judgements)))
@@ -157,8 +162,12 @@ def _forward_chains(hosts: HostRules) -> dict[str, Chain]:
     }
 
 
-def _input_chains(to_host: str, hosts: HostRules, *, ipip: bool) -> dict[str, Chain]:
+def _input_chains(to_host: str, hosts: HostRules, *, ipip: bool, peering: bool) -> dict[str, Chain]:
     guard = ("meta l4proto 4 goto tunnelled",) if ipip else ()
+    calls = (
+        f"iifname . ip saddr . ip daddr . tcp dport @{CALLS[4]} accept",
+        f"iifname . ip6 saddr . ip6 daddr . tcp dport @{CALLS[6]} accept",
+    )
     return {
         "filter-input": Chain(
             hook=Hook(type="filter", hook="input", priority=0),
@@ -171,6 +180,7 @@ def _input_chains(to_host: str, hosts: HostRules, *, ipip: bool) -> dict[str, Ch
                 "ct original ip daddr 127.0.0.0/8 counter drop",  # route_localnet is for what others DNAT there
                 f"jump {FROM_WORKLOAD}",
                 UNMARK,
+                *(calls if peering else ()),
                 to_host,
             )
         ),

@@ -19,6 +19,7 @@ from core.names import Key
 from core.resources.policy import Direction
 from felix.failsafe import Failsafes, covers, covers_either
 from felix.hosts import LOOPBACK, Host, is_workloads
+from felix.peering_address import Call
 from policy.compile import Compiled
 from policy.evaluate import Judgement, Packet, judge_by
 from policy.model import Plane, Verdict
@@ -41,13 +42,14 @@ _FORWARDED: Final[tuple[Slot, ...]] = (
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Guard:
     """What judges the interfaces of one node, besides the tables. `nodes` may always send each other IP-in-IP, and
-    `to_host` is `defaultEndpointToHostAction`.
+    `to_host` is `defaultEndpointToHostAction`, whatever which `calls` are accepted.
     """
 
     hosts: tuple[Host, ...] = ()
     failsafes: Failsafes = field(default_factory=Failsafes)
     nodes: frozenset[Address] = frozenset()
     to_host: str = "Drop"
+    calls: frozenset[Call] = frozenset()
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -13,6 +13,7 @@ from core.resources.policy import Direction
 from felix.cut import Ruling
 from felix.endpoints import Endpoint
 from felix.hosts import Host
+from felix.peering_address import Peering
 from linux.model import Route, RouteKey
 from linux.tunnels import Tunnel
 from policy.compile import Compiled
@@ -55,7 +56,8 @@ class Desired:
     `rejected` endpoints stay cut off, for the reason given. `problems` are sentences about what else could not be
     carried out. `stale` says that the snapshot came from disk because the datastore is away. `tunnelled` names the
     pools that need the tunnel; with `awaited` its device is wanted and not there yet, so neither are its routes. `held`
-    says what the breaker keeps from being followed. `ruling` is what live connections are judged by (`felix.cut`).
+    says what the breaker keeps from being followed. `peering` is how pods reach this node's speaker, `ruling` what
+    live connections are judged by (`felix.cut`).
     """
 
     revision: int
@@ -71,4 +73,5 @@ class Desired:
     awaited: bool = False
     held: tuple[str, ...] = ()
     hosts: tuple[Host, ...] = ()
+    peering: Peering = field(default_factory=Peering)
     ruling: Ruling | None = field(default=None, compare=False, repr=False)

@@ -4,8 +4,8 @@
     pending   its interface does not exist, or is down
     error     it was set aside, or the kernel refused something of it: with the reason, and it stays cut off
 
-A kernel that refuses a tunnel does not hold the revision back: pods and policy are in place without it, and the
-problem is said plainly. A tunnel that is on its way does: its routes are not in yet.
+A kernel that refuses a tunnel, or the address for peering with pods, does not hold the revision back: pods and policy
+are in place without it, and the problem is said plainly. A tunnel that is on its way does: its routes are not in yet.
 """
 
 from __future__ import annotations
@@ -30,17 +30,22 @@ MOST_ERRORS: Final = 10
 """Errors of one reconciler that the status repeats; when nft refuses a batch, every object in it has one."""
 
 
+SPARED: Final = frozenset({"tunnels", "addresses"})
+"""Without what these make, every pod still has its network and its policy."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """The last round of each reconciler."""
 
     sysctls: Progress
     tunnels: Progress
+    addresses: Progress
     nft: Progress
     routes: Progress
 
     def __iter__(self) -> Iterator[tuple[str, Progress]]:
-        yield from (("sysctls", self.sysctls), ("tunnels", self.tunnels))
+        yield from (("sysctls", self.sysctls), ("tunnels", self.tunnels), ("addresses", self.addresses))
         yield from (("nft", self.nft), ("routes", self.routes))
 
     @property
@@ -50,13 +55,13 @@ class Outcome:
 
     @property
     def clean(self) -> bool:
-        """Whether nothing failed but, perhaps, a tunnel: no endpoint has to be asked for then."""
-        return all(progress.healthy for name, progress in self if name != "tunnels")
+        """Whether nothing failed but, perhaps, what is spared: no endpoint has to be asked for then."""
+        return all(progress.healthy for name, progress in self if name not in SPARED)
 
     @property
     def done(self) -> int:
-        """The newest desired state that is in the kernel; the tunnel's absence does not count when it is refused."""
-        counted = [p for name, p in self if name != "tunnels" or not (p.errors or p.failure)]
+        """The newest desired state that is in the kernel; what is spared does not count when it is refused."""
+        counted = [progress for name, progress in self if name not in SPARED or progress.healthy]
         return min(progress.revision for progress in counted)
 
 
@@ -67,7 +72,7 @@ def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> Fe
     for key, reason in desired.rejected.items():
         name = f"{key.namespace}/{key.name}" if key.kind.namespaced else status_name(key)
         endpoints[name] = EndpointState(state="error", reason=reason)
-    settled = not desired.held and all(not p.failure and not p.errors for name, p in outcome if name != "tunnels")
+    settled = not desired.held and outcome.clean
     return FelixState(
         programmed=programmed,
         decided=desired.revision,
@@ -87,9 +92,9 @@ def status(node: str, felix: FelixState) -> FelixStatus:
 
 
 def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
-    """Each part's health after a round. A tunnel that is refused keeps nobody from being ready, as in `state`."""
+    """Each part's health after a round. What is spared keeps nobody from being ready, as in `state`."""
     for name, progress in outcome:
-        if name == "tunnels" and (why := trouble(progress)):
+        if name in SPARED and (why := trouble(progress)):
             health.ok(name, why)
         else:
             health.round(name, progress)

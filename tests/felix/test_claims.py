@@ -78,7 +78,9 @@ def refused(wanted: Desired, address: str) -> str:
     assert not wanted.endpoints
     assert not any(str(key.destination.network_address) == address for key in wanted.routes)
     assert not any(WEB in element.key for part in wanted.nft.values() for element in part.elements)
-    (said,) = state(wanted, Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=DONE), 0, "").endpoints.values()
+    (said,) = state(
+        wanted, Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=DONE, routes=DONE), 0, ""
+    ).endpoints.values()
     assert said.state == "error"
     return said.reason
 

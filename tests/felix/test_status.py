@@ -21,7 +21,7 @@ from tests.felix.cluster import CONFIG, REVISION, allow_from, facts, link, names
 
 WEB, DB = workload_interface("shop", "web"), workload_interface("shop", "db")
 DONE = Progress(revision=3, tried=3)
-FINE = Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=DONE)
+FINE = Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=DONE, routes=DONE)
 
 
 def wanted(mode: EncapMode = EncapMode.NEVER) -> Desired:
@@ -52,16 +52,19 @@ def test_up_pending_and_set_aside() -> None:
 def test_an_error_touches_the_endpoint_it_is_about() -> None:
     key = RouteKey(host_prefix(wanted().endpoints[1].addresses[0]), 100)
     route = Progress(tried=3, errors={key: "10.0.0.1/32: network is down"})
-    assert states(Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=route))["web"] == (
+    assert states(Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=DONE, routes=route))["web"] == (
         "error",
         "10.0.0.1/32: network is down",
     )
     other = Progress(tried=3, errors={RouteKey(key.destination, 400): "no"})
-    assert states(Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=other))["web"] == ("up", "")
+    assert states(Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=DONE, routes=other))["web"] == ("up", "")
     rules = Progress(tried=3, errors={Element("to-workload", f'"{WEB}"'): "nft said no"})
-    assert states(Outcome(sysctls=DONE, tunnels=DONE, nft=rules, routes=DONE))["web"] == ("error", "nft said no")
+    assert states(Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=rules, routes=DONE))["web"] == (
+        "error",
+        "nft said no",
+    )
     unread = Progress(tried=3, failure="routes: cannot be read")
-    assert states(Outcome(sysctls=DONE, tunnels=DONE, nft=DONE, routes=unread))["web"][0] == "error"
+    assert states(Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=DONE, routes=unread))["web"][0] == "error"
 
 
 def test_ready_means_all_of_this_revision_and_nothing_wrong() -> None:
@@ -77,7 +80,7 @@ def test_ready_means_all_of_this_revision_and_nothing_wrong() -> None:
 
 def test_a_refused_tunnel_is_said_and_holds_nothing_back() -> None:
     refused = Progress(tried=3, errors={IPIP_DEVICE: "this kernel has no ipip"})
-    outcome = Outcome(sysctls=DONE, tunnels=refused, nft=DONE, routes=DONE)
+    outcome = Outcome(sysctls=DONE, tunnels=refused, addresses=DONE, nft=DONE, routes=DONE)
     assert (outcome.tried, outcome.done) == (3, 3)
     said = state(wanted(EncapMode.ALWAYS), outcome, REVISION, "")
     assert said.ready
@@ -86,7 +89,7 @@ def test_a_refused_tunnel_is_said_and_holds_nothing_back() -> None:
 
 def test_a_thousand_errors_are_not_repeated_a_thousand_times() -> None:
     many = Progress(tried=3, errors={Element("x", str(n)): f"refused {n}" for n in range(1000)})
-    said = state(wanted(), Outcome(sysctls=DONE, tunnels=DONE, nft=many, routes=DONE), REVISION, "")
+    said = state(wanted(), Outcome(sysctls=DONE, tunnels=DONE, addresses=DONE, nft=many, routes=DONE), REVISION, "")
     assert len([problem for problem in said.problems if "refused" in problem]) == MOST_ERRORS
 
 

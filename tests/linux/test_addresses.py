@@ -145,8 +145,10 @@ async def test_a_refused_address_does_not_keep_the_other_away(driver: AddressDri
 
 
 async def test_a_kernel_that_keeps_no_mark_is_said_and_done_without() -> None:
-    """Protocol 0 is none: the kernel keeps nothing of it, as kernels before 5.18 do of any. There is no 127.0.0.1 either,
-    whose mark would say that this kernel could."""
+    """Protocol 0 is none: the kernel keeps nothing of it, as kernels before 5.18 do of any.
+
+    There is no 127.0.0.1 either, whose mark would say that this kernel could.
+    """
     ip("addr", "flush", "dev", "lo")
     driver, later = AddressDriver(protocol=0), AddressDriver(protocol=0)
     try:
