@@ -51,7 +51,8 @@ UNNOTIFIED: Final = MappingProxyType(
 
 FAMILIES: Final = MappingProxyType({"ipv4/unicast": Family.V4, "ipv6/unicast": Family.V6})
 
-UNICAST: Final = frozenset({"ipv4 unicast", "ipv6 unicast"})
+UNICAST: Final = MappingProxyType({4: "ipv4 unicast", 6: "ipv6 unicast"})
+"""What ExaBGP calls the family of a session with that IP version; no other is asked for."""
 
 LONG_LIVED_ENTRY: Final = 7
 """Bytes: address family, subsequent family, flags, seconds."""
@@ -246,7 +247,7 @@ def _decode(message: Mapping[str, Any]) -> Event:
             return _open(peer, neighbor["open"])
         case "update", _:
             body = neighbor["message"]
-            return EndOfRib(peer) if "eor" in body else _update(peer, body["update"])
+            return EndOfRib(peer) if "eor" in body else _update(peer, body["update"], external=_external(neighbor))
         case kind, state:
             return Other(f"{peer} {kind} {state or ''}".strip())
 
@@ -291,24 +292,43 @@ def _long_lived(peer: Address, capability: bytes) -> int:
     return 0
 
 
-def _update(peer: Address, update: Mapping[str, Any]) -> Update:
+def _update(peer: Address, update: Mapping[str, Any], *, external: bool) -> Update:
+    family = UNICAST[peer.version]
     announced = [
-        (ip_address(next_hop), _prefixes(entries))
-        for family, by_next_hop in update.get("announce", {}).items()
-        if family in UNICAST
-        for next_hop, entries in by_next_hop.items()
+        (_next_hop(text, peer.version), _prefixes(entries))
+        for text, entries in update.get("announce", {}).get(family, {}).items()
     ]
     if len(announced) > 1:  # a next hop with a link-local address beside the global one is told as two
-        announced = [each for each in announced if not each[0].is_link_local] or announced
-    withdrawn = [
-        prefix
-        for family, entries in update.get("withdraw", {}).items()
-        if family in UNICAST
-        for prefix in _prefixes(entries)
-    ]
+        announced = [each for each in announced if each[0] is None or not each[0].is_link_local] or announced
+    withdrawn = _prefixes(update.get("withdraw", {}).get(family, ()))
     attributes = update.get("attribute", {})
-    paths = tuple((_path(next_hop, attributes), prefixes) for next_hop, prefixes in announced)
-    return Update(peer, paths, tuple(withdrawn))
+    usable = _usable(attributes, external=external)
+    paths: list[tuple[Path, tuple[Prefix, ...]]] = []
+    for next_hop, prefixes in announced:
+        if usable and next_hop is not None:
+            paths.append((_path(next_hop, attributes), prefixes))
+        else:
+            withdrawn += prefixes
+    return Update(peer, tuple(paths), withdrawn)
+
+
+def _external(neighbor: Mapping[str, Any]) -> bool:
+    return bool(neighbor["asn"]["local"] != neighbor["asn"]["peer"])
+
+
+def _usable(attributes: Mapping[str, Any], *, external: bool) -> bool:
+    """Whether what every announcement must have is there (RFC 7606, 3 d, 7.1 and 7.2): ExaBGP asks for none of it."""
+    path = external and not any(segment["value"] for segment in attributes.get("as-path", {}).values())
+    return str(attributes.get("origin", "")).upper() in Origin.__members__ and not path
+
+
+def _next_hop(text: str, version: int) -> Address | None:
+    """None when there is none that the session's prefixes can have (RFC 7606, 7.3)."""
+    try:
+        next_hop = ip_address(text)
+    except ValueError:
+        return None
+    return next_hop if next_hop.version == version and not next_hop.is_multicast else None
 
 
 def _prefixes(entries: Iterable[Mapping[str, str]]) -> tuple[Prefix, ...]:
@@ -327,7 +347,7 @@ def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:
         next_hop=next_hop,
         as_path=tuple(as_path),
         as_path_length=length,
-        origin=Origin[str(attributes.get("origin", "incomplete")).upper()],
+        origin=Origin[str(attributes["origin"]).upper()],
         med=int(attributes.get("med", 0)),
         local_pref=int(attributes.get("local-preference", 100)),
         communities=tuple(

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
-from ipaddress import IPv4Address, ip_network
+from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
 from bgp.line import Ack, Event, Other, PeerDown, PeerUp, Update, decode
@@ -205,7 +205,13 @@ class Speaking:
                     self._news.clear()
                     await self._news.wait()
         except TimeoutError:
-            raise AssertionError(f"not within {timeout_s} s: {what}; {self.lives}, {self.events[-3:]}") from None
+            raise AssertionError(
+                f"not within {timeout_s} s: {what}; {self.lives}, {self.errors[-1:]}, {self.events[-3:]}"
+            ) from None
+
+    def heard(self, peer: str, prefix: Network) -> Heard | None:
+        """What a peer says of a prefix now."""
+        return self.table.get(ip_address(peer), {}).get(prefix)
 
     @property
     def downs(self) -> list[PeerDown]:

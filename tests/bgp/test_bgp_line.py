@@ -155,6 +155,37 @@ VECTORS: list[tuple[str, Event]] = [
 ]
 
 
+GOOD = '"origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": [65001]}}'
+
+
+@pytest.mark.parametrize(
+    ("attributes", "next_hop"),
+    [
+        ('"origin": "igp"', "10.9.0.1"),
+        ('"origin": "igp", "as-path": {"0": {"element": "as-sequence", "value": []}}', "10.9.0.1"),
+        (GOOD.replace("igp", "7"), "10.9.0.1"),
+        (GOOD.replace('"origin": "igp", ', ""), "10.9.0.1"),
+        (GOOD, "null"),
+        (GOOD, "fd09::1"),
+        (GOOD, "224.0.0.5"),
+    ],
+)
+def test_what_lacks_what_it_must_have_is_withdrawn(attributes: str, next_hop: str) -> None:
+    text = (
+        f'"direction": "receive", "message": {{ "update": {{ "attribute": {{ {attributes} }}, "announce": '
+        f'{{ "ipv4 unicast": {{ "{next_hop}": [ {{ "nlri": "10.244.5.0/26" }} ] }} }} }} }}'
+    )
+    assert decode(said("update", text)) == Update(V4, (), (Prefix.parse("10.244.5.0/26"),))
+
+
+def test_another_family_than_the_sessions_is_not_heard() -> None:
+    text = (
+        f'"direction": "receive", "message": {{ "update": {{ "attribute": {{ {GOOD} }}, "announce": '
+        '{ "ipv6 unicast": { "fd09::1": [ { "nlri": "fd44::/64" } ] } } } }'
+    )
+    assert decode(said("update", text)) == Update(V4)
+
+
 @pytest.mark.parametrize(("line", "event"), VECTORS)
 def test_decode(line: str, event: Event) -> None:
     assert decode(line) == event

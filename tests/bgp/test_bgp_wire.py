@@ -140,8 +140,9 @@ async def test_what_is_heard_with_all_attributes(pair: Pair) -> None:
     more = attribute(0xC0, 8, bytes.fromhex("fc000001")) + attribute(0x80, 9, b"\x0a\0\0\x09")
     more += attribute(0x80, 10, b"\x0a\0\0\1") + attribute(0xC0, 32, b"\0\0\0\1\0\0\0\2\0\0\0\3")
     pair.internal.send(update(plain(65001, INTERNAL) + attribute(0x40, 5, b"\0\0\0\xfa") + more, P))
-    await pair.said.wait("the route", lambda: P in pair.said.table.get(ip_address(INTERNAL), {}))
-    path = pair.said.table[ip_address(INTERNAL)][P]
+    await pair.said.wait("the route", lambda: pair.said.heard(INTERNAL, P) is not None)
+    path = pair.said.heard(INTERNAL, P)
+    assert path is not None
     assert (path.originator, path.clusters) == (IPv4Address("10.0.0.9"), (IPv4Address("10.0.0.1"),))
     assert path.communities == ("64512:1", "1:2:3")
     assert (path.as_path, path.local_pref) == ((65001,), 250)
