@@ -158,7 +158,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
 
 
 async def cleanup() -> None:
-    """Remove all that is felix's from this host: routes, the nftables table, tunnels, addresses. Pods lose their network.
+    """Remove what is felix's from this host: routes, the nftables table, tunnels, addresses. Pods lose their network.
 
     Raises `MuslinError` naming what could not be removed.
     """
