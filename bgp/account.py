@@ -15,6 +15,7 @@ from bgp.learnt import Learnt
 from bgp.metrics import Measured
 from bgp.model import Maintenance, Speaker
 from bgp.process import ExaBGP
+from bgp.reach import PeerRoutes
 from bgp.report import Outlook
 from bgp.sessions import Sessions
 from bgp.teller import Teller
@@ -55,6 +56,7 @@ class Parts:
     bfd: Bfd
     teller: Teller
     kernel: Reconciler[Prefix, Route]
+    peer_routes: PeerRoutes
 
 
 class Account:
@@ -112,6 +114,7 @@ class Account:
             trouble=(course.problem, parts.exabgp.problem, parts.bfd.problem),
             missing=(
                 *(absent(speaker, course.facts) if speaker and course.facts else ()),
+                *parts.peer_routes.problems,
                 *parts.learnt.problems(),
                 *parts.teller.exporter.warnings,
             ),

@@ -39,6 +39,7 @@ from bgp.metrics import Metrics
 from bgp.model import Config, Speaker
 from bgp.pods import with_pods
 from bgp.process import ExaBGP
+from bgp.reach import PeerRoutes
 from bgp.sessions import Sessions
 from bgp.teller import Teller
 from bgp.thrift import thrifty
@@ -171,6 +172,7 @@ class Agent:
         self._teller = Teller(self.exabgp.send, self._sessions, self._learnt.best)
         self._told = self._teller.reconciler
         self._errands = Errands(self.exabgp.send)
+        self._peer_routes = PeerRoutes()
         self._routes = PrefixRoutes(RouteProtocol.BGP, Metric.BGP)
         self._kernel: Reconciler[Prefix, Route] = Reconciler(self._routes)
         self._wake_kernel = asyncio.Event()
@@ -183,6 +185,7 @@ class Agent:
             bfd=self._bfd,
             teller=self._teller,
             kernel=self._kernel,
+            peer_routes=self._peer_routes,
         )
         self.account = Account(inputs.node, self._course, parts, self._news.set)
         self.on_snapshot: Callable[[Snapshot], None] = lambda _: None
@@ -239,6 +242,7 @@ class Agent:
         self._sessions.configure(speaker.sessions, clock.now())
         self.exabgp.configure(speaker)
         self._bfd.configure({each.peer: (each.local, each.bfd) for each in speaker.sessions if each.bfd})
+        self._find_peers()
         self._learnt.configure(speaker, Scope(self._course.snapshot, self._in.node), time.monotonic())
         self._teller.configure(speaker, self._course.whole)
         self._learnt.follows_best = self._teller.exporter.passes_on
@@ -249,8 +253,14 @@ class Agent:
         async for facts in watch_facts(protocol=RouteProtocol.BGP, ports=ours, on_drift=self._on_drift):
             self._course.facts = facts
             self._news.set()
-            self._learnt.learn_facts(facts)
+            self._find_peers()
             self._program()
+
+    def _find_peers(self) -> None:
+        """Peers or links are others, and with them the ways to peers and to what they tell."""
+        if self._course.facts is not None:
+            sessions = self._course.speaker.sessions if self._course.speaker else ()
+            self._learnt.learn_facts(self._peer_routes.find(sessions, self._course.facts))
 
     def _on_drift(self) -> None:
         """Somebody else's hand was on our routes."""
@@ -309,7 +319,8 @@ class Agent:
         """Bring the kernel's reconciler up to date; nothing before the first snapshot and the first facts."""
         if self._course.speaker is None or self._course.facts is None:
             return
-        self._kernel.change_desired(self._learnt.take_changes(), self._course.whole)
+        changes = self._peer_routes.over(self._learnt.take_changes(), self._learnt.decisions)
+        self._kernel.change_desired(changes, self._course.whole)
         self._wake_kernel.set()
         self._teller.pass_on(self._learnt.take_chosen())
         self._news.set()
