@@ -17,7 +17,7 @@ from typing import Final
 
 from bgp.bestpath import Candidate
 from bgp.fib import Place, Refusal, Resolve
-from bgp.filters import Action, Context, Direction, judge
+from bgp.filters import Action, Context, Direction, decide
 from bgp.model import Path, Session, Speaker
 from core.addr import Address, contains
 from core.prefix import Prefix
@@ -87,7 +87,7 @@ def taken(candidate: Candidate, prefix: Prefix, place: Place, resolve: Resolve) 
     if session.filters:
         device = "" if isinstance(reached, str) else reached.device
         context = Context(internal=session.internal, heard_internal=session.internal, device=device)
-        judged = judge(session.filters, Direction.IMPORT, prefix.network, path, context)
+        judged = decide(session.filters, Direction.IMPORT, prefix.packed, prefix.length, path, context)
         if judged.action is Action.REJECT:
             return f"rejected by {judged.reason}"
         action, path = judged.action, judged.path

@@ -50,8 +50,8 @@ def pool(name: str, cidr: str, **spec: Any) -> IPPool:
     return made(IPPool, name, {"cidr": cidr, **spec})
 
 
-def block(cidr: str, owner: str) -> IPAMBlock:
-    return made(IPAMBlock, re.sub(r"[.:/]", "-", cidr), {"cidr": cidr, "affinity": f"host:{owner}"})
+def block(cidr: str, owner: str, **spec: Any) -> IPAMBlock:
+    return made(IPAMBlock, re.sub(r"[.:/]", "-", cidr), {"cidr": cidr, "affinity": f"host:{owner}", **spec})
 
 
 def peer(name: str, ip: str, **spec: Any) -> BGPPeer:

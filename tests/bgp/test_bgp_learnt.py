@@ -2,63 +2,43 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from dataclasses import replace
-from ipaddress import ip_address, ip_interface, ip_network
+from ipaddress import ip_address, ip_network
 from itertools import permutations
-from typing import Any
 
 import pytest
-from bgp_world import block, node, pool
+from bgp_paths import (
+    BLOCK,
+    FACTS,
+    LINKS,
+    NODES,
+    OTHER,
+    P1,
+    P2,
+    P3,
+    graceful,
+    learnt,
+    networks,
+    path,
+    place,
+    plain,
+    session,
+    speaker,
+    update,
+    via,
+)
+from bgp_world import block, pool
 from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.bestpath import Candidate, choose
-from bgp.fib import Reach, Scope, Ways
-from bgp.learnt import Learnt
-from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp, Update
-from bgp.model import Origin, Path, Session, Speaker
+from bgp.fib import Reach, Ways
+from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerUp, Update
+from bgp.model import Origin, Path
 from bgp.rib import END_OF_RIB_S, RELEARN_S, AdjRibIn
-from core.addr import Address, Family, Network
+from core.addr import Address, Network
 from core.prefix import Prefix
-from core.resources import Resource
-from core.snapshot import Snapshot
-from linux.model import Facts, Link, NextHop, Route, Via
-
-P1, P2, P3 = (ip_address(f"10.9.{number}.1") for number in (1, 2, 3))
-BLOCK, OTHER = ip_network("10.244.5.0/26"), ip_network("10.244.6.0/26")
-
-
-def session(peer: Address, remote_as: int = 65001, **more: int) -> Session:
-    local = ip_address(int(peer) + 1)
-    return Session(
-        name=str(peer),
-        peer=peer,
-        port=179,
-        local=local,
-        local_as=64512,
-        remote_as=remote_as,
-        hold_s=90,
-        restart_s=120,
-        **more,
-    )
-
-
-def path(next_hop: Address, *as_path: int, **more: int) -> Path:
-    return Path(next_hop=next_hop, as_path=as_path, as_path_length=len(as_path), **more)  # type: ignore[arg-type]
-
-
-def update(peer: Address, *prefixes: Network, withdrawn: tuple[Network, ...] = ()) -> Update:
-    gone = tuple(map(Prefix.of, withdrawn))
-    return Update(peer, ((path(peer, 65001), tuple(map(Prefix.of, prefixes))),) if prefixes else (), gone)
-
-
-def graceful(peer: Address) -> PeerOpen:
-    return PeerOpen(peer, 60, frozenset({Family.V4}))
-
-
-def plain(peer: Address) -> PeerOpen:
-    return PeerOpen(peer, 120, frozenset())
+from linux.model import Facts, NextHop
 
 
 def fold(*events: PeerEvent, at: float = 0.0) -> AdjRibIn:
@@ -70,10 +50,6 @@ def fold(*events: PeerEvent, at: float = 0.0) -> AdjRibIn:
 
 def told(rib: AdjRibIn) -> dict[tuple[Address, Network], Path]:
     return {(each.peer, p.network): each.path for table in rib.tables() for p, each in table.items()}
-
-
-def networks(prefixes: Collection[Prefix]) -> set[Network]:
-    return {prefix.network for prefix in prefixes}
 
 
 class TestRib:
@@ -199,20 +175,6 @@ class TestChoice:
         assert len({choose(order) for order in permutations(candidates)}) == 1
 
 
-LINKS = {
-    name: Link(name=name, index=index, up=True, mtu=1500, addresses=(ip_interface(address),))
-    for name, index, address in (("e1", 1, "10.9.1.2/24"), ("e2", 2, "10.9.2.2/24"))
-}
-FACTS = Facts(
-    links=LINKS,
-    gateways=(
-        Via(destination=ip_network("0.0.0.0/0"), gateway=ip_address("10.9.1.254"), device=1),
-        Via(destination=ip_network("10.50.0.0/16"), gateway=ip_address("10.9.1.253"), device=1),
-        Via(destination=ip_network("10.50.0.0/16"), gateway=ip_address("10.9.2.253"), device=2),
-    ),
-)
-
-
 class TestNextHops:
     def test_on_link_then_the_longest_gateway(self) -> None:
         ways = Ways(FACTS)
@@ -226,13 +188,6 @@ class TestNextHops:
         assert "link-local" in str(Ways(FACTS).to(ip_address("fe80::1")))
         down = {name: replace(link, up=False) for name, link in LINKS.items()}
         assert "no route leads to it" in str(Ways(Facts(links=down)).to(P1))
-
-
-def place(*resources: Resource) -> Scope:
-    return Scope(Snapshot().apply(1, [(each.key, each) for each in resources]), "a")
-
-
-NODES = (node("a", "10.9.1.2/24"), node("b", "10.9.1.3/24"), node("c", "10.50.1.9/24"))
 
 
 class TestImport:
@@ -266,39 +221,6 @@ class TestImport:
     def test_ipv6_is_always_native(self) -> None:
         found = place(*NODES, pool("six", "fd44::/48", ipipMode="Never")).place(Prefix.of(ip_network("fd44::40/122")))
         assert (found.pool, found.unprogrammed) == ("six", "")
-
-
-def speaker(*sessions: Session, **more: Any) -> Speaker:
-    us = ip_address("10.9.1.2")
-    return Speaker(router_id=us, as_number=64512, port=179, listen=(us,), sessions=sessions, **more)
-
-
-class Node(Learnt):
-    """With what its kernel would be told."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self._kernel: dict[Prefix, Route] = {}
-
-    def routes(self) -> dict[Network, Route]:
-        for prefix, route in self.take_changes().items():
-            if route is None:
-                self._kernel.pop(prefix, None)
-            else:
-                self._kernel[prefix] = route
-        return {prefix.network: route for prefix, route in self._kernel.items()}
-
-
-def learnt(*peers: Address, mode: str = "Never") -> Node:
-    made = Node()
-    made.learn_facts(FACTS)
-    sessions = [session(peer, 65000 + number) for number, peer in enumerate(peers, 1)]
-    made.configure(speaker(*sessions), place(*NODES, pool("main", "10.244.0.0/16", ipipMode=mode)))
-    return made
-
-
-def via(*gateways: Address) -> Route:
-    return Route(next_hops=tuple(NextHop(gateway.packed[2], gateway) for gateway in gateways))
 
 
 class TestLearnt:
