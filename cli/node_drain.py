@@ -21,7 +21,7 @@ from msgspec.structs import replace
 
 from cli import options, store, terminal
 from cli.cluster import AgentReport, overview
-from core.errors import Conflict, Invalid, NotFound, Problem, Unavailable
+from core.errors import Conflict, Invalid, MuslinError, NotFound, Problem
 from core.resources import Node, SpeakerStatus
 from core.resources.status import SpeakerState
 from core.values import duration
@@ -116,7 +116,7 @@ async def _change(opened: Store, name: str, maintenance: str, timeout_s: float) 
     _require_alive(name, await _report(opened, name))
     why = "; ".join(state.problems) if state and state.problems else "`muslin bgp status` may say why"
     what = "withdrawn everything" if maintenance == WITHDRAWN else "told its peers"
-    raise Unavailable(f"after {timeout_s:g} s bgp on {name} has not {what}: {why}. Give the command again to go on")
+    raise MuslinError(f"after {timeout_s:g} s bgp on {name} has not {what}: {why}. Give the command again to go on")
 
 
 def _done(state: SpeakerState, revision: int, maintenance: str) -> bool:
@@ -164,8 +164,8 @@ def _require_alive(name: str, report: AgentReport[SpeakerState] | None) -> None:
     """A speaker that says nothing withdraws nothing."""
     remedy = "its peers keep its routes until their hold time has passed, or their restart time: see docs/bgp.md"
     if report is None:
-        raise Unavailable(
+        raise MuslinError(
             f"bgp on {name} has never reported, so it can withdraw nothing; does `muslin node` run there?"
         )
     if report.seen.silent:
-        raise Unavailable(f"{report.seen.wrong('bgp')} ({name}): it can withdraw nothing; {remedy}")
+        raise MuslinError(f"{report.seen.wrong('bgp')} ({name}): it can withdraw nothing; {remedy}")
