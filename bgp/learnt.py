@@ -22,7 +22,7 @@ from bgp.bestpath import Candidate, choose
 from bgp.decision import UNDECIDED, Decision, Explanation, explain
 from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route
 from bgp.imports import PATH_DOWN, Us, taken, unsound, us
-from bgp.line import PeerEvent, Update
+from bgp.line import PeerEvent, PeerUp, Update
 from bgp.model import Session, Speaker
 from bgp.rib import AdjRibIn, Heard
 from core.addr import Address, Network
@@ -80,13 +80,16 @@ class Learnt:
         before, self._speaker = self._speaker, speaker
         self._sessions = {session.peer: session for session in speaker.sessions}
         lost = self.rib.configure(self._sessions, now)
-        same = before is not None and _decides(before) == _decides(speaker) and scope.same_as(self._scope)
-        self._scope = scope
-        if same:
-            self._choose(lost)
-        else:
+        same = before is not None and _decides(before) == _decides(speaker)
+        moved = scope.moved(self._scope) if same else None
+        if moved != frozenset():  # else the one we have decides alike, and what is known of its places stays known
+            self._scope = scope
+        if moved is None:
             self._us = us(speaker, self._ways.addresses)
             self._again()
+        else:
+            self._note(_within(moved, self._adopted))
+            self._choose({*lost, *_within(moved, self._decisions)})
 
     def learn_facts(self, facts: Facts) -> bool:
         """The host's links or gateways changed; whether any route may have changed with them."""
@@ -108,6 +111,8 @@ class Learnt:
         """Take a peer's event in; whether any route may have changed."""
         if event.peer not in self._sessions:
             return False  # the last words of a session that was just taken out of the configuration
+        if isinstance(event, PeerUp) and self.rib.path_down(event.peer):
+            self._known = {}  # whatever was decided while nothing got through to it
         changed = self.rib.fold(event, now)
         if isinstance(event, Update) and self._adopted:
             dropped = [prefix for prefix in event.withdrawn if self._adopted.pop(prefix, None)]
@@ -290,6 +295,19 @@ class _View(Mapping[Network, V]):
 def _particular(session: Session) -> bool:
     """Whether what a session takes in depends on the very prefix."""
     return bool(session.filters or session.within)
+
+
+def _within(blocks: frozenset[Prefix], prefixes: Collection[Prefix]) -> list[Prefix]:
+    """Those of `prefixes` that are one of `blocks` or lie in one."""
+    if not blocks:
+        return []
+    lengths = sorted({block[0] for block in blocks})
+    return [
+        prefix
+        for prefix in prefixes
+        if prefix in blocks
+        or (prefix[0] > lengths[0] and any(prefix.cut(n) in blocks for n in lengths if n < prefix[0]))
+    ]
 
 
 def _decides(speaker: Speaker) -> tuple[object, ...]:
