@@ -44,6 +44,9 @@ PING_S: Final = 3.0
 SOCKETS_S: Final = 1.0
 START_S: Final = 20.0
 LAST_WORDS_S: Final = 1.0
+OPEN_S: Final = 10
+"""How long a peer that takes our call may take to its OPEN, seconds. ExaBGP does nothing else for the peer meanwhile,
+not even what a reload asks for."""
 CHUNK: Final = 256 * 1024
 LONGEST_LINE: Final = 16 * 1024 * 1024
 SOCKET_PATH_BOUND: Final = 107
@@ -232,6 +235,7 @@ class ExaBGP:
             "exabgp_api_ack": "true",
             "exabgp_tcp_bind": " ".join(addresses),
             "exabgp_tcp_port": port,
+            "exabgp_bgp_openwait": str(OPEN_S),
             "exabgp_log_destination": "stdout",
             "exabgp_log_level": "ERROR",
         }
