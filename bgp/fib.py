@@ -67,14 +67,14 @@ class Scope:
         ranges = [_range(pool, node, local) for pool in self._pools.values()]
         self._ranges = {width: [each for each in ranges if len(each.first) == width] for width in (4, 16)}
 
-    def same_as(self, other: Scope | None) -> bool:
-        """Whether both decide alike: most changes of a cluster are none to this node."""
-        return other is not None and (self._pools, self._local, self._ours, self._borrowed) == (
-            other._pools,
-            other._local,
-            other._ours,
-            other._borrowed,
-        )
+    def moved(self, other: Scope | None) -> frozenset[Prefix] | None:
+        """The blocks and addresses that are ours in one of both and not in the other; None when more than that differs.
+
+        Most changes of a cluster are none to this node, and most of the rest are one block, more or less.
+        """
+        if other is None or (self._pools, self._local) != (other._pools, other._local):
+            return None
+        return self._ours ^ other._ours | {prefix for prefix, _ in self._borrowed.items() ^ other._borrowed.items()}
 
     def place(self, prefix: Prefix) -> Place:
         """Where it lies."""
