@@ -16,6 +16,7 @@ from core.addr import Network
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(129))
 _V4: Final = 5
 _MOST_V4: Final = 32
+_BEYOND: Final = tuple((1 << _MOST_V4 - length) - 1 for length in range(_MOST_V4 + 1))
 
 
 class Prefix(bytes):
@@ -37,7 +38,7 @@ class Prefix(bytes):
         made = cls((int(length), *map(int, address.split("."))))
         if len(made) != _V4 or made[0] > _MOST_V4:
             raise ValueError(f"{text!r} is no IPv4 prefix")
-        return made if _clean(made, made[0]) else made.cut(made[0])
+        return made.cut(made[0]) if int.from_bytes(made[1:], "big") & _BEYOND[made[0]] else made
 
     @property
     def network(self) -> Network:
@@ -71,9 +72,3 @@ class Prefix(bytes):
         bits = 8 * (len(self) - 1)
         kept = int.from_bytes(self[1:], "big") >> (bits - length) << (bits - length)
         return Prefix(_LENGTHS[length] + kept.to_bytes(bits // 8, "big"))
-
-
-def _clean(prefix: bytes, length: int) -> bool:
-    """Whether the bits beyond the length are zero; only the last byte that was read may have some."""
-    loose = -length & 7
-    return not loose or not prefix[length + 7 >> 3] & ((1 << loose) - 1)
