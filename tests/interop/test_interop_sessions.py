@@ -93,8 +93,6 @@ def test_a_router_that_may_be_far_away_is_not_believed(rack: Rack) -> None:
     rack.await_up()
     rack.apply(to_tor(ttlSecurity=1))
     rack.await_refused()
-    rack.tor.configure(replace(FOUR, ttl_security=True))
-    rack.await_up()
 
 
 def test_a_router_that_expects_another_as(rack: Rack) -> None:

@@ -71,6 +71,7 @@ class FrrTor(Tor):
             *([f"bgp long-lived-graceful-restart stale-time {long_lived}"] if long_lived else []),
             *(line for each in self.peerings for line in _session(each)),
             *(line for each in self.peerings for line in _family(each)),
+            *(f"no neighbor {each.node} shutdown" for each in self.peerings),
             "exit",
         ]
 
@@ -127,6 +128,7 @@ def _session(peering: Peering) -> list[str]:
     keepalive = max(1, peering.hold_s // 3)
     lines = [
         f"neighbor {node} remote-as {peering.node_as}",
+        f"neighbor {node} shutdown",  # it takes line by line, and would open before it has come to the family
         f"neighbor {node} update-source {peering.local}",
         f"neighbor {node} timers {keepalive} {peering.hold_s}",
         f"neighbor {node} timers connect 1",
