@@ -9,7 +9,7 @@ from collections.abc import Iterator
 
 import pytest
 from bgp_world import Bird, World, until
-from watcher import Watcher, every, silent
+from watcher import Said, Watcher, every, said, silent
 
 pytestmark = pytest.mark.kernel
 
@@ -26,13 +26,10 @@ def body(ms: int = 300, multiplier: int = 3) -> str:
     return BODY.format(ms=ms, multiplier=multiplier, four=NODE4, six=NODE6, third=NODE3)
 
 
-def said(bird: Bird, peer: str) -> tuple[str, float, float]:
+def pace(bird: Bird, peer: str) -> tuple[str, float, float]:
     """What BIRD prints: state, how often it sends, after how long a silence it gives up."""
-    for line in bird.ask("show", "bfd", "sessions").splitlines():
-        words = line.split()
-        if words and words[0] == peer:
-            return words[2], float(words[-2]), float(words[-1])
-    return "none", 0.0, 0.0
+    found = said(bird).get(peer, Said())
+    return found.state, found.interval, found.timeout
 
 
 @pytest.fixture(scope="module")
@@ -55,13 +52,13 @@ def node(bird: Bird, world: World) -> Iterator[Watcher]:
 
 def both_up(bird: Bird, node: Watcher) -> None:
     for here, there in ((TOR4, NODE4), (TOR6, NODE6)):
-        until(f"{here} is up for both", lambda here=here, there=there: node.up(here) and said(bird, there)[0] == "Up")
+        until(f"{here} is up for both", lambda here=here, there=there: node.up(here) and pace(bird, there)[0] == "Up")
 
 
 def test_up_in_both_families_at_the_pace_that_both_want(bird: Bird, node: Watcher) -> None:
     both_up(bird, node)
     for peer in (NODE4, NODE6):
-        until(f"{peer} is at its pace", lambda peer=peer: said(bird, peer) == ("Up", 0.3, 0.9))
+        until(f"{peer} is at its pace", lambda peer=peer: pace(bird, peer) == ("Up", 0.3, 0.9))
     until("we are too", lambda: {node.state(each).detection_ms for each in (TOR4, TOR6)} == {900.0})
     assert node.state(TOR4).interval_ms == 300.0
     assert node.bfd.priority.startswith(("SCHED_FIFO", "nice"))
@@ -72,16 +69,16 @@ def test_other_intervals_are_negotiated_while_it_stays_up(bird: Bird, node: Watc
     losses, since = node.losses(), [node.state(each).since for each in (TOR4, TOR6)]
     node.configure({TOR4: (NODE4, every(100)), TOR6: ("", every(700, 2))})
     until(
-        "BIRD sends as it must", lambda: said(bird, NODE4) == ("Up", 0.3, 0.9) and said(bird, NODE6)[1:] == (0.7, 1.4)
+        "BIRD sends as it must", lambda: pace(bird, NODE4) == ("Up", 0.3, 0.9) and pace(bird, NODE6)[1:] == (0.7, 1.4)
     )
     bird.configure(body(50, 5))
-    until("100 ms with us as the slower", lambda: said(bird, NODE4) == ("Up", 0.1, 0.3))
+    until("100 ms with us as the slower", lambda: pace(bird, NODE4) == ("Up", 0.1, 0.3))
     until("we wait for five of its packets", lambda: node.state(TOR4).detection_ms == 500.0)
     node.configure({TOR4: (NODE4, every(50)), TOR6: ("", every(300))})
-    until("50 ms", lambda: said(bird, NODE4) == ("Up", 0.05, 0.15) and node.state(TOR4).detection_ms == 250.0)
+    until("50 ms", lambda: pace(bird, NODE4) == ("Up", 0.05, 0.15) and node.state(TOR4).detection_ms == 250.0)
     bird.configure(body())
     node.configure({TOR4: (NODE4, every(300)), TOR6: ("", every(300))})
-    until("the usual pace", lambda: said(bird, NODE4) == said(bird, NODE6) == ("Up", 0.3, 0.9))
+    until("the usual pace", lambda: pace(bird, NODE4) == pace(bird, NODE6) == ("Up", 0.3, 0.9))
     assert node.losses() == losses
     assert [node.state(each).since for each in (TOR4, TOR6)] == since
 
@@ -106,14 +103,30 @@ def test_silence_is_noticed_in_time_by_the_router(bird: Bird, node: Watcher, wor
     bird.configure(body(100))
     node.configure({TOR4: (NODE4, every(100)), TOR6: ("", every(100))})
     both_up(bird, node)
-    until("at its pace", lambda: said(bird, NODE4) == ("Up", 0.1, 0.3))
+    until("at its pace", lambda: pace(bird, NODE4) == ("Up", 0.1, 0.3))
     with silent(world, "node", "tor"):
         begun = time.monotonic()
-        took = until("BIRD has lost us", lambda: said(bird, NODE4)[0] != "Up", every_s=0.01)
+        took = until("BIRD has lost us", lambda: pace(bird, NODE4)[0] != "Up", every_s=0.01)
         assert took < 0.6  # what birdc takes is in it
         assert node.lost_at(TOR4, begun) - begun < 0.6
         assert "the peer says so" in node.state(TOR4).reason
     both_up(bird, node)
+
+
+def test_a_child_that_did_not_run_for_a_while_does_not_take_the_router_for_dead(bird: Bird, node: Watcher) -> None:
+    bird.configure(body(300, 3))
+    node.configure({TOR4: (NODE4, every(300, 20)), TOR6: ("", every(300, 20))})
+    both_up(bird, node)
+    until("BIRD waits longer for us", lambda: pace(bird, NODE4)[2] == pace(bird, NODE6)[2] == 6.0)
+    until("we do not for it", lambda: {node.state(each).detection_ms for each in (TOR4, TOR6)} == {900.0})
+    losses, before = node.losses(), said(bird)
+    os.kill(node.bfd.pid, signal.SIGSTOP)
+    time.sleep(2.0)  # twice as long as we would wait
+    os.kill(node.bfd.pid, signal.SIGCONT)
+    time.sleep(1.2)
+    assert node.losses() == losses
+    assert all(said(bird)[peer].stands_since(before[peer]) for peer in (NODE4, NODE6))
+    node.configure({TOR4: (NODE4, every(300)), TOR6: ("", every(300))})
 
 
 def test_a_router_that_restarts_comes_up_again(bird: Bird, node: Watcher) -> None:
@@ -132,7 +145,7 @@ def test_one_session_leaves_and_the_other_is_not_touched(bird: Bird, node: Watch
     both_up(bird, node)
     since = node.state(TOR6).since
     node.configure({TOR6: ("", every(300))})
-    until("BIRD hears that we have left", lambda: said(bird, NODE4)[0] == "Down", timeout_s=0.8)
+    until("BIRD hears that we have left", lambda: pace(bird, NODE4)[0] == "Down", timeout_s=0.8)
     assert {str(peer) for peer in node.bfd.states()} == {TOR6}
     node.configure({TOR4: (NODE4, every(300)), TOR6: ("", every(300))})
     both_up(bird, node)
@@ -161,15 +174,14 @@ def other(bird: Bird, world: World) -> Iterator[Watcher]:
 
 
 def test_the_session_stands_while_an_agent_restarts_and_when_the_child_dies(bird: Bird, other: Watcher) -> None:
-    def standing() -> str:
-        """BIRD's line for the session, with the time since when it is up."""
-        return next(line for line in bird.ask("show", "bfd", "sessions").splitlines() if line.startswith(NODE3))
-
-    until("it is up at its pace", lambda: "0.300" in standing() and other.state(TOR3).detection_ms == 900.0)
-    before, child, since = standing(), other.bfd.pid, other.state(TOR3).since
+    until(
+        "it is up at its pace",
+        lambda: pace(bird, NODE3) == ("Up", 0.3, 0.9) and other.state(TOR3).detection_ms == 900.0,
+    )
+    before, child, since = said(bird)[NODE3], other.bfd.pid, other.state(TOR3).since
     other.stop()
     time.sleep(1.5)  # longer than BIRD would wait for us
-    assert standing() == before
+    assert said(bird)[NODE3].stands_since(before)
     other.start({TOR3: (NODE3, every(300))})
     until("the next agent takes it over", lambda: other.up(TOR3))
     assert (other.bfd.pid, other.state(TOR3).since) == (child, since)
@@ -177,8 +189,8 @@ def test_the_session_stands_while_an_agent_restarts_and_when_the_child_dies(bird
     os.kill(child, signal.SIGKILL)
     until("another child goes on", lambda: other.bfd.pid not in (0, child) and other.up(TOR3), every_s=0.01)
     time.sleep(1.5)  # longer than BIRD would wait for us
-    assert standing() == before
+    assert said(bird)[NODE3].stands_since(before)
     assert not other.state(TOR3).lost
     other.configure({})
     until("no session, no child", lambda: other.bfd.pid == 0)
-    assert standing() != before
+    assert said(bird)[NODE3].state == "Down"

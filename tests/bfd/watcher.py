@@ -7,10 +7,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 
-from bgp_world import World, until
+from bgp_world import Bird, World, until
 
 from bgp.bfd.watch import Bfd, BfdState
 from bgp.model import Bfd as Intervals
@@ -44,6 +45,7 @@ class Watcher:
 
     def configure(self, sessions: Sessions) -> None:
         self._loop.call_soon_threadsafe(self.bfd.configure, _typed(sessions))
+        until("it has heard so", lambda: self.bfd.states().keys() == _typed(sessions).keys())
 
     def stop(self) -> None:
         """End as an agent does; its child is gone too once `pids` says so."""
@@ -89,6 +91,33 @@ class Watcher:
 
 def _typed(sessions: Sessions) -> dict[Address, tuple[Address | None, Intervals]]:
     return {ip_address(peer): (ip_address(local) if local else None, how) for peer, (local, how) in sessions.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class Said:
+    """A session in `birdc show bfd sessions`: how often BIRD sends and after how long a silence it gives up, in
+    seconds, and since what time of day, in seconds, it is in its state."""
+
+    state: str = "none"
+    interval: float = 0.0
+    timeout: float = 0.0
+    since: float = 0.0
+
+    def stands_since(self, before: Said) -> bool:
+        """Whether it has not moved in between. BIRD prints the same time a millisecond off now and then."""
+        return self.state == before.state == "Up" and abs(self.since - before.since) < 0.05
+
+
+def said(bird: Bird) -> dict[str, Said]:
+    """Every session that BIRD has, by the peer's address."""
+    found = {}
+    for line in bird.ask("show", "bfd", "sessions").splitlines():
+        words = line.split()
+        if len(words) == 6 and ":" in words[3]:
+            hours, minutes, seconds = words[3].split(":")
+            since = int(hours) * 3600 + int(minutes) * 60 + float(seconds)
+            found[words[0]] = Said(words[2], float(words[4]), float(words[5]), since)
+    return found
 
 
 @contextlib.contextmanager
