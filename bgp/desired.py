@@ -63,7 +63,7 @@ def absent(speaker: Speaker, facts: Facts) -> tuple[str, ...]:
     present = {interface.ip for link in facts.links.values() for interface in link.addresses}
     node = {address: f"Node spec.bgp.ipv{address.version}Address" for address in speaker.addresses}
     pods = {
-        session.local: f"BGPConfiguration spec.localWorkloadPeeringIPV{session.local.version}; give it to lo"
+        session.local: f"BGPConfiguration spec.localWorkloadPeeringIPV{session.local.version}; felix gives it to lo"
         for session in speaker.sessions
         if session.local is not None and session.local not in node
     }

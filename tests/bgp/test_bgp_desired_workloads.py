@@ -123,6 +123,6 @@ def test_an_address_for_pods_that_the_host_lacks_is_said() -> None:
     addresses = tuple(map(ip_interface, ("10.1.0.1/24", "fd01::1/64", "169.254.1.2/32")))
     facts = Facts(links={"lo": Link(name="lo", index=1, up=True, mtu=65536, addresses=addresses)})
     assert absent(found, facts) == (
-        "this host has no address fd00::2 (BGPConfiguration spec.localWorkloadPeeringIPV6; give it to lo)",
+        "this host has no address fd00::2 (BGPConfiguration spec.localWorkloadPeeringIPV6; felix gives it to lo)",
     )
     assert ip_address("169.254.1.2") not in found.addresses
