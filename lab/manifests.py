@@ -19,7 +19,10 @@ def nodes(topology: Topology, wiring: Wiring) -> Iterator[Node]:
         by_version = {interface.version: str(interface) for interface in wiring.addresses[entry.name]}
         labels = {"kubernetes.io/hostname": entry.name, "rack": entry.rack, **entry.labels}
         bgp = NodeBGPSpec(
-            ipv4_address=by_version.get(4, ""), ipv6_address=by_version.get(6, ""), as_number=topology.node_as(entry)
+            ipv4_address=by_version.get(4, ""),
+            ipv6_address=by_version.get(6, ""),
+            as_number=topology.node_as(entry),
+            route_reflector_cluster_id=entry.route_reflector_cluster_id,
         )
         yield Node(
             metadata=Metadata(name=entry.name, labels=labels),

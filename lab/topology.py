@@ -82,12 +82,13 @@ class Rack(Base, frozen=True, kw_only=True):
 
 
 class NodeEntry(Base, frozen=True, kw_only=True):
-    """A host of the cluster. It gets the label `rack` besides its own."""
+    """A host of the cluster. It gets the label `rack` besides its own; with a cluster ID it reflects to other nodes."""
 
     name: str
     rack: str
     as_number: int | None = None
     labels: Mapping[str, str] = {}
+    route_reflector_cluster_id: str = msgspec.field(default="", name="routeReflectorClusterID")
 
 
 class PodPort(Base, frozen=True, kw_only=True):

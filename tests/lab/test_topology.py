@@ -12,7 +12,7 @@ import yaml
 from core.errors import Invalid
 from core.names import workload_interface
 from lab import manifests
-from lab.topology import load, parse
+from lab.topology import RouterKind, load, parse
 from lab.wiring import wire
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -48,9 +48,11 @@ def test_every_example_is_a_topology_whose_manifests_exist(path: Path) -> None:
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/topology.yaml")), ids=lambda path: path.parent.name)
 def test_examples_peer_with_the_routers_that_the_wiring_makes(path: Path) -> None:
     routers = wire(load(path)).routers
-    offered = {(str(n.local), r.as_number) for r in routers.values() for n in r.neighbours if n.node}
+    speaking = [router for router in routers.values() if router.kind is not RouterKind.KERNEL]
+    offered = {(str(n.local), r.as_number) for r in speaking for n in r.neighbours if n.node}
     documents = [doc for file in path.parent.rglob("bgp.yaml") for doc in yaml.safe_load_all(file.read_text())]
-    asked = {(doc["spec"]["peerIP"], doc["spec"]["asNumber"]) for doc in documents if doc["kind"] == "BGPPeer"}
+    specs = [doc["spec"] for doc in documents if doc["kind"] == "BGPPeer"]
+    asked = {(spec["peerIP"], spec["asNumber"]) for spec in specs if "peerIP" in spec}
     assert asked == offered
 
 
@@ -90,6 +92,26 @@ def test_a_kernel_router_has_no_uplink() -> None:
     assert {path for path, _ in problems(small(routers=routers))} == {"routers[0].uplinks[0]"}
 
 
+def test_a_racks_routers_are_one_or_several_and_can_do_what_it_asks() -> None:
+    gobgp = {"name": "go", "kind": "gobgp", "asNumber": 65002, "bfd": {}}
+    tor = {"name": "tor", "kind": "bird", "asNumber": 65001}
+    racks = [
+        {"name": "r", "router": "tor", "routers": ["go"]},
+        {"name": "s", "routers": ["tor", "tor"]},
+        {"name": "t", "routers": ["tor", "go"], "loopbacks": True},
+        {"name": "u", "routers": ["tor", "none"]},
+        {"name": "v"},
+    ]
+    assert {path for path, _ in problems(small(routers=[tor, gobgp], racks=racks))} == {
+        "routers[1].bfd",
+        "racks[0].routers",
+        "racks[1].routers",
+        "racks[2].loopbacks",
+        "racks[3].routers[1]",
+        "racks[4].router",
+    }
+
+
 def test_what_is_no_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
     with pytest.raises(Invalid, match="cannot be read"):
         load(tmp_path / "none.yaml")
@@ -101,8 +123,9 @@ def test_what_is_no_yaml_or_not_there_is_refused(tmp_path: Path) -> None:
         load(tmp_path / "empty.yaml")
 
 
-def test_no_address_or_device_is_used_twice() -> None:
-    wiring = wire(load(EXAMPLES / "two-racks" / "topology.yaml"))
+@pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*/topology.yaml")), ids=lambda path: path.parent.name)
+def test_no_address_or_device_is_used_twice(path: Path) -> None:
+    wiring = wire(load(path))
     ports = [port for each in wiring.wires for port in (each.a, each.b)]
     addresses = [address.ip for port in ports for address in port.addresses]
     addresses += [each.ip for router in wiring.routers.values() for own in router.bridges.values() for each in own]

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from core.addr import Address, Network
+from core.addr import Network
 from core.resources import SpeakerStatus
 from lab import cluster as clusters
 from lab import ip, state, status, underlay
@@ -53,6 +53,11 @@ def learnt(lab: Cluster, node: str) -> Mapping[Network, set[str]]:
 def block(lab: Cluster, pod: str) -> Network:
     """The block that a pod's address is from."""
     return ip_network(f"{lab.address(pod, 4)}/26", strict=False)
+
+
+def mesh(lab: Cluster, node: str) -> Mapping[Network, set[str]]:
+    """What `learnt` is where every node is the next hop of its own blocks."""
+    return {block(lab, pod.name): {str(lab.address(pod.node))} for pod in lab.topology.pods if pod.node != node}
 
 
 def said(lab: Cluster) -> Mapping[str, str]:
@@ -120,15 +125,9 @@ async def test_leaf_spine() -> None:
 async def test_route_reflectors() -> None:
     async with brought_up("route-reflectors") as lab:
         assert said(lab)["reflector2"] == "router (frr, AS 64512, reflector)"
-        nodes: Mapping[str, Address] = {pod.name: lab.address(pod.node) for pod in lab.topology.pods}
-
-        def mesh(node: str) -> Mapping[Network, set[str]]:
-            own = lab.address(node)
-            return {block(lab, pod): {str(home)} for pod, home in nodes.items() if home != own}
-
         # packets go from node to node, not by way of who told of them
         for node in ("node1", "node2", "node3"):
-            assert learnt(lab, node) == mesh(node)
+            assert learnt(lab, node) == mesh(lab, node)
         # with one reflector gone, nothing is
         lab.kill("router@reflector1.0")
         async with opened(lab.socket) as store:
@@ -140,5 +139,14 @@ async def test_route_reflectors() -> None:
 
             await lab.until(still_there, "the nodes to notice", 40)
         for node in ("node1", "node2", "node3"):
-            assert learnt(lab, node) == mesh(node)
+            assert learnt(lab, node) == mesh(lab, node)
         assert all((await lab.matrix()).values())
+
+
+async def test_node_reflector() -> None:
+    async with brought_up("node-reflector") as lab:
+        for node in ("node1", "node2", "node3"):
+            assert learnt(lab, node) == mesh(lab, node)
+        async with opened(lab.socket) as store:
+            sessions = {each.metadata.name: len(each.status.sessions) for each in await read(store, SpeakerStatus)}
+        assert sessions == {"node1": 2, "node2": 1, "node3": 1}
