@@ -90,10 +90,11 @@ def ask(
 
     `datastore` is where agents reach it: a port that host endpoints never close.
     """
-    from cli import guards, here
+    from cli import guards, here, peering
     from cli import trace as tracing
     from policy.explain import explain as explained
 
+    ends = peering.near(snapshot, ends)
     found = explained(snapshot, *ends, protocol, port, meant)
     source, destination = found.addresses
     there = hops.hops(snapshot, ends, destination, source) if ends[0] != ends[1] else []
@@ -101,11 +102,13 @@ def ask(
     on = sorted({hop.node for hop in (*there, *back)})
     node = here.own_node(snapshot, on) if on else ""
     kernel = here.kernel(node) if node else guards.Kernel()
+    called = peering.called(snapshot, ends, found)
     leaving, arriving = guards.guards(snapshot, ends, found, kernel, datastore)
     return Answer(
         found=found,
         names={str(each): _called(snapshot, each) for each in ends},
-        to_host=hops.to_host(snapshot, ends),
+        to_host="Accept" if called else hops.to_host(snapshot, ends),
+        called=called,
         leaving=leaving,
         arriving=arriving,
         hops=tuple(there),
@@ -193,13 +196,15 @@ def _called(snapshot: Snapshot, found: Key | Address) -> str:
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Answer:
     """What `explain` found. `hops` and `back` are the ways there and back, over the nodes `on`; `to_host` is said where
-    a pod talks to its own node; `leaving` and `arriving` are the host endpoints of the source's and the destination's
-    node; `live` where this host is one of the nodes; `account` where a packet was traced.
+    a pod talks to its own node, `called` that it is the BGP which a BGPPeer asks for; `leaving` and `arriving` are the
+    host endpoints of the source's and the destination's node; `live` where this host is one of the nodes; `account`
+    where a packet was traced.
     """
 
     found: Explanation
     names: Mapping[str, str]
     to_host: str
+    called: bool
     leaving: Guards
     arriving: Guards
     hops: tuple[Hop, ...]
@@ -230,7 +235,8 @@ class Answer:
         """For people; the last one is the verdict."""
         told = [self._renamed(line) for line in self.found.lines[:-1]]
         sent, rest = (told[:1], told[1:]) if self.found.egress else ([], told)
-        to_host = [f"to its own node: {self.to_host}: defaultEndpointToHostAction"] if self.to_host else []
+        why = "BGP with its node, which a BGPPeer asks for" if self.called else "defaultEndpointToHostAction"
+        to_host = [f"to its own node: {self.to_host}: {why}"] if self.to_host else []
         lines = [*sent, *map(str, self.leaving.met), *to_host, *map(str, self.arriving.met), *rest]
         lines += self.guards.unanswered
         lines += [each.would_be for each in self.guards.met if each.pending]

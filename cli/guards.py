@@ -15,7 +15,7 @@ from dataclasses import dataclass, replace
 from ipaddress import ip_address
 from typing import Any, Final
 
-from cli import hops
+from cli import hops, peering
 from cli.hops import Hop
 from cli.kinds import reference
 from core.addr import Address
@@ -158,7 +158,7 @@ def guards(
         icmp=first.icmp,
     )
     if source == destination:
-        if hops.to_host(snapshot, ends) != "Return":
+        if hops.to_host(snapshot, ends) != "Return" or peering.called(snapshot, ends, found):
             return Guards(), Guards()
         interface = _interface(snapshot, ends[0])
         judge = _Judge(snapshot, source, kernel, datastore)

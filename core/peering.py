@@ -7,6 +7,7 @@ bgp has the sessions; felix puts the address on the host and lets those pods, an
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import Final
 
@@ -38,6 +39,15 @@ def peering_address(snapshot: Snapshot, node: str, version: int) -> Address | No
     given = (each.local_workload_peering_ipv4 if version == 4 else each.local_workload_peering_ipv6 for each in found)
     text = next(filter(None, given), "")
     return address(text, version) if text else None
+
+
+def peering_addresses(snapshot: Snapshot, node: str) -> tuple[Address, ...]:
+    """Those of both families; what is no address is left out."""
+    found = []
+    for version in (4, 6):
+        with contextlib.suppress(ValueError):
+            found.append(peering_address(snapshot, node, version))
+    return tuple(each for each in found if each is not None)
 
 
 def applies(spec: BGPPeerSpec, node: Node) -> bool:

@@ -16,6 +16,7 @@ from typing import Final
 from core.addr import Address
 from core.errors import NotFound
 from core.names import Key
+from core.peering import peering_addresses
 from core.resources.network import HostEndpoint, Node, WorkloadEndpoint
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
@@ -97,9 +98,9 @@ def explain(
 ) -> Explanation:
     """The fate of a new flow from `source` to `destination`: workload endpoints, nodes or addresses.
 
-    `meant` are the addresses in question where an end has several; else the first two of one family. A node has its own
-    and those that its host endpoints expect. Policy of hosts is not asked. Raises NotFound for an end that is not
-    there, or when the two have no family in common.
+    `meant` are the addresses in question where an end has several; else the first two of one family. A node has its
+    own, those that its host endpoints expect, and those on which it answers its pods' BGP. Policy of hosts is not
+    asked. Raises NotFound for an end that is not there, or when the two have no family in common.
     """
     sources, destinations = (
         tuple(each for each in _addresses(snapshot, end) if asked in (None, each))
@@ -172,7 +173,7 @@ def _addresses(snapshot: Snapshot, end: Key | Address) -> tuple[Address, ...]:
             if found.spec.node == end.name
             for each in map(ip_address, found.spec.expected_ips)
         ]
-        return tuple(dict.fromkeys((*known, *more)))
+        return tuple(dict.fromkeys((*known, *more, *peering_addresses(snapshot, end.name))))
     endpoint = snapshot.of(WorkloadEndpoint).get(end)
     if endpoint is None:
         raise NotFound(f"there is no {end}; `muslin get workloadendpoints` lists those there are")

@@ -18,6 +18,7 @@ from core.resources.policy import Direction, GlobalNetworkPolicySpec
 from linux.netns import scratch_namespace
 from policy.model import Cause, Decision, Reason, Verdict
 from tests.felix.cluster import block, deny, felix, namespace, node, pod, pool, snapshot
+from tests.felix.test_peering_address import BOTH, FOUR, SIX, asked
 
 pytestmark = pytest.mark.kernel
 
@@ -154,6 +155,22 @@ def test_a_pod_to_its_own_node_meets_what_the_node_says() -> None:
     assert told("shop/web", "node/a", accept, deny("all", "shop")).lines()[-1] == "Deny"
     assert told("shop/web", "node/a", accept, felix("node.a", default_endpoint_to_host_action="Drop")).to_host == "Drop"
     assert told("shop/web", "node/b").to_host == ""
+
+
+@pytest.mark.parametrize("address", [FOUR, SIX])
+def test_a_pod_that_peers_with_its_node_may_call_it_and_no_other_may(address: str) -> None:
+    state = BOTH, pod("db", "10.0.0.2", "fd00::2", app="db"), asked("app == 'web'")
+    answer = told("shop/web", address, *state, port=179)
+    assert "to its own node: Accept: BGP with its node, which a BGPPeer asks for" in answer.lines()
+    assert answer.lines()[-1] == "Allow"
+    assert told("shop/web", address, *state, felix(default_endpoint_to_host_action="Return"), port=179).called
+    closed = told("shop/web", address, *state, deny("all", "shop"), port=179)
+    assert (closed.lines()[-1], closed.to_host) == ("Deny", "Accept")
+    for source, port, changes in (("shop/db", 179, state), ("shop/web", 80, state), ("shop/web", 179, state[:2])):
+        answer = told(source, address, *changes, port=port)
+        assert "to its own node: Drop: defaultEndpointToHostAction" in answer.lines()
+        assert answer.lines()[-1] == "Deny"
+    assert told(address, "shop/db", *state, deny("all", "shop")).lines()[-1] == "Allow"
 
 
 def test_what_is_staged_would_be_said_and_is_not_done() -> None:
