@@ -71,7 +71,7 @@ def _speaker(said: SpeakerState, measured: Measured) -> Iterator[Family]:
         ("stale", "1 while the datastore is away and bgp works from its last snapshot.", said.stale),
         ("problems", "What could not be carried out as written, and other trouble.", len(said.problems)),
         ("draining", "1 while the node is drained, or being drained.", bool(said.maintenance)),
-        ("own_prefixes", "Prefixes that this node originates.", len(said.routes_out)),
+        ("own_prefixes", "Prefixes of this node's own that peers are told.", len(said.routes_out)),
         ("rib_paths", "Paths heard, over all sessions.", said.heard),
         ("kernel_routes", "Routes of bgp that are in the kernel.", said.routes_in),
         ("adverts_pending", "Adverts that ExaBGP has not acknowledged.", said.pending),

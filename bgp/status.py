@@ -101,7 +101,7 @@ def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Spea
         as_number=speaker.as_number if speaker else 0,
         sessions=_counted(outcome),
         routes_in=outcome.routes,
-        routes_out=[str(prefix) for prefix in speaker.own] if speaker else [],
+        routes_out=_own_told(speaker, outcome.wanted),
         problems=list(_problems(speaker, snapshot, outcome)),
         told=told.revision,
         maintenance=outcome.maintained,
@@ -111,6 +111,12 @@ def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Spea
         different=len(outcome.differences),
         differences=list(outcome.differences[:MOST_SHOWN]),
     )
+
+
+def _own_told(speaker: Speaker | None, wanted: Mapping[Advert, Told]) -> list[str]:
+    """The node's own prefixes that some session is told: not those that filters, limits or maintenance keep back."""
+    told = {advert.prefix for advert in wanted}
+    return [str(prefix) for prefix in speaker.own if prefix in told] if speaker else []
 
 
 def _counted(outcome: Outcome) -> list[SessionState]:

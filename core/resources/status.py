@@ -108,7 +108,7 @@ class Difference(Base, frozen=True, kw_only=True):
 
 
 class SpeakerState(Base, frozen=True, kw_only=True):
-    """What bgp has made of the datastore: sessions, routes from peers in the kernel, own blocks advertised.
+    """What bgp has made of the datastore: sessions, routes from peers in the kernel, own prefixes that peers are told.
 
     `since` and `reported` are as in `FelixState`. `told` is the newest revision of which everything has been told to
     peers (ExaBGP has acknowledged it), `maintenance` what of the node's `spec.bgp.maintenance` that includes. `heard`
