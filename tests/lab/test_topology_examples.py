@@ -4,7 +4,8 @@ leaves nothing."""
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator, Mapping
+import re
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from ipaddress import ip_network
 from pathlib import Path
@@ -17,6 +18,8 @@ from lab import cluster as clusters
 from lab import ip, state, status, underlay
 from lab.capture import Capture
 from lab.cluster import Cluster
+from lab.frr import Frr
+from lab.routers import Bird
 from lab.store import opened, read
 from linux import netns
 
@@ -69,6 +72,8 @@ async def test_single_tor() -> None:
     async with brought_up("single-tor") as lab:
         assert said(lab)["tor"] == "router (bird, AS 65001, BFD 300 ms x 3, password)"
         assert learnt(lab, "node1") == {block(lab, "shop/db-2"): {str(lab.address("node2"))}}
+        watched = bird_watches(lab, "tor")
+        await lab.until(lambda: "" if watched() == 2 else "a path", "BFD to be up with both nodes", 20)
         outside = await lab.matrix(destinations=["internet"])
         assert outside["shop/web-1", "internet"].seen == lab.address("node1")
 
@@ -77,6 +82,10 @@ async def test_dual_tor() -> None:
     async with brought_up("dual-tor") as lab:
         assert said(lab)["switch1"] == "switch"
         assert (str(lab.address("node1")), str(lab.address("node2"))) == ("172.16.1.11", "172.29.2.11")
+        frr = lab.routers["tor1b"]
+        assert isinstance(frr, Frr)
+        paths = bird_watches(lab, "tor1a"), lambda: frr.ask("show bfd peers json").count('"status":"up"')
+        await lab.until(lambda: "" if [each() for each in paths] == [1, 1] else "one", "BFD to be up with both", 20)
         # both next hops stand in the kernel of either node, and packets of many flows go over both routers
         assert learnt(lab, "node1") == {block(lab, "shop/db-2"): {"172.16.1.1", "172.16.1.2"}}
         assert learnt(lab, "node2") == {block(lab, "shop/web-1"): {"172.16.2.1", "172.17.2.1"}}
@@ -97,6 +106,13 @@ async def test_dual_tor() -> None:
         finally:
             for each in crossed.values():
                 each.close()
+
+
+def bird_watches(lab: Cluster, name: str) -> Callable[[], int]:
+    """Asks a BIRD with how many peers BFD is up."""
+    router = lab.routers[name]
+    assert isinstance(router, Bird)
+    return lambda: len(re.findall(r"\bUp\b", router.ask("show bfd sessions")))
 
 
 def uplinks(lab: Cluster) -> Mapping[str, str]:
