@@ -34,6 +34,8 @@ PRIORITY = 10
 FIRST_WORD_S = 10.0
 """How long to wait for the first agent's first order."""
 
+LONGEST_WAIT_S = 10.0
+
 _LOCK_AS_TOUCHED = 1 | 2 | 4  # MCL_CURRENT, MCL_FUTURE, MCL_ONFAULT
 
 
@@ -41,14 +43,17 @@ def main() -> int:
     """Keep the sessions until there is nobody who wants them."""
     os.chdir("/")
     ended: list[int] = []
+    woken, waker = os.pipe2(os.O_NONBLOCK | os.O_CLOEXEC)
     signal.signal(signal.SIGTERM, lambda number, _: ended.append(number))
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.set_wakeup_fd(waker)  # without it a signal would not end a wait
     hello = Hello(version=VERSION, pid=os.getpid(), priority=take_priority())
     ctypes.CDLL(None).mlockall(_LOCK_AS_TOUCHED)  # without the right to it we work as well, but for swapping
     gc.collect()
     gc.freeze()
     gc.disable()  # nothing here makes cycles, and a collection is a pause
     with selectors.DefaultSelector() as selector, socket.socket(fileno=0) as listener:
+        selector.register(woken, selectors.EVENT_READ, "signals")
         Child(Channel(listener, selector), selector, hello).run(ended)
     return 0
 
@@ -93,9 +98,11 @@ class Child:
             self._keeper.close()
 
     def _wait(self) -> None:
-        """Wait for something to arrive or to be due; a signal ends no call, so none is waited for longer than this."""
-        due = min(self._keeper.wake_at, self._forsaken_at(), time.monotonic() + 1.0)
-        self._selector.select(max(0.0, due - time.monotonic()))
+        """Wait for something to arrive or to be due."""
+        due = min(self._keeper.wake_at, self._forsaken_at(), time.monotonic() + LONGEST_WAIT_S)
+        for key, _ in self._selector.select(max(0.0, due - time.monotonic())):
+            if key.data == "signals":
+                os.read(key.fd, 64)
         now = time.monotonic()
         if now > due and self._keeper.pardon(now - due, now):
             self._channel.tell(Late(late_s=round(now - due, 3)))

@@ -120,7 +120,8 @@ class Keeper:
                 self._take(arrived)
 
     def work(self, now: float) -> None:
-        """Do what is due: lost peers, packets to send, farewells that are over, ports to try again, reports."""
+        """Do what is due: lost peers, packets to send, farewells that are over, ports to try again, reports. Whoever
+        polls many times at once is answered once."""
         if self._refused and now >= self._retry_at:
             self._listen(now)
         for each in list(self._watched.values()):
@@ -201,8 +202,6 @@ class Keeper:
         each.device = arrived.device
         self._move(each, fold.hear(each.session, packet, arrived.at), arrived.at)
         each.unheard = ""
-        if each.session.owes_final or each.session.send_at <= arrived.at:
-            self._send(each, time.monotonic())
 
     def _refusal(self, each: _Watched | None, packet: Packet, arrived: Arrived) -> str:
         if each is None:

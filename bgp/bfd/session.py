@@ -81,8 +81,10 @@ class Session:
 
     @property
     def wake_at(self) -> float:
-        """When to call `expire` and `due` next."""
-        speak_at = self.send_at if self.owes_final or not self.silent else float("inf")
+        """When to call `expire` and `due` next; the past means at once."""
+        if self.owes_final:
+            return 0.0
+        speak_at = float("inf") if self.silent else self.send_at
         return speak_at if self.detect_at is None else min(speak_at, self.detect_at)
 
 

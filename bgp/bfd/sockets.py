@@ -67,7 +67,7 @@ def drain(opened: socket.socket, most: int) -> Iterator[Arrived]:
     for _ in range(most):
         try:
             data, control, _, source = opened.recvmsg(_LONGEST, _ROOM)
-        except BlockingIOError:
+        except OSError:  # nothing more, or an error that the call has taken off the socket
             return
         yield _arrived(data, control, str(source[0]), ahead)
 

@@ -134,7 +134,7 @@ def test_a_peer_that_wants_nothing_is_told_nothing() -> None:
 
 
 @given(seed=st.integers(0, 2**32), one=WANTED, other=WANTED, loss=st.floats(0, 0.9), delay_s=st.floats(0, 2.0))
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=50, deadline=None)
 def test_two_converge_after_any_chaos(seed: int, one: Wanted, other: Wanted, loss: float, delay_s: float) -> None:
     world = World.of(seed, FAST, USUAL)
     world.channel = Channel(loss, delay_s)
