@@ -31,8 +31,9 @@ demo: dev uml ## a two-rack cluster on real routers, checked step by step
 bench: dev ## every benchmark, each beside its peer
 	@$(AS_ROOT) $(PYTHON) -m bench --all
 
-fuzz: dev ## the deep run of the property tests: compiled tables against the book, 100,000 random clusters
-	@MUSLIN_FUZZ=deep $(PYTHON) -m pytest -q --timeout=0 tests/policy/test_policy_properties.py tests/policy/test_policy_planes.py
+fuzz: dev ## the deep run of the property tests: compiled tables against the book, mutated BGP messages
+	@MUSLIN_FUZZ=deep $(PYTHON) -m pytest -q --timeout=0 tests/policy/test_policy_properties.py tests/policy/test_policy_planes.py \
+		tests/bgp/test_bgp_fuzz.py
 
 proto: dev ## generate the wire code anew
 	@$(PYTHON) -m grpc_tools.protoc -I . \
