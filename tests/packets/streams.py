@@ -24,6 +24,10 @@ PORTS = range(10_000, 65_000)
 
 WARM_UP_PORT = 9_999
 
+RECEIVE_BYTES = 8 * 1024 * 1024
+"""Room for what comes while the reader is kept from reading, and all at once when a neighbour has been found: what the
+socket has no room for would look as if policy had dropped it."""
+
 UDP_CHECKSUM = 6
 """Where it lies in the header. IPv4 may go without; the kernel fills in IPv6's."""
 
@@ -124,5 +128,6 @@ def _stream(ground: Ground, source: str, destination: str, port: int, version: i
         sender.setsockopt(socket.IPPROTO_IPV6, 7, UDP_CHECKSUM)  # IPV6_CHECKSUM
     with netns.inside(ground.space(destination)):
         receiver = socket.socket(family, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+    receiver.setsockopt(socket.SOL_SOCKET, 33, RECEIVE_BYTES)  # SO_RCVBUFFORCE
     receiver.bind((address, port))
     return Stream(source, destination, address, port, sender, receiver)
