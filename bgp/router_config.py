@@ -56,7 +56,8 @@ class Neighbour:
     says that the node's subnet does not hold the router: they are no neighbours on a link. `ttl_hops` is the greatest
     distance at which the other is believed (None: no check). `hide` asks the router to put its own AS in place of the
     node's in what it tells: another node speaks for the same AS and would take the path for a loop. `most` bounds
-    the prefixes taken. `secret` names where the password lies, "" when there is none.
+    the prefixes taken. `secret` names where the password lies, "" when there is none. `bfd` takes a common link (RFC
+    5881), so there is none with a `far` node.
     """
 
     node: str
@@ -117,7 +118,7 @@ class RouterSide:
 def head(side: RouterSide, mark: str, router: str) -> Iterator[str]:
     """What every text begins with; `mark` begins a comment."""
     at, nodes = ", ".join(map(str, side.addresses)), len({each.node for each in side.neighbours})
-    yield f"{mark} {router} at {at}, AS {side.as_number}: its sessions with {nodes} nodes."
+    yield f"{mark} {router} at {at}, AS {side.as_number}: its sessions with {nodes} node{"s" if nodes > 1 else ""}."
     if any(each.secret for each in side.neighbours):
         yield f"{mark} Put the passwords where it says {CHANGE_ME}: they are in the Secrets that are named there."
     yield from (f"{mark} held down by the node: {each}" for each in side.blocked)
@@ -232,6 +233,7 @@ def _neighbour(
     version = session.peer.version
     address = session.local or next(each for each in speaker.addresses if each.version == version)
     subnet = node.subnet(version)
+    far = subnet is None or session.peer not in subnet
     shared = spoken.get(session.local_as, 0) > (1 if session.local_as == speaker.as_number else 0)
     return Neighbour(
         node=node.metadata.name,
@@ -242,12 +244,12 @@ def _neighbour(
         port=speaker.port,
         hold_s=session.hold_s,
         restart_s=session.restart_s,
-        far=subnet is None or session.peer not in subnet,
+        far=far,
         ttl_hops=session.ttl_hops,
         hide=shared and not session.internal and not session.own_as_allowed,
         most=session.most_out,
         secret=_secret(snapshot, session.name),
-        bfd=session.bfd,
+        bfd=None if far else session.bfd,
     )
 
 

@@ -88,7 +88,7 @@ RICH = [
         maxPrefixesOut=50,
     ),
     peer("v6", "fd16:1::1", asNumber=64512, nodeSelector="rack == 'rack1'"),
-    peer("far", "192.0.2.1", nodeSelector="rack == 'rack2'", filters=["not-there"]),
+    peer("far", "192.0.2.1", nodeSelector="rack == 'rack2'", filters=["not-there"], bfd={}),
 ]
 
 
@@ -122,7 +122,7 @@ def test_nodes_of_the_routers_own_as_are_clients_and_a_far_one_takes_two_hops() 
     internal = side("fd16:1::1")
     assert all(internal.internal(each) and not each.hide for each in internal.neighbours)
     (far,) = side("192.0.2.1").neighbours
-    assert (far.node, far.far, far.distance, far.hide) == ("c", True, 2, False)
+    assert (far.node, far.far, far.distance, far.hide, far.bfd) == ("c", True, 2, False, None)
 
 
 def test_a_rack_has_one_router_or_says_which_there_are() -> None:

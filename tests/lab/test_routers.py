@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from core.errors import MuslinError, Unsupported
-from lab import ip, processes
+from lab import gobgp_fib, ip, processes
 from lab.routers import Bird, Kernel, parse_bird_routes
 from lab.topology import RouterKind
 from lab.wiring import Neighbour, RouterWiring
@@ -155,3 +155,14 @@ def test_routes_are_read_from_what_bird_prints() -> None:
         ip_network("10.9.0.0/26"): {ip_address("172.16.1.11"), ip_address("172.16.1.12")},
         ip_network("10.9.1.0/26"): frozenset(),
     }
+
+
+def test_what_gobgp_says_of_a_prefix_becomes_one_line_for_ip() -> None:
+    def path(hop: str, kind: int = 3, **more: Any) -> dict[str, Any]:
+        return {"nlri": {"prefix": "10.9.0.0/26"}, "attrs": [{"type": 1}, {"type": kind, "nexthop": hop}], **more}
+
+    two = gobgp_fib.lines([path("172.16.1.11"), path("172.16.1.12")])
+    assert list(two) == ["route replace 10.9.0.0/26 proto bgp nexthop via 172.16.1.11 nexthop via 172.16.1.12"]
+    assert list(gobgp_fib.lines([path("172.16.1.11", withdrawal=True)])) == ["route del 10.9.0.0/26 proto bgp"]
+    assert list(gobgp_fib.lines([path("0.0.0.0")])) == []  # what it originates itself stands in the kernel already
+    assert gobgp_fib.next_hops([path("fd16:1::11", kind=14)]) == (ip_address("fd16:1::11"),)
