@@ -118,7 +118,8 @@ class RouterSide:
 def head(side: RouterSide, mark: str, router: str) -> Iterator[str]:
     """What every text begins with; `mark` begins a comment."""
     at, nodes = ", ".join(map(str, side.addresses)), len({each.node for each in side.neighbours})
-    yield f"{mark} {router} at {at}, AS {side.as_number}: its sessions with {nodes} node{"s" if nodes > 1 else ""}."
+    noun = "node" if nodes == 1 else "nodes"
+    yield f"{mark} {router} at {at}, AS {side.as_number}: its sessions with {nodes} {noun}."
     if any(each.secret for each in side.neighbours):
         yield f"{mark} Put the passwords where it says {CHANGE_ME}: they are in the Secrets that are named there."
     yield from (f"{mark} held down by the node: {each}" for each in side.blocked)
