@@ -14,6 +14,7 @@ at the end: the reconciler knows states only.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
@@ -89,6 +90,8 @@ class AdvertDriver:
         self.configured: frozenset[Address] = frozenset()
         self._send = send
         self._acknowledged: dict[Advert, Told] = {}
+        self.counts: Counter[Address] = Counter()
+        """How many prefixes each peer has been told."""
 
     @property
     def told(self) -> Mapping[Advert, Told]:
@@ -98,6 +101,7 @@ class AdvertDriver:
     def forget(self) -> None:
         """A new ExaBGP runs: nothing is told."""
         self._acknowledged.clear()
+        self.counts.clear()
 
     async def read(self) -> Mapping[Advert, Told]:
         """What stands acknowledged."""
@@ -111,7 +115,8 @@ class AdvertDriver:
             for batch in batches(prefixes):
                 errors.update(await self._tell_all(peers, batch, Withdraw))
         for advert in plan.delete.keys() - errors.keys():
-            self._acknowledged.pop(advert, None)
+            if self._acknowledged.pop(advert, None) is not None and advert.prefix is not None:
+                self.counts[advert.peer] -= 1
         new = ((advert, told.attributes) for advert, told in plan.upsert.items())
         for (peers, attributes), prefixes in _alike(new).items():
             for batch in batches(prefixes):
@@ -120,7 +125,11 @@ class AdvertDriver:
                 errors.update(await self._tell_all(peers, batch, say))
         ends = [advert for advert in plan.upsert if advert.prefix is None]
         errors.update(await self._end(ends, {advert.peer for advert in errors}))
-        self._acknowledged.update({key: value for key, value in plan.upsert.items() if key not in errors})
+        done = {key: value for key, value in plan.upsert.items() if key not in errors}
+        self.counts.update(
+            advert.peer for advert in done if advert.prefix is not None and advert not in self._acknowledged
+        )
+        self._acknowledged.update(done)
         return errors
 
     async def _end(self, ends: Iterable[Advert], failed: Collection[Address]) -> Mapping[Advert, Exception]:

@@ -101,6 +101,16 @@ class Exporter:
         """What each session is told, by its peer."""
         return {peer: out.told for peer, out in self._outs.items()}
 
+    def count(self, peer: Address) -> int:
+        """How many prefixes a session is told."""
+        out = self._outs.get(peer)
+        return out.count - len(out.surplus) if out else 0
+
+    def tells(self, peer: Address, prefix: Network) -> bool:
+        """Whether a session is told of a prefix."""
+        out = self._outs.get(peer)
+        return out is not None and prefix not in out.surplus and out.wanted(prefix) is not None
+
     def configure(self, speaker: Speaker) -> Difference:
         """Another speaker, perhaps the same; what changes by it."""
         before, self._speaker = self._speaker, speaker

@@ -87,8 +87,15 @@ class Sessions:
         """The current telling of every configured peer."""
         return {peer: life.telling for peer, life in self._lives.items()}
 
-    def states(self, blocked: Sequence[Blocked], received: Callable[[Address], int]) -> list[SessionState]:
-        """For the status: the configured sessions, then those that are blocked."""
+    def states(
+        self,
+        blocked: Sequence[Blocked],
+        received: Callable[[Address], int],
+        advertised: Callable[[Address], int] = lambda _: 0,
+        pending: Callable[[Address], int] = lambda _: 0,
+    ) -> list[SessionState]:
+        """For the status: the configured sessions, then those that are blocked. How many prefixes a session has told
+        us, is told, and is still to be told, others say."""
         live = [
             SessionState(
                 peer=str(peer),
@@ -98,6 +105,8 @@ class Sessions:
                 since=life.since,
                 reason=life.reason,
                 received=received(peer),
+                advertised=advertised(peer),
+                pending=pending(peer),
                 type=life.session.type,
                 node=life.session.node,
                 local_as=life.session.local_as,

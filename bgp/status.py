@@ -9,13 +9,12 @@ from typing import Final
 
 from msgspec.structs import replace
 
-from bgp.adverts import Advert, Told
 from bgp.audit import MOST_SHOWN
 from bgp.bfd.watch import BfdState
 from bgp.decision import Decision
 from bgp.model import Maintenance, Speaker
 from core import breaker
-from core.addr import Address
+from core.addr import Address, Network
 from core.reconcile import Progress
 from core.resources.status import Difference, SessionState, SpeakerState
 from core.snapshot import Snapshot
@@ -65,9 +64,9 @@ class Outcome:
     """How the parts stand: the two reconcilers, whether ExaBGP runs, whether what was found at the start has been let
     go. `trouble` are sentences about what keeps the agent from working at all, `missing` about what it does without.
 
-    `wanted` are the adverts there should be, `acknowledged` those that ExaBGP has taken; `maintained` is what of the
-    maintenance they include. `routes` counts what is in the kernel, `restarts` ExaBGP's starts but the first; `taken`
-    and `paths`, what BFD knows, are by peer.
+    `own_told` are own prefixes that some peer is told; `maintained` is what of the maintenance that includes. `routes`
+    counts what is in the kernel, `restarts` ExaBGP's starts but the first; `taken` and `paths`, what BFD knows, are by
+    peer.
     """
 
     told: Progress
@@ -78,8 +77,7 @@ class Outcome:
     trouble: Sequence[str] = ()
     missing: Sequence[str] = ()
     sessions: Sequence[SessionState] = ()
-    wanted: Mapping[Advert, Told] = field(default_factory=dict)
-    acknowledged: Mapping[Advert, Told] = field(default_factory=dict)
+    own_told: Sequence[Network] = ()
     maintained: Maintenance = Maintenance.NONE
     routes: int = 0
     restarts: int = 0
@@ -101,44 +99,32 @@ def state(speaker: Speaker | None, snapshot: Snapshot, outcome: Outcome) -> Spea
         as_number=speaker.as_number if speaker else 0,
         sessions=_counted(outcome),
         routes_in=outcome.routes,
-        routes_out=_own_told(speaker, outcome.wanted),
+        routes_out=[str(prefix) for prefix in outcome.own_told],
         problems=list(_problems(speaker, snapshot, outcome)),
         told=told.revision,
         maintenance=outcome.maintained,
         heard=sum(session.received for session in outcome.sessions),
-        pending=sum(outcome.acknowledged.get(advert) != telling for advert, telling in outcome.wanted.items()),
+        pending=sum(session.pending for session in outcome.sessions),
         restarts=outcome.restarts,
         different=len(outcome.differences),
         differences=list(outcome.differences[:MOST_SHOWN]),
     )
 
 
-def _own_told(speaker: Speaker | None, wanted: Mapping[Advert, Told]) -> list[str]:
-    """The node's own prefixes that some session is told: not those that filters, limits or maintenance keep back."""
-    told = {advert.prefix for advert in wanted}
-    return [str(prefix) for prefix in speaker.own if prefix in told] if speaker else []
-
-
 def _counted(outcome: Outcome) -> list[SessionState]:
-    """The sessions, with what is taken from them, what they are told, and what they are still to be told."""
-    told = Counter(str(advert.peer) for advert in outcome.acknowledged if advert.prefix is not None)
-    pending = Counter(
-        str(advert.peer)
-        for advert, telling in outcome.wanted.items()
-        if advert.prefix is not None and outcome.acknowledged.get(advert) != telling
-    )
+    """The sessions, with what is taken from them, and what BFD knows."""
     nothing = Taken()
     return [
         replace(
             each,
             accepted=outcome.taken.get(each.peer, nothing).accepted,
             refused={**each.refused, **outcome.taken.get(each.peer, nothing).refused},
-            advertised=told[each.peer],
-            pending=pending[each.peer],
-            bfd=outcome.paths[each.peer].state if each.peer in outcome.paths else "",
-            bfd_flaps=outcome.paths[each.peer].losses if each.peer in outcome.paths else 0,
+            bfd=path.state if path else "",
+            bfd_flaps=path.losses if path else 0,
+            warnings=[*each.warnings, *([f"BFD: {path.reason}"] if path and path.reason else [])],
         )
         for each in outcome.sessions
+        for path in [outcome.paths.get(each.peer)]
     ]
 
 

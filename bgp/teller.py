@@ -17,7 +17,7 @@ from bgp.bestpath import Candidate
 from bgp.export import Difference, Exporter
 from bgp.model import Speaker
 from bgp.sessions import Sessions
-from core.addr import Network
+from core.addr import Address, Network
 from core.reconcile import Reconciler
 
 
@@ -38,6 +38,17 @@ class Teller:
     def wanted(self) -> Mapping[Advert, Told]:
         """What should be told now."""
         return self.reconciler.wanted
+
+    def pending(self, peer: Address) -> int:
+        """How many prefixes a peer that is up has too few, or too many."""
+        if peer not in self._sessions.up:
+            return 0
+        return abs(self.exporter.count(peer) - self.driver.counts[peer])
+
+    def own_told(self) -> list[Network]:
+        """The node's own prefixes that some peer is told: not those that filters, limits or maintenance keep back."""
+        up, own = self._sessions.up, self._speaker.own if self._speaker else {}
+        return [prefix for prefix in own if any(self.exporter.tells(peer, prefix) for peer in up)]
 
     def configure(self, speaker: Speaker, revision: int) -> None:
         """Another speaker, of the snapshot `revision`; its sessions are configured already."""

@@ -175,6 +175,8 @@ def _why(difference: Difference, node: str, states: Mapping[str, SpeakerState], 
     state = states.get(owner)
     if state is None:
         return f"not heard; there is no Node {owner} to tell it"
+    if not _peers(prefix, state):
+        return f"not heard; {owner} has no session established to tell it over"
     if prefix not in state.routes_out:
         return f"not heard; {owner} does not tell it"
     return _unheard(prefix, owner, states)
@@ -183,8 +185,6 @@ def _why(difference: Difference, node: str, states: Mapping[str, SpeakerState], 
 def _unheard(prefix: str, owner: str, states: Mapping[str, SpeakerState]) -> str:
     """It was told, and does not arrive: somebody between drops it."""
     peers = _peers(prefix, states[owner])
-    if not peers:
-        return f"not heard; {owner} has no session established to tell it over"
     missing = {
         name for name, each in states.items() if any(d.stage == HEARD and d.prefix == prefix for d in each.differences)
     }
