@@ -176,7 +176,7 @@ def both(
 
 @node.command()
 def cleanup() -> None:
-    """Remove what muslin owns in this kernel: its routes, its nftables table, its tunnel. End the agents first."""
+    """Remove what muslin owns in this kernel: routes, nftables table, tunnel, addresses. End the agents first."""
     asyncio.run(_cleanup())
 
 
