@@ -77,7 +77,8 @@ def test_a_silent_router_is_left_at_once_and_used_again_when_it_speaks(world: Wo
         assert took < 0.5
         until("its session is ended", lambda: not agent.up("10.9.1.1"))
         assert agent.up("10.9.2.1")
-        until("status says why", lambda: agent.session("10.9.1.1").bfd == "Down")
+        until("status says so", lambda: agent.session("10.9.1.1").bfd == "Down")
+        assert agent.session("10.9.1.1").warnings == ["BFD: the path failed: time expired"]
         assert agent.session("10.9.1.1").bfd_flaps == 1
     until("both are used again", lambda: gateways(world, "two") == {"10.9.1.1", "10.9.2.1"})
     until("BFD is up again", lambda: agent.session("10.9.1.1").bfd == "Up" and agent.up("10.9.1.1"))
