@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import yaml
 
-from core.health import ask
+from core.health import ask, fetch
 
 HOUSE = Path(__file__).parents[2]
 
@@ -95,6 +95,8 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
                 assert time.monotonic() < deadline, components(socket)
                 time.sleep(0.1)
             assert {"felix", "felix.nft", "bgp", "bgp.exabgp"} <= components(socket).keys()
+            measured = asyncio.run(fetch(socket, "/metrics")).decode()
+            assert {"muslin_felix_ready 1.0", "muslin_bgp_ready 1.0"} <= set(measured.splitlines())
             os.kill(first["felix"], signal.SIGKILL)
             deadline = time.monotonic() + 20
             while agents(process.pid).get("felix", first["felix"]) == first["felix"]:
