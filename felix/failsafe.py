@@ -1,7 +1,7 @@
 """Ports that no host endpoint closes, so that nobody locks themselves out of a host or cuts it off its cluster.
 
 Calico's lists (calico.md 1.6), and what a muslin host needs besides: DHCPv6 beside DHCP, whose answers conntrack does
-not recognise, and the port at which felix itself reaches the datastore. They hold for what the host itself receives and
+not recognise, BFD beside BGP, which goes down with it, and the port at which felix itself reaches the datastore. They hold for what the host itself receives and
 sends, before any policy, in every plane but FORWARD. Untracked, both directions of the packet are covered: nothing
 there knows what is an answer.
 """
@@ -21,6 +21,7 @@ from core.resources.policy import Direction
 
 _TCP, _UDP = values.PROTOCOLS["TCP"], values.PROTOCOLS["UDP"]
 _CLUSTER: Final = (179, 2379, 2380, 5473, 6443, 6666, 6667)  # BGP, etcd's two, Typha, Kubernetes' API, etcd of old
+_BFD: Final = 3784
 _HEADER: Final = {4: "ip", 6: "ip6"}
 
 
@@ -46,12 +47,14 @@ DEFAULT: Final = Failsafes(
         Failsafe(_TCP, 22),
         Failsafe(_UDP, 68),
         Failsafe(_UDP, 546),
+        Failsafe(_UDP, _BFD),
         *(Failsafe(_TCP, port) for port in _CLUSTER),
     ),
     outbound=(
         Failsafe(_UDP, 53),
         Failsafe(_UDP, 67),
         Failsafe(_UDP, 547),
+        Failsafe(_UDP, _BFD),
         *(Failsafe(_TCP, port) for port in _CLUSTER),
     ),
 )
