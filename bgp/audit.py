@@ -13,13 +13,16 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
+from ipaddress import ip_network
 from typing import Final, TypeAlias, TypeVar
 
 from bgp.adverts import Advert, Told
+from bgp.model import Maintenance
 from core.prefix import Prefix
 from core.resources import IPAMBlock, IPPool, Node
 from core.resources.status import Difference
-from core.routing import Carrier, carriers, pool_of
+from core.routing import Carrier, carriers
 from core.snapshot import Snapshot
 from linux.model import NextHop, Route
 
@@ -68,28 +71,36 @@ def expected(snapshot: Snapshot, node: str) -> Mapping[Prefix, str]:
     local = snapshot.get(Node, node)
     if local is None:
         return {}
-    pools = list(snapshot.of(IPPool).values())
-    owners = {key.name: owner for key, owner in snapshot.of(Node).items() if key.name != node and _tells(owner)}
+    pools = [Prefix.of(pool.spec.network) for pool in snapshot.of(IPPool).values() if _only_bgp(pool, local)]
+    nodes = snapshot.of(Node).items()
+    tell = {pool.version: {key.name for key, each in nodes if _tells(each, pool.version)} - {node} for pool in pools}
     found: dict[Prefix, str] = {}
     for block in snapshot.of(IPAMBlock).values():
-        prefix, owner = block.spec.network, owners.get(block.spec.node)
-        if owner is None or prefix.prefixlen == prefix.max_prefixlen:
+        prefix, owner = _prefix(block.spec.cidr), block.spec.node
+        if owner not in tell.get(prefix.version, ()) or prefix.length == 8 * len(prefix.packed):
             continue
-        pool = pool_of(prefix, pools)
-        if pool is not None and _only_bgp(pool, local, owner):
-            found[Prefix.of(prefix)] = owner.metadata.name
+        if any(prefix.length >= pool.length and prefix.cut(pool.length) == pool for pool in pools):
+            found[prefix] = owner
     return found
 
 
-def _tells(node: Node) -> bool:
-    return node.spec.bgp is not None and node.spec.bgp.maintenance != "Withdrawn"
+@lru_cache(maxsize=1 << 16)
+def _prefix(cidr: str) -> Prefix:
+    """Blocks come again with every change of any of them."""
+    return Prefix.of(ip_network(cidr))
 
 
-def _only_bgp(pool: IPPool, local: Node, owner: Node) -> bool:
-    version = pool.spec.network.version
+def _tells(node: Node, version: int) -> bool:
+    drained = node.spec.bgp is not None and node.spec.bgp.maintenance == Maintenance.WITHDRAWN
+    return not drained and node.address(version) is not None
+
+
+def _only_bgp(pool: IPPool, local: Node) -> bool:
+    """Whether blocks of the pool are told, and nothing but BGP brings them here: no mode's use of BGP depends on where
+    the owner is, so any node stands for it."""
     exported = not pool.spec.disabled and not pool.spec.disable_bgp_export
-    reach = local.address(version) is not None and owner.address(version) is not None
-    return exported and reach and carriers(pool, local, owner) == {Carrier.BGP}
+    reach = local.address(pool.spec.network.version) is not None
+    return exported and reach and carriers(pool, local, local) == {Carrier.BGP}
 
 
 def differences(view: View, spell: Spell) -> Iterator[Difference]:
