@@ -10,15 +10,18 @@ import pytest
 
 from bgp.adverts import Advert, Telling, Told
 from bgp.bestpath import Candidate, Choice
+from bgp.bfd.watch import BfdState
 from bgp.decision import Decision, Explanation, Said, Standing
 from bgp.line import PeerDown, PeerOpen, PeerUp
 from bgp.model import Attributes, Blocked, Path, PeerType, Session, Speaker
 from bgp.report import MOST_BYTES, MOST_ROUTES, Outlook, first, report
 from bgp.sessions import Sessions
-from bgp.status import MOST_CAUSES, OTHER, Taken, taken
+from bgp.status import MOST_CAUSES, OTHER, Outcome, Taken, state, taken
 from core.prefix import Prefix
+from core.reconcile import Progress
 from core.resources.node_status import CalicoNodeStatusSpec, NodeStatus, RouteStatus
 from core.resources.status import SessionState, SpeakerState
+from core.snapshot import Snapshot
 from linux.model import Facts, Link, NextHop, Route
 
 TOR, OTHER_TOR = ip_address("10.9.1.1"), ip_address("10.9.1.2")
@@ -241,3 +244,29 @@ def test_a_speaker_that_is_lost_counts_as_a_flap_of_what_stood() -> None:
     sessions.hear(PeerUp(TOR), "2")
     sessions.lose_speaker("3")
     assert [(each.flaps, each.last_error_at) for each in states(sessions)] == [(1, "3"), (0, "")]
+
+
+@pytest.mark.parametrize(
+    ("path", "bfd", "flaps", "warnings"),
+    [
+        (None, "", 0, []),
+        (BfdState(up=True, state="Up", reason="", losses=2), "Up", 2, []),
+        (BfdState(state="Down", reason="it has not spoken BFD yet"), "Down", 0, ["BFD: it has not spoken BFD yet"]),
+    ],
+)
+def test_what_bfd_knows_stands_by_its_session(path: BfdState | None, bfd: str, flaps: int, warnings: list[str]) -> None:
+    up = SessionState(peer=str(TOR), name="BGPPeer/tor", as_number=65001, state="Established")
+    outcome = Outcome(
+        told=Progress(revision=3),
+        kernel=Progress(revision=2),
+        running=True,
+        settled=True,
+        since="1",
+        sessions=[up],
+        own_told=[ip_network("10.244.1.0/26")],
+        paths={str(TOR): path} if path else {},
+    )
+    found = state(SPEAKER, Snapshot(), outcome)
+    assert (found.programmed, found.told, found.ready, found.routes_out) == (2, 3, True, ["10.244.1.0/26"])
+    (only,) = found.sessions
+    assert (only.bfd, only.bfd_flaps, only.warnings) == (bfd, flaps, warnings)
