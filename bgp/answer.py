@@ -69,8 +69,9 @@ class Answers:
     def _taken(self, name: str, asked: CalicoNodeStatus) -> _Question:
         known = self._questions.get(name)
         answered = asked.status is not None and bool(asked.status.last_updated)
-        if known is None or known.spec != asked.spec:
-            return _Question(asked.spec, None if answered and not asked.spec.period_s else time.monotonic())
+        if known is None or known.spec != asked.spec:  # the answer that is there is to another question, if we knew one
+            done = known is None and answered and not asked.spec.period_s
+            return _Question(asked.spec, None if done else time.monotonic())
         if not known.spec.period_s:  # what we have just written may not have come back yet, or was taken away again
             known.due = None if answered else known.due or time.monotonic() + AGAIN_S
         return known
