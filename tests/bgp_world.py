@@ -196,6 +196,9 @@ class Frr:
         self._running[daemon] = self._world.start(self._place, f"/usr/lib/frr/{daemon}", *argv, **quiet)
         until(f"{daemon} answers", (self._folder / f"{daemon}.vty").exists)
 
+    def signal(self, daemon: str, number: signal.Signals) -> None:
+        self._running[daemon].send_signal(number)
+
     def kill(self, daemon: str) -> None:
         """End a daemon as a crash does."""
         self._running[daemon].kill()

@@ -5,6 +5,9 @@
     [ agent, ExaBGP ]       10.9.1.2/24, fd09::2/64          node n1, AS 64512
                             10.244.1.1, fd44::41             (its own pod, on its loopback)
 
+A second router can stand beside the first, for the cases that need two: 10.9.2.1 towards the node's 10.9.2.2, and
+10.9.3.2 towards the first router's 10.9.3.1.
+
 A case states what the node's manifests and the router's configuration are, whole, and awaits what follows; it need
 not know what the case before it left.
 """
@@ -18,6 +21,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from ipaddress import ip_network
 from typing import Any
 
 from bgp_world import AgentProcess, World, block, defaults, node, peer, pool, until
@@ -27,11 +31,12 @@ from core.resources import BGPPeer, Resource
 
 OWN4, OWN6 = "10.244.1.0/26", "fd44::40/122"
 FAR4, FAR6 = "10.244.5.0/26", "fd44::80/122"
+TOR_B, NODE_B, ACROSS, ACROSS_B = "10.9.2.1", "10.9.2.2", "10.9.3.1", "10.9.3.2"
 POD4, POD6, FAR_POD4, FAR_POD6 = "10.244.1.1", "fd44::41", "10.244.5.1", "fd44::81"
 
 BASE: tuple[Resource, ...] = (
     node("n1", f"{NODE4}/24", f"{NODE6}/64"),
-    node("n2", "10.9.2.2/24", "fd09:2::2/64"),
+    node("n2", "10.9.7.2/24", "fd09:7::2/64"),
     pool("main", "10.244.0.0/16"),
     pool("six", "fd44::/48"),
     block(OWN4, "n1"),
@@ -65,9 +70,20 @@ class Rack:
         if make.kind == "gobgp":  # which writes no kernel routes
             world.run("ip", "-n", world.namespace(self.tor_place), "route", "add", OWN4, "via", NODE4)
         self.tor = make(world, self.tor_place)
+        self._beside: Tor | None = None
         self.tor.start()
         self.agent = AgentProcess(world, self.node_place, node="n1", settle_s=30)
         self.resources: tuple[Resource, ...] = ()
+
+    def beside(self) -> Tor:
+        """A second router of the same make, on a wire of its own to the node, and another to the first router."""
+        if self._beside is None:
+            place = f"{self.tor_place}-b"
+            self.world.wire(place, [f"{TOR_B}/24"], self.node_place, [f"{NODE_B}/24"])
+            self.world.wire(place, [f"{ACROSS_B}/24"], self.tor_place, [f"{ACROSS}/24"])
+            self._beside = type(self.tor)(self.world, place, router_id=TOR_B)
+            self._beside.start()
+        return self._beside
 
     def revive(self) -> None:
         """Start the agent again if a case before has been the end of it."""
@@ -134,7 +150,8 @@ class Rack:
 
     def routes(self, version: int = 4) -> dict[str, Any]:
         """What the node has learnt, in its kernel."""
-        return self.world.routes(self.node_place, version=version)
+        said = self.world.routes(self.node_place, version=version)
+        return {str(ip_network(prefix)): route for prefix, route in said.items()}
 
     def await_learnt(self, *prefixes: str, version: int = 4) -> dict[str, Any]:
         """The node's learnt kernel routes, once they are exactly these."""

@@ -27,9 +27,10 @@ TOR_AS, NODE_AS = 65001, 64512
 class Peering:
     """The router's side of a session with a node.
 
-    `ttl_security`: it believes nobody who is not on its own wire, and shows itself to be. `passive` waits to be called.
-    `restart_s` is the graceful restart time it asks for, 0 without the capability; `long_lived_s` the long-lived one.
-    `client`: it reflects to the node. `most_in` is how many prefixes it takes before it ends the session.
+    `ttl_security`: it believes nobody who is not on its own wire, and shows itself to be. `passive` waits to be called,
+    `multihop` reaches further than its own wire. `restart_s` is the graceful restart time it asks for, 0 without the
+    capability; `long_lived_s` the long-lived one. `client`: it reflects to the node. `most_in` is how many prefixes it
+    takes before it ends the session.
     """
 
     node: str = NODE4
@@ -40,6 +41,7 @@ class Peering:
     password: str = ""
     ttl_security: bool = False
     passive: bool = False
+    multihop: bool = False
     restart_s: int = 120
     long_lived_s: int = 0
     client: bool = False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import signal
 from collections.abc import Mapping
 
 from bgp_world import Bird, World
@@ -67,7 +68,7 @@ class BirdTor(Tor):
             f"local {peering.local} as {self.as_number}",
             f"neighbor {peering.node} port {peering.node_port} as {peering.node_as}",
             f"hold time {peering.hold_s}",
-            "direct",
+            "direct" if peering.node_as != self.as_number and not peering.multihop else "multihop",
             "connect delay time 1",
             "connect retry time 1",
             "error wait time 1, 1",
@@ -82,9 +83,15 @@ class BirdTor(Tor):
         lines += ["rr client"] if peering.client else []
         lines += ["bfd on"] if peering.bfd else []
         limit = f"import limit {peering.most_in} action restart;" if peering.most_in else ""
-        channel = f"  ipv{peering.version} {{ import all; export where source != RTS_DEVICE; next hop self; {limit} }};"
-        if self.as_number == peering.node_as:  # what a reflector passes on keeps its next hop
-            channel = channel.replace("next hop self", "next hop self ebgp")
+        # what a reflector passes on keeps its next hop
+        next_hop = "next hop self ebgp" if self.as_number == peering.node_as else "next hop self"
+        meds = "".join(
+            f" if net = {prefix} then bgp_med = {said.med};"
+            for prefix, said in self.announced.items()
+            if said.med is not None and (":" in prefix) == (peering.version == 6)
+        )
+        export = f"export filter {{ if source = RTS_DEVICE then reject;{meds} accept; }}"
+        channel = f"  ipv{peering.version} {{ import all; {export}; {next_hop}; {limit} }};"
         body = "\n".join(f"  {line};" for line in lines)
         return f"protocol bgp {_name(peering.node)} {{\n{body}\n{channel}\n}}\n"
 
@@ -103,6 +110,19 @@ class BirdTor(Tor):
             capabilities=theirs,
         )
 
+    def watched(self, node: str = NODE4) -> str:
+        """How BFD stands with a node."""
+        found = re.search(rf"^{re.escape(node)}\s+\S+\s+(\S+)", self._bird.ask("show", "bfd", "sessions"), re.MULTILINE)
+        return found[1].lower() if found else ""
+
+    def silence(self) -> None:
+        assert self._bird.process is not None
+        self._bird.process.send_signal(signal.SIGSTOP)
+
+    def wake(self) -> None:
+        assert self._bird.process is not None
+        self._bird.process.send_signal(signal.SIGCONT)
+
     def heard(self, node: str = NODE4) -> Mapping[str, Heard]:
         text = self._bird.ask("show", "route", "all", "protocol", _name(node))
         entries = re.split(r"^(?=[\da-f.:]+/\d+\s)", text, flags=re.MULTILINE)[1:]
@@ -114,13 +134,12 @@ def _name(node: str) -> str:
 
 
 def _saying(said: Said) -> str:
-    """The attributes of an announcement, in BIRD's filter language."""
+    """The attributes of an announcement, in BIRD's filter language. A MED is kept only if the export filter sets it."""
     path = [f"bgp_path.prepend({number});" for number in reversed(said.path)]
     standard = [f"bgp_community.add(({each.replace(':', ',')}));" for each in said.standard]
     large = [f"bgp_large_community.add(({each.replace(':', ',')}));" for each in said.large]
-    med = [f"bgp_med = {said.med};"] if said.med is not None else []
     preference = [f"bgp_local_pref = {said.local_pref};"] if said.local_pref is not None else []
-    return " ".join([*path, *standard, *large, *med, *preference])
+    return " ".join([*path, *standard, *large, *preference])
 
 
 def _value(text: str, name: str) -> str:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import json
 import re
+import signal
 from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bgp_world import Frr, World
 from tor import NODE4, Heard, Peering, Said, Tor, View
+
+WELL_KNOWN = {"graceful-shutdown": "65535:0", "no-export": "65535:65281"}
 
 
 class FrrTor(Tor):
@@ -114,6 +117,19 @@ class FrrTor(Tor):
             capabilities=json.dumps(said.get("neighborCapabilities", {})),
         )
 
+    def watched(self, node: str = NODE4) -> str:
+        """How BFD stands with a node."""
+        peers = json.loads(self._ask("show bfd peers json"))
+        return next((str(each["status"]) for each in peers if each["peer"] == node), "").lower()
+
+    def silence(self) -> None:
+        assert self._frr is not None
+        self._frr.signal("bfdd", signal.SIGSTOP)
+
+    def wake(self) -> None:
+        assert self._frr is not None
+        self._frr.signal("bfdd", signal.SIGCONT)
+
     def heard(self, node: str = NODE4) -> Mapping[str, Heard]:
         family = f"ipv{6 if ':' in node else 4} unicast"
         known = json.loads(self._ask(f"show bgp {family} neighbors {node} routes json")).get("routes", {})
@@ -138,6 +154,7 @@ def _session(peering: Peering) -> list[str]:
     lines += [f"neighbor {node} password {peering.password}"] if peering.password else []
     lines += [f"neighbor {node} ttl-security hops 1"] if peering.ttl_security else []
     lines += [f"neighbor {node} passive"] if peering.passive else []
+    lines += [f"neighbor {node} ebgp-multihop 2"] if peering.multihop else []
     lines += [f"neighbor {node} bfd", f"neighbor {node} bfd 3 300 300"] if peering.bfd else []
     return lines
 
@@ -181,12 +198,12 @@ def _heard(paths: Any, node: str) -> Heard | None:
     if path is None:
         return None
     wide = (hop["ip"] for hop in path.get("nexthops", []) if hop.get("scope", "global") == "global")
-    communities = path.get("community", {}).get("string", ""), path.get("largeCommunity", {}).get("string", "")
+    words = f"{path.get('community', {}).get('string', '')} {path.get('largeCommunity', {}).get('string', '')}".split()
     return Heard(
         next_hop=next(wide, ""),
         path=tuple(int(word) for word in path["aspath"]["string"].split() if word.isdigit()),
         origin=path["origin"],
-        communities=frozenset(" ".join(communities).split()),
+        communities=frozenset(WELL_KNOWN.get(word, word) for word in words),
         med=path.get("metric"),
         local_pref=path.get("locPrf"),
         originator=path.get("originatorId", ""),

@@ -113,6 +113,8 @@ class GobgpTor(Tor):
         }
         if peering.ttl_security:
             neighbor["ttl-security"] = {"config": {"enabled": True, "ttl-min": 255}}
+        if peering.multihop:
+            neighbor["ebgp-multihop"] = {"config": {"enabled": True, "multihop-ttl": 2}}
         if peering.client:
             reflects = {"route-reflector-client": True, "route-reflector-cluster-id": self.router_id}
             neighbor["route-reflector"] = {"config": reflects}
