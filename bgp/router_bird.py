@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from typing import Final
 
 from bgp.router_config import CHANGE_ME, Neighbour, RouterSide, head
 from core.addr import Network
+
+LAST_RESORT: Final = "if (65535, 0) ~ bgp_community then bgp_local_pref = 0; "
+"""What a node that is being drained tells (GRACEFUL_SHUTDOWN, RFC 8326) is used only where there is nothing else."""
 
 
 def bird(side: RouterSide) -> str:
@@ -17,17 +21,18 @@ def bird(side: RouterSide) -> str:
     if any(each.bfd for each in side.neighbours):
         lines += ["protocol bfd {}"]
     for version in side.versions:
-        lines += ["", *_within(f"muslin_taken{version}", [net for net in side.taken if net.version == version])]
+        taken = [net for net in side.taken if net.version == version]
+        lines += ["", *_within(f"muslin_taken{version}", taken, LAST_RESORT)]
         lines += _within(f"muslin_told{version}", [net for net in side.told if net.version == version])
     for each in side.neighbours:
         lines += ["", *_session(side, each)]
     return "\n".join([*lines, ""])
 
 
-def _within(name: str, prefixes: Sequence[Network]) -> Iterator[str]:
-    """A function that says whether a route lies inside `prefixes`."""
+def _within(name: str, prefixes: Sequence[Network], before: str = "") -> Iterator[str]:
+    """A function that says whether a route lies inside `prefixes`, and does something `before`."""
     inside = ", ".join(f"{prefix}+" for prefix in prefixes)
-    yield f"function {name}() {{ return {f'net ~ [ {inside} ]' if inside else 'false'}; }}"
+    yield f"function {name}() {{ {before}return {f'net ~ [ {inside} ]' if inside else 'false'}; }}"
 
 
 def _session(side: RouterSide, peer: Neighbour) -> Iterator[str]:

@@ -16,10 +16,15 @@ def frr(side: RouterSide) -> str:
     lines = [*head(side, "!", "FRR"), "frr defaults traditional", "!"]
     if side.port != 179:
         lines += [f"! bgpd has to listen on port {side.port}: start it with -p {side.port}"]
+    lines += ["! what a node that is being drained tells (RFC 8326) is used only where there is nothing else"]
+    lines += ["bgp community-list standard MUSLIN-DRAINED permit 65535:0"]
     for version in side.versions:
         lines += _prefix_list("TAKEN", version, side.taken) + _prefix_list("TOLD", version, side.told)
         for name in ("TAKEN", "TOLD"):
             match = f" match {_WORD[version]} address prefix-list MUSLIN-{name}{version}"
+            if name == "TAKEN":
+                drained = [" match community MUSLIN-DRAINED", " set local-preference 0"]
+                lines += [f"route-map MUSLIN-{name}{version} permit 5", match, *drained, "exit"]
             lines += [f"route-map MUSLIN-{name}{version} permit 10", match, "exit"]
     lines += [
         "!",
