@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
 from bgp.bestpath import Choice
 from bgp.model import Path
-from bgp.rib import AdjRibIn
+from bgp.rib import AdjRibIn, Gone
 from core.addr import Address, Network
 from core.prefix import Prefix
 from linux.model import Route
@@ -78,12 +78,19 @@ class Explanation:
     adopted: bool = False
 
 
-def explain(prefix: Prefix, decision: Decision, rib: AdjRibIn, now: float, adopted: Route | None = None) -> Explanation:
-    """The story of one prefix at `now`, by the clock the table is kept by."""
+def explain(
+    prefix: Prefix,
+    decision: Decision,
+    rib: AdjRibIn,
+    gone: Iterable[Gone],
+    now: float,
+    adopted: Route | None = None,
+) -> Explanation:
+    """The story of one prefix at `now`, by the clock the table is kept by; `gone` are its paths that are."""
     wanted = adopted or decision.route
     return Explanation(
         prefix=prefix.network,
-        said=(*_there(prefix, decision.choice, rib, now), *_gone(prefix, rib, now)),
+        said=(*_there(prefix, decision.choice, rib, now), *_gone(gone, now)),
         reason=decision.choice.reason,
         route=wanted,
         why_not="" if wanted else decision.why,
@@ -110,14 +117,13 @@ def _there(prefix: Prefix, choice: Choice, rib: AdjRibIn, now: float) -> Iterato
         )
 
 
-def _gone(prefix: Prefix, rib: AdjRibIn, now: float) -> Iterator[Said]:
-    for each in reversed(rib.gone):
-        if each.prefix == prefix:
-            yield Said(
-                session=each.session,
-                peer=each.heard.peer,
-                path=each.heard.path,
-                standing=Standing.WITHDRAWN,
-                why=each.why,
-                ago_s=now - each.at,
-            )
+def _gone(gone: Iterable[Gone], now: float) -> Iterator[Said]:
+    for each in gone:
+        yield Said(
+            session=each.session,
+            peer=each.heard.peer,
+            path=each.heard.path,
+            standing=Standing.WITHDRAWN,
+            why=each.why,
+            ago_s=now - each.at,
+        )

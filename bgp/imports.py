@@ -17,7 +17,7 @@ from typing import Final
 
 from bgp.bestpath import Candidate
 from bgp.fib import Place, Refusal, Resolve
-from bgp.filters import Action, Context, Direction, decide
+from bgp.filters import Action, Context, Direction, Judgement, decide
 from bgp.model import Path, Session, Speaker
 from core.addr import Address, contains
 from core.prefix import Prefix
@@ -75,26 +75,33 @@ def _martian(session: Session, hop: Address, ours: Us) -> Refusal:
     return ""
 
 
-def taken(candidate: Candidate, prefix: Prefix, place: Place, resolve: Resolve) -> Candidate | Refusal:
-    """A sound path as it is used for `prefix`, or why it is not."""
-    session, path = candidate.session, candidate.path
+def judged(session: Session, prefix: Prefix, path: Path, resolve: Resolve) -> Judgement | None:
+    """What a session that judges prefix by prefix says of this one; None when it judges by the path alone."""
+    if session.within and not any(contains(each, prefix.network) for each in session.within):
+        return Judgement(Action.REJECT, path, f"outside what {session.name} may import")
+    if not session.filters:
+        return Judgement(None, path) if session.within else None
+    reached = resolve(path.next_hop)
+    device = "" if isinstance(reached, str) else reached.device
+    context = Context(internal=session.internal, heard_internal=session.internal, device=device)
+    found = decide(session.filters, Direction.IMPORT, prefix.packed, prefix.length, path, context)
+    if found.action is Action.REJECT:
+        return Judgement(found.action, path, f"rejected by {found.reason}")
+    return Judgement(found.action, found.path)
+
+
+def taken(candidate: Candidate, place: Place, judgement: Judgement | None, resolve: Resolve) -> Candidate | Refusal:
+    """A sound path as it is used for a prefix that lies in `place`, or why it is not."""
     if place.ours:
         return "ours"
-    if session.within and not any(contains(each, prefix.network) for each in session.within):
-        return f"outside what {session.name} may import"
-    reached = resolve(path.next_hop)
-    action = None
-    if session.filters:
-        device = "" if isinstance(reached, str) else reached.device
-        context = Context(internal=session.internal, heard_internal=session.internal, device=device)
-        judged = decide(session.filters, Direction.IMPORT, prefix.packed, prefix.length, path, context)
-        if judged.action is Action.REJECT:
-            return f"rejected by {judged.reason}"
-        action, path = judged.action, judged.path
-    if action is None and not place.pool:
+    verdict = judgement or Judgement(None, candidate.path)
+    if verdict.action is Action.REJECT:
+        return verdict.reason
+    if verdict.action is None and not place.pool:
         return "in no IPPool"
+    path, reached = verdict.path, resolve(candidate.path.next_hop)
     if isinstance(reached, str):
         return reached
-    if GSHUT in path.communities and not session.internal:
+    if GSHUT in path.communities and not candidate.session.internal:
         path = replace(path, local_pref=0)
     return replace(candidate, path=path, device=reached.device)

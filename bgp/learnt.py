@@ -21,10 +21,11 @@ from bgp import clashes
 from bgp.bestpath import Candidate, choose
 from bgp.decision import UNDECIDED, Decision, Explanation, explain
 from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route
-from bgp.imports import PATH_DOWN, Us, taken, unsound, us
+from bgp.filters import Judgement
+from bgp.imports import PATH_DOWN, Us, judged, taken, unsound, us
 from bgp.line import PeerEvent, PeerUp, Update
 from bgp.model import Session, Speaker
-from bgp.rib import AdjRibIn, Heard
+from bgp.rib import AdjRibIn, Gone, Heard
 from core.addr import Address, Network
 from core.prefix import Prefix
 from linux.model import Facts, Route
@@ -155,12 +156,14 @@ class Learnt:
 
     def explain(self, now: float, prefixes: Iterable[Network] | None = None) -> Iterator[Explanation]:
         """Why each prefix goes where it goes: those given, or all that anybody speaks, or lately spoke, of."""
-        gone = {each.prefix for each in self.rib.gone}
-        wanted = map(Prefix.of, prefixes) if prefixes is not None else {**self._decisions, **dict.fromkeys(gone)}
+        gone: dict[Prefix, list[Gone]] = {}
+        for each in reversed(self.rib.gone):
+            gone.setdefault(each.prefix, []).append(each)
+        wanted = map(Prefix.of, prefixes) if prefixes is not None else {**self._decisions, **gone}
         for prefix in wanted:
             decision = self._decisions.get(prefix, UNDECIDED)
             held = self._adopted.get(prefix) if self._holds(prefix) else None
-            yield explain(prefix, decision, self.rib, now, held)
+            yield explain(prefix, decision, self.rib, gone.get(prefix, ()), now, held)
 
     def problems(self) -> Iterator[str]:
         """What a person should know: peers near or over their maximum, and prefixes with two writers."""
@@ -215,18 +218,25 @@ class Learnt:
         return True
 
     def _decide(self, prefix: Prefix, place: Place, row: tuple[Heard | None, ...]) -> Decision:
-        """What follows from what each peer says; kept for others of the same place unless a session judges prefix by
-        prefix."""
+        """What follows from what each peer says and its session judges; kept for prefixes of which that is alike."""
         said = [heard for heard in row if heard is not None]
         if not said:
             return UNDECIDED
+        judgements = [judged(self._sessions[heard.peer], prefix, heard.path, self._resolve) for heard in said]
+        alike = (place, row, *judgements) if any(judgements) else (place, row)
+        decision = self._known.get(alike)
+        if decision is None:
+            decision = self._known[alike] = self._decided(place, said, judgements)
+        return decision
+
+    def _decided(self, place: Place, said: list[Heard], judgements: list[Judgement | None]) -> Decision:
         eligible: list[Candidate] = []
         refused: list[tuple[Candidate, str]] = []
-        for heard in said:
+        for heard, judgement in zip(said, judgements, strict=True):
             candidate = Candidate(self._sessions[heard.peer], heard.path, self.rib.router_id(heard.peer))
             self._resolve(heard.path.next_hop)  # known from now on, so that it is noticed when it changes
             why = self._unsound(heard)
-            found = why or taken(candidate, prefix, place, self._resolve)
+            found = why or taken(candidate, place, judgement, self._resolve)
             if isinstance(found, str):
                 refused.append((candidate, found))
             else:
@@ -234,10 +244,7 @@ class Learnt:
         choice = choose(eligible, refused)
         outcome = route(choice, place, self._resolve)
         programmed, why_not = (None, outcome) if isinstance(outcome, str) else (outcome, "")
-        decision = Decision(choice, programmed, why_not)
-        if not any(_particular(self._sessions[heard.peer]) for heard in said):
-            self._known[place, row] = decision
-        return decision
+        return Decision(choice, programmed, why_not)
 
     def _unsound(self, heard: Heard) -> Refusal:
         if self.rib.path_down(heard.peer):
@@ -290,11 +297,6 @@ class _View(Mapping[Network, V]):
 
     def __len__(self) -> int:
         return sum(self._shown(each) is not None for each in self._decisions.values())
-
-
-def _particular(session: Session) -> bool:
-    """Whether what a session takes in depends on the very prefix."""
-    return bool(session.filters or session.within)
 
 
 def _within(blocks: frozenset[Prefix], prefixes: Collection[Prefix]) -> list[Prefix]:

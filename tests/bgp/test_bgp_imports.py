@@ -123,6 +123,14 @@ def test_a_session_imports_within_what_it_may() -> None:
     assert "outside what" in why_not(node_of(bounded), path(P1, 65001), OTHER)
 
 
+@pytest.mark.parametrize("prefixes", [(BLOCK, OTHER), (OTHER, BLOCK)])
+def test_prefixes_of_one_update_are_judged_each_by_itself(prefixes: tuple[Network, ...]) -> None:
+    for peer in (session(P1, within=(BLOCK,)), rules(NO_OTHER)):
+        table = node_of(peer)
+        table.hear(update(P1, *prefixes), 0)
+        assert set(table.routes()) == {BLOCK}
+
+
 def test_a_borrowed_address_leads_to_who_borrowed_it() -> None:
     ours = block(str(BLOCK), "a", borrowers={"10.244.5.7": "b"})
     theirs = block(str(OTHER), "b", borrowers={"10.244.6.7": "a"})
