@@ -16,6 +16,7 @@ from collections.abc import Sequence
 from typing import Final
 
 from bgp.model import Session, Speaker
+from core.addr import Address
 
 MAX_TTL: Final = 255
 
@@ -27,6 +28,13 @@ def render(speaker: Speaker, bridge: Sequence[str]) -> str:
     return head + "".join(_neighbor(session, speaker) for session in speaker.sessions)
 
 
+def _local(session: Session, speaker: Speaker) -> Address | None:
+    """ExaBGP learns an `auto` address when it calls, and accepts no call before: who only waits must name one."""
+    if session.local is None and session.passive:
+        return next((each for each in speaker.addresses if each.version == session.family.value), None)
+    return session.local
+
+
 def least_ttl(hops: int) -> int:
     """The lowest TTL with which a packet from a peer at most `hops` away arrives, if it was sent with the highest."""
     return MAX_TTL + 1 - hops
@@ -35,7 +43,7 @@ def least_ttl(hops: int) -> int:
 def _neighbor(session: Session, speaker: Speaker) -> str:
     lines = [
         f"router-id {speaker.router_id}",
-        f"local-address {session.local or 'auto'}",
+        f"local-address {_local(session, speaker) or 'auto'}",
         f"local-as {session.local_as}",
         f"peer-as {session.remote_as}",
         f"hold-time {session.hold_s}",

@@ -120,6 +120,13 @@ async def test_a_reload_guards_who_is_new_and_frees_who_is_not(guarded: Speaking
     assert guarded.lives == ["start"]
 
 
+async def test_called_without_an_address_to_be_called_at(tmp_path: Path) -> None:
+    waiting = replace(speaker(of(OPEN_ONE, local=None)), listen=(ip_address("0.0.0.0"),), addresses=(ip_address(OURS),))
+    with scratch_namespace():
+        async with speaking(tmp_path / "run", waiting) as running:
+            assert await comes_up(running, OPEN_ONE, with_ttl(64))
+
+
 async def test_calling_with_passwords_and_from_afar(tmp_path: Path) -> None:
     called: dict[str, int] = {}
     done = asyncio.Event()
