@@ -19,6 +19,7 @@ ends, routes stay and ExaBGP is killed without a farewell, so that peers keep ou
 from __future__ import annotations
 
 import asyncio
+import gc
 import sys
 import time
 from collections.abc import Awaitable, Callable, Sequence
@@ -107,6 +108,9 @@ one after each system call; at Python's own 5 ms the kernel has a full table hal
 BFD_DOWN: Final = 10
 """Cease subcode: BFD says that the path is down (RFC 9384)."""
 
+GARBAGE: Final = 20_000
+"""After how many new objects Python looks for cycles among them; an UPDATE alone makes a thousand and no cycle."""
+
 Report = Callable[[SpeakerState], Awaitable[None]]
 
 log = structlog.get_logger()
@@ -131,6 +135,7 @@ async def run(config: Config, health: Health | None = None, metrics: Metrics | N
     and `Unavailable` while another bgp has this network namespace."""
     require_net_admin()
     sys.setswitchinterval(TURN_S)
+    gc.set_threshold(GARBAGE)
     store = GrpcStore(config.datastore)
     followed: Latest[Snapshot] = Latest()
     snapshots: Latest[Snapshot] = Latest()
