@@ -34,11 +34,11 @@ class Prefix(bytes):
         """From `10.1.2.0/26`; bits beyond the length become zero. Raises ValueError."""
         if ":" in text:
             return cls.of(ip_network(text, strict=False))
-        address, _, length = text.partition("/")
-        made = cls((int(length), *map(int, address.split("."))))
-        if len(made) != _V4 or made[0] > _MOST_V4:
+        a, b, c, d, length = map(int, text.replace("/", ".").split("."))
+        if length > _MOST_V4:
             raise ValueError(f"{text!r} is no IPv4 prefix")
-        return made.cut(made[0]) if int.from_bytes(made[1:], "big") & _BEYOND[made[0]] else made
+        made = cls((length, a, b, c, d))
+        return made.cut(length) if (a << 24 | b << 16 | c << 8 | d) & _BEYOND[length] else made
 
     @property
     def network(self) -> Network:
