@@ -8,7 +8,7 @@
   change of user would clear the parent-death signal.
 - A command that is not answered in `answer_s` seconds, or a bridge that is gone, means its state is unknown: it is
   killed and started again. It stops for good when its answers are not read, so they always are.
-- Sessions changed: SIGUSR1, other sessions stay. Another port or listening address: a new process.
+- Sessions changed: it reads its file again, other sessions stay. Another port or listening address: a new process.
 """
 
 from __future__ import annotations
@@ -22,7 +22,6 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.util import find_spec
 from pathlib import Path
@@ -31,10 +30,11 @@ from typing import Final
 import structlog
 
 from bgp import line
-from bgp.conf import render
-from bgp.line import VERSION, Command, Ping, encode, singly
-from bgp.model import Session, Speaker
+from bgp.line import VERSION, Command, Load, Ping, encode, singly
+from bgp.model import Speaker
+from bgp.plan import Plan, planned
 from bgp.sockets import Sockets
+from core.addr import Address
 from core.errors import Unavailable, Unsupported
 from core.reconcile import Timing
 
@@ -43,6 +43,7 @@ PING_S: Final = 3.0
 """Together with a start these make less than 15 s: peers keep our routes meanwhile."""
 SOCKETS_S: Final = 1.0
 START_S: Final = 20.0
+RETRY_S: Final = 2.0
 LAST_WORDS_S: Final = 1.0
 OPEN_S: Final = 10
 """How long a peer that takes our call may take to its OPEN, seconds. ExaBGP does nothing else for the peer meanwhile,
@@ -58,20 +59,11 @@ CAPABILITIES: Final = "-all,+net_bind_service,+dac_read_search"
 log = structlog.get_logger()
 
 
-@dataclass(frozen=True, slots=True)
-class _Plan:
-    """What ExaBGP should run with: `listening` only a new process can change, `text` a reload can."""
-
-    listening: tuple[str, ...]
-    text: str
-    sessions: tuple[Session, ...]
-
-
 class ExaBGP:
     """The child. `on_line` hears every line that is no answer; `on_start` and `on_loss` frame a process's life.
 
-    `problem` is why there is none, as a sentence, "" while one runs. `restarts` counts its starts but the first,
-    `ping_s` is how long its last sign of life took. `extended` starts it through `bgp.entry`, if its
+    `problem` is why none works as it should, a sentence or "". `restarts` counts its starts but the first, `ping_s` is
+    how long its last sign of life took. `extended` starts it through `bgp.entry`, if its
     version is the one known there; otherwise, and without, it gets its own slower commands.
     """
 
@@ -92,8 +84,9 @@ class ExaBGP:
         self._answer_s = answer_s
         self._extended = extended and version("exabgp") == VERSION
         self._program = (str(Path(__file__).with_name("entry.py")),) if self._extended else ("-m", "exabgp")
-        self._plan: _Plan | None = None
-        self._running: _Plan | None = None
+        self._plan: Plan | None = None
+        self._running: Plan | None = None
+        self._left: frozenset[Address] = frozenset()  # peers that were taken out, perhaps unknown to it
         self._changed = asyncio.Event()
         self._lock = asyncio.Lock()
         self._process: asyncio.subprocess.Process | None = None
@@ -119,10 +112,8 @@ class ExaBGP:
 
     def configure(self, speaker: Speaker) -> None:
         """State what it should run with; cheap."""
-        text = render(
-            speaker, [sys.executable, "-S", "-E", str(Path(__file__).with_name("bridge.py")), str(self._socket)]
-        )
-        self._plan = _Plan((*map(str, speaker.listen), str(speaker.port)), text, speaker.sessions)
+        before, self._plan = self._plan, planned(speaker, self._socket)
+        self._left |= before.peers - self._plan.peers if before else frozenset()
         self._changed.set()
 
     async def send(self, command: Command) -> bool:
@@ -175,16 +166,21 @@ class ExaBGP:
             while self._plan is None:
                 await self._changed.wait()
                 self._changed.clear()
-            lasted = await self._one_life(self._plan)
+            try:
+                lasted = await self._one_life(self._plan)
+            except* OSError as refused:
+                lasted, self.problem = 0.0, f"ExaBGP cannot be started: {refused.exceptions[0]}"
+                log.error("exabgp.not_started", why=self.problem)
             failures = 1 if lasted > timing.retry_max_s else failures + 1
             await asyncio.sleep(timing.backoff(failures))
             self.restarts += 1
 
-    async def _one_life(self, plan: _Plan) -> float:
+    async def _one_life(self, plan: Plan) -> float:
         """From start to death; how long it lived, in seconds."""
         loop = asyncio.get_running_loop()
         born = loop.time()
         self._write(plan)
+        self._left = frozenset()
         self._bridged.clear()
         process = self._process = await asyncio.create_subprocess_exec(
             *("setpriv", "--pdeathsig", "KILL", "--no-new-privs", f"--bounding-set={CAPABILITIES}"),
@@ -196,7 +192,13 @@ class ExaBGP:
             env=self._environment(plan),
             limit=CHUNK,
         )
-        self._handle = os.pidfd_open(process.pid)
+        try:
+            self._handle = os.pidfd_open(process.pid)
+        except OSError:  # it has ended already, or we can hold no more files
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+            raise
         self._sockets = Sockets(process.pid, self._handle)
         log.info("exabgp.started", pid=process.pid)
         try:
@@ -218,7 +220,7 @@ class ExaBGP:
             log.warning("exabgp.ended", pid=process.pid, code=process.returncode)
         return loop.time() - born
 
-    def _write(self, plan: _Plan) -> None:
+    def _write(self, plan: Plan) -> None:
         draft = self._conf.with_suffix(".new")
         draft.unlink(missing_ok=True)
         with open(os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:  # it may hold passwords
@@ -226,7 +228,7 @@ class ExaBGP:
         draft.rename(self._conf)
         self._running = plan
 
-    def _environment(self, plan: _Plan) -> dict[str, str]:
+    def _environment(self, plan: Plan) -> dict[str, str]:
         *addresses, port = plan.listening
         settings = {
             "EXABGP_ENVFILE": str(self._run_dir / "no-exabgp.env"),
@@ -282,7 +284,7 @@ class ExaBGP:
             for peer, seconds in stalled.items():
                 self._on_line([line.stalled(peer, seconds)])
 
-    def _protect(self, plan: _Plan) -> bool:
+    def _protect(self, plan: Plan) -> bool:
         """Hold its sessions to their TTLs; without, it must not run."""
         if self._sockets is None or all(session.ttl_hops is None for session in plan.sessions):
             return True
@@ -297,18 +299,35 @@ class ExaBGP:
         return True
 
     async def _follow_plan(self) -> None:
+        await self._bridged.wait()
         while True:
             await self._changed.wait()
             self._changed.clear()
-            assert self._plan is not None
-            assert self._running is not None
-            if self._plan.listening != self._running.listening:
+            wanted, running = self._plan, self._running
+            assert wanted is not None
+            assert running is not None
+            if wanted.listening != running.listening:
                 self._kill()
-            elif self._plan.text != self._running.text and self._protect(self._plan):
-                await self._bridged.wait()  # a reload before it has read its first configuration would kill it
-                self._write(self._plan)
-                log.info("exabgp.reload")
-                self._signal(signal.SIGUSR1)
+                return
+            again, self._left = self._left & wanted.peers & running.peers, frozenset()
+            try:
+                if again:  # everybody else knows that these sessions ended; so must it
+                    await self._load(wanted.without(again, self._socket))
+                await self._load(wanted)
+            except OSError as error:
+                self._left |= again
+                self.problem = f"ExaBGP works by its old sessions, for the new ones cannot be written: {error}"
+                log.error("exabgp.not_configured", why=str(error))
+                asyncio.get_running_loop().call_later(RETRY_S, self._changed.set)
+
+    async def _load(self, wanted: Plan) -> None:
+        assert self._running is not None
+        if wanted.text == self._running.text or not self._protect(wanted):
+            return
+        self._write(wanted)
+        with contextlib.suppress(Unavailable):  # it has ended, and the next one reads the file
+            understood = await self.send(Load())
+            self.problem = "" if understood else f"ExaBGP does not understand its new sessions: {self._last_words}"
 
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         if self._bridge is not None or self.pid is None:
