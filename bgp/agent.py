@@ -1,6 +1,6 @@
 """The bgp agent of one node: wiring only.
 
-    datastore.follow ──> Latest[Snapshot] ──> desired ──> Speaker ─┬─> ExaBGP.configure     start, SIGUSR1
+    datastore.follow ──> Latest[Snapshot] ──> desired ──> Speaker ─┬─> ExaBGP.configure     start, load
                                                                    ├─> Bfd.configure
                                                                    └─> Teller: export, Reconciler(adverts) ─┐
     peers <──────────────────────────── ExaBGP <──── API commands, one by one ──────────────────────────────┤

@@ -1,7 +1,8 @@
-"""ExaBGP with two commands more, registered with its own decorator; nothing of it is replaced.
+"""ExaBGP with three commands more, registered with its own decorator; nothing of it is replaced but its clock.
 
     neighbor A , neighbor B muslin announce ATTRIBUTES nlri P P P      done | error
     neighbor A , neighbor B muslin withdraw P P P                      done | error
+    muslin configure                                                   done | error
 
 Its own `announce attributes` copies every prefix, attributes and all, with `copy.deepcopy` for each neighbour: most of
 its time. Here ExaBGP's parser reads the attributes once, and the prefixes go to the reactor's
@@ -13,6 +14,13 @@ in which it first met them: a prefix announced, withdrawn and announced again be
 withdrawn. So a command waits until what is pending is on its way; after `PATIENCE_S` it is refused, for then a peer
 does not read. An announcement to a peer without a session is refused: it is told everything when it comes up.
 
+`muslin configure` reads the configuration file again. A signal would not do: ExaBGP drops it when anything is still to
+be sent to anybody, were it a withdrawal for a peer that is down, and nobody hears of it.
+
+Its hold times, keepalives and pauses between two calls go by the wall clock. That would end every session when the
+clock is set forward, and when it is set back no KEEPALIVE goes out and nobody is called until it has caught up. So
+these get the steady clock instead.
+
 Run as `python -P entry.py server CONF` with ExaBGP and the standard library; never imported. `bgp.process` runs it with
 the version that `bgp.line` knows, and plain ExaBGP with any other.
 """
@@ -22,8 +30,11 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from copy import copy
+from types import SimpleNamespace
 from typing import Any, Final
 
+import exabgp.bgp.timer
+import exabgp.reactor.delay
 from exabgp.application.main import main
 from exabgp.bgp.message import Action
 from exabgp.bgp.message.update.attribute import Attributes
@@ -36,9 +47,13 @@ from exabgp.rib.change import Change
 
 ANNOUNCE: Final = "muslin announce"
 WITHDRAW: Final = "muslin withdraw"
+CONFIGURE: Final = "muslin configure"
 
 PATIENCE_S: Final = 0.5
 """Less than an answer may take; new connections wait as long."""
+
+Task = Callable[[Any, Any, str, str], Iterator[None]]
+"""Carries out one line for a service, step by step."""
 
 
 class Light(Change):  # type: ignore[misc]  # ExaBGP has no types
@@ -98,15 +113,26 @@ def _pending(reactor: Any, peers: Sequence[str]) -> bool:
     return any(neighbors[peer].rib.outgoing.pending() for peer in reactor.established_peers() & {*peers})
 
 
-def _scheduled(name: str) -> Callable[[Any, Any, str, str, bool], bool]:
+def configure(_api: Any, reactor: Any, service: str, _line: str) -> Iterator[None]:
+    """Bring the sessions in line with the file. One that leaves has to be gone first: if it were asked for again before
+    that, ExaBGP would take it for there, and then let it go."""
+    until = time.monotonic() + PATIENCE_S
+    while any(peer.stopping() for peer in reactor._peers.values()) and time.monotonic() < until:
+        yield
+    answer = reactor.processes.answer_done if reactor.reload() else reactor.processes.answer_error
+    answer(service)
+
+
+def _scheduled(name: str, task: Task) -> Callable[[Any, Any, str, str, bool], bool]:
     def command(api: Any, reactor: Any, service: str, line: str, _: bool) -> bool:
-        reactor.asynchronous.schedule(service, name, carry_out(api, reactor, service, line))
+        reactor.asynchronous.schedule(service, name, task(api, reactor, service, line))
         return True
 
     return command
 
 
 if __name__ == "__main__":
-    for name in (ANNOUNCE, WITHDRAW):
-        Command.register(name)(_scheduled(name))
+    exabgp.bgp.timer.time = exabgp.reactor.delay.time = SimpleNamespace(time=time.monotonic)
+    for name, task in ((ANNOUNCE, carry_out), (WITHDRAW, carry_out), (CONFIGURE, configure)):
+        Command.register(name)(_scheduled(name, task))
     main()

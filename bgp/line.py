@@ -102,11 +102,17 @@ class Teardown:
 
 
 @dataclass(frozen=True, slots=True)
+class Load:
+    """Read the configuration file again; accepted once the sessions are as it says. ExaBGP's own `reload` is forgotten
+    while anything is still to be sent to anybody."""
+
+
+@dataclass(frozen=True, slots=True)
 class Ping:
     """Ask for a sign of life."""
 
 
-Command: TypeAlias = Announce | Withdraw | SendEndOfRib | Refresh | Teardown | Ping
+Command: TypeAlias = Announce | Withdraw | SendEndOfRib | Refresh | Teardown | Load | Ping
 
 
 @dataclass(frozen=True, slots=True)
@@ -196,6 +202,8 @@ def encode(command: Command, *, extended: bool = False) -> str:
             return f"neighbor {peer} announce route-refresh ipv{family.value} unicast"
         case Teardown(peer, code):
             return f"neighbor {peer} teardown {code}"
+        case Load():
+            return "muslin configure" if extended else "reload"
         case Ping():
             return "version"
 
