@@ -9,6 +9,7 @@
 - A command that is not answered in `answer_s` seconds, or a bridge that is gone, means its state is unknown: it is
   killed and started again. It stops for good when its answers are not read, so they always are.
 - Sessions changed: it reads its file again, other sessions stay. Another port or listening address: a new process.
+- Its sockets are watched over from here (bgp.sockets): the TTL of who calls, and peers that read nothing.
 """
 
 from __future__ import annotations
