@@ -38,7 +38,7 @@ class Advert:
 
 @dataclass(frozen=True, slots=True)
 class Telling:
-    """The `session`th session with a peer, of the `speaker`th ExaBGP."""
+    """The `session`th session of all (0: none yet), of the `speaker`th ExaBGP."""
 
     speaker: int
     session: int

@@ -38,6 +38,7 @@ class Sessions:
     def __init__(self) -> None:
         self._lives: dict[Address, _Life] = {}
         self._speaker = 0
+        self._opened = 0  # never used twice: a session may be taken out and put back before anybody has seen it
 
     def configure(self, sessions: Sequence[Session], now: str) -> None:
         """Take over the sessions that should be; those that stay keep their state."""
@@ -56,7 +57,8 @@ class Sessions:
         if life is None:
             return False
         if isinstance(event, PeerUp):
-            telling = Telling(self._speaker, life.telling.session + 1)
+            self._opened += 1
+            telling = Telling(self._speaker, self._opened)
             self._lives[event.peer] = replace(life, up=True, since=now, reason="", telling=telling)
             return True
         if isinstance(event, PeerDown):

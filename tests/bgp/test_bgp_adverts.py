@@ -161,6 +161,20 @@ async def test_a_peer_without_a_session_is_told_when_it_has_one() -> None:
     assert wire.take() == [Announce((P1,), FAR, (ONE, TWO)), SendEndOfRib(P1, Family.V4)]
 
 
+async def test_a_peer_taken_out_and_put_back_between_two_rounds_is_told_again() -> None:
+    wire = Wire(P1)
+    teller = Teller(wire, P1)
+    assert await teller.tell(ONE)
+    wire.take()
+    teller.configure()
+    teller.want(ONE)
+    teller.configure(P1)
+    teller.want(ONE)
+    teller.up(P1)
+    assert await teller.tell(ONE)
+    assert wire.take() == [Announce((P1,), SELF, (ONE,)), SendEndOfRib(P1, Family.V4)]
+
+
 async def test_what_is_withdrawn_while_a_peer_is_down_is_withdrawn_from_its_memory_too() -> None:
     wire = Wire(P1)
     teller = Teller(wire, P1)
