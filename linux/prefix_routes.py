@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import errno
 import socket
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Final
 
@@ -18,7 +19,7 @@ from core.prefix import Prefix
 from core.reconcile import Plan
 from core.routing import Metric, RouteProtocol
 from linux.model import Route, RouteKey
-from linux.netlink import Netlink, Refused, attributes
+from linux.netlink import ATTRIBUTE, Netlink, Refused, attributes
 from linux.routes import (
     DELETE,
     INLINE,
@@ -40,6 +41,9 @@ from linux.routes import (
 
 _ADDRESS_AT: Final = 32
 """Where a message that `pack` made has its destination: after header, rtmsg and that attribute's own header."""
+
+_DUMPED_AT: Final = 24
+"""Where IPv4 routes that are read have theirs: the table's number stands before it."""
 
 
 class PrefixRoutes:
@@ -74,22 +78,15 @@ class PrefixRoutes:
     def _read(self) -> Mapping[Prefix, Route]:
         found: dict[Prefix, Route] = {}
         surplus: dict[Prefix, list[int]] = {}
-        metric_at_home = self._metric.to_bytes(4, "little")
         for family, width in ((socket.AF_INET, 4), (socket.AF_INET6, 16)):
-            routes: dict[tuple[object, ...], Route] = {}
+            seen = _Seen(family, width, self._protocol)
             for data in dumped(self._netlink, family, self._protocol):
-                at, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data)
-                if (at, table, protocol, tos) != (family, RT_TABLE_MAIN, self._protocol, 0):
+                entry = seen.entry(data)
+                if entry is None:
                     continue
-                parts = attributes(data, RTMSG.size)
-                prefix = Prefix(bytes((length,)) + parts.pop(RTA_DST, bytes(width)))
-                metric = parts.pop(RTA_PRIORITY, bytes(4))
-                shape = route_shape(kind, flags, parts)
-                route = routes.get(shape)
-                if route is None:
-                    route = routes[shape] = unpack_route(kind, flags, parts)
-                if metric != metric_at_home:
-                    surplus.setdefault(prefix, []).append(int.from_bytes(metric, "little"))
+                prefix, metric, route = entry
+                if metric != self._metric:
+                    surplus.setdefault(prefix, []).append(metric)
                 elif prefix in found:
                     route = join(family, found[prefix], route)
                     if route is TANGLE:
@@ -162,6 +159,45 @@ class PrefixRoutes:
             for index, refusal in self._netlink.batch(messages).items()
             if refusal.errno != fine
         }
+
+
+class _Seen:
+    """Messages of one dump. Those that differ in nothing but the address are taken apart once: most of a table is.
+
+    IPv6 routes carry when they were last used, so no two of them are alike.
+    """
+
+    def __init__(self, family: int, width: int, protocol: int) -> None:
+        self._family, self._width, self._protocol = family, width, protocol
+        self._header = ATTRIBUTE.pack(4 + width, RTA_DST) if family == socket.AF_INET else b"none"
+        self._alike: dict[bytes, tuple[bytes, int, Route] | None] = {}
+        self._routes: dict[tuple[object, ...], Route] = {}
+
+    def entry(self, data: bytes) -> tuple[Prefix, int, Route] | None:
+        """Prefix, metric and route; None when it is not of the protocol, or not in the main table."""
+        at, end = _DUMPED_AT, _DUMPED_AT + self._width
+        if data[at - ATTRIBUTE.size : at] != self._header:
+            parts = attributes(data, RTMSG.size)
+            known, address = self._taken_apart(data), parts.get(RTA_DST, bytes(self._width))
+        else:
+            rest, address = data[:at] + data[end:], data[at:end]
+            if rest not in self._alike:
+                self._alike[rest] = self._taken_apart(data)
+            known = self._alike[rest]
+        return (Prefix(known[0] + address), known[1], known[2]) if known else None
+
+    def _taken_apart(self, data: bytes) -> tuple[bytes, int, Route] | None:
+        """The prefix's length, metric and route."""
+        at, length, _, tos, table, protocol, _, kind, flags = RTMSG.unpack_from(data)
+        if (at, table, protocol, tos) != (self._family, RT_TABLE_MAIN, self._protocol, 0):
+            return None
+        parts = attributes(data, RTMSG.size)
+        metric = int.from_bytes(parts.pop(RTA_PRIORITY, b""), sys.byteorder)
+        shape = route_shape(kind, flags, parts)
+        route = self._routes.get(shape)
+        if route is None:
+            route = self._routes[shape] = unpack_route(kind, flags, parts)
+        return bytes((length,)), metric, route
 
 
 def _around(message: bytes, prefix: Prefix) -> tuple[bytes, bytes]:
