@@ -1,9 +1,9 @@
 """Ports that no host endpoint closes, so that nobody locks themselves out of a host or cuts it off its cluster.
 
 Calico's lists (calico.md 1.6), and what a muslin host needs besides: DHCPv6 beside DHCP, whose answers conntrack does
-not recognise, BFD beside BGP, which goes down with it, and the port at which felix itself reaches the datastore. They hold for what the host itself receives and
-sends, before any policy, in every plane but FORWARD. Untracked, both directions of the packet are covered: nothing
-there knows what is an answer.
+not recognise, BFD beside BGP, which goes down with it, and the port at which felix itself reaches the datastore. They
+hold for what the host itself receives and sends, before any policy, in every plane but FORWARD. Untracked, both
+directions of the packet are covered: nothing there knows what is an answer.
 """
 
 from __future__ import annotations
