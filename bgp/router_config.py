@@ -10,6 +10,7 @@ Passwords are taken out of the snapshot first: the text can only name the Secret
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -22,11 +23,13 @@ import msgspec
 
 from bgp.desired import desired
 from bgp.model import Bfd, Blocked, Session, Speaker
-from bgp.settings import settings
+from bgp.settings import asked_as, settings
 from core.addr import Address, Network, order
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key
+from core.peering import applies
 from core.resources import BGPConfiguration, BGPPeer, IPPool, Node, Resource
+from core.resources.bgp import BGPPeerSpec
 from core.snapshot import Snapshot
 from core.values import peer_address
 
@@ -159,7 +162,7 @@ def router_side(snapshot: Snapshot, addresses: Sequence[Address]) -> RouterSide:
         for _, node in sorted(snapshot.of(Node).items())
         if (speaker := _speaker(snapshot, node, peers)).sessions or speaker.blocked
     ]
-    spoken = Counter(_as_number(snapshot, node) for node in snapshot.of(Node).values())
+    spoken = _spoken(snapshot)
     sessions = [(node, speaker, session) for node, speaker in told for session in speaker.sessions]
     if not sessions:
         blocked = "".join(f"; {each}" for each in _blocked(told))
@@ -210,11 +213,22 @@ def _blocked(told: Iterable[tuple[Node, Speaker]]) -> Iterator[str]:
         yield from (f"{node.metadata.name}: {each.name}: {each.reason}" for each in speaker.blocked)
 
 
-def _as_number(snapshot: Snapshot, node: Node) -> int:
-    try:
-        return settings(snapshot, node).as_number
-    except ValueError:
-        return 0
+def _spoken(snapshot: Snapshot) -> Counter[int]:
+    """How many nodes speak for each AS number: it is their own, or a BGPPeer's localASNumber gives it to them."""
+    lending = [peer.spec for peer in snapshot.of(BGPPeer).values() if peer.spec.local_as_number]
+    return Counter(
+        number for node in snapshot.of(Node).values() for number in set(_speaks_for(snapshot, node, lending))
+    )
+
+
+def _speaks_for(snapshot: Snapshot, node: Node, lending: Iterable[BGPPeerSpec]) -> Iterator[int]:
+    """What cannot be read, its own or a BGPPeer's, opens no session and counts for nothing."""
+    with contextlib.suppress(ValueError):
+        yield settings(snapshot, node).as_number
+    for spec in lending:
+        with contextlib.suppress(ValueError):
+            if applies(spec, node):
+                yield asked_as(spec.local_as_number)
 
 
 def _one(where: str, field: str, said: Iterable[tuple[int, str]]) -> int:
@@ -228,14 +242,11 @@ def _one(where: str, field: str, said: Iterable[tuple[int, str]]) -> int:
     return next(iter(by_value))
 
 
-def _neighbour(
-    node: Node, speaker: Speaker, session: Session, snapshot: Snapshot, spoken: Mapping[int, int]
-) -> Neighbour:
+def _neighbour(node: Node, speaker: Speaker, session: Session, snapshot: Snapshot, spoken: Counter[int]) -> Neighbour:
     version = session.peer.version
     address = session.local or next(each for each in speaker.addresses if each.version == version)
     subnet = node.subnet(version)
     far = subnet is None or session.peer not in subnet
-    shared = spoken.get(session.local_as, 0) > (1 if session.local_as == speaker.as_number else 0)
     return Neighbour(
         node=node.metadata.name,
         peering=session.name,
@@ -247,7 +258,7 @@ def _neighbour(
         restart_s=session.restart_s,
         far=far,
         ttl_hops=session.ttl_hops,
-        hide=shared and not session.internal and not session.own_as_allowed,
+        hide=spoken[session.local_as] > 1 and not session.internal and not session.own_as_allowed,
         most=session.most_out,
         secret=_secret(snapshot, session.name),
         bfd=None if far else session.bfd,

@@ -91,7 +91,8 @@ def _family(peer: Neighbour) -> Iterator[str]:
 def _sets(side: RouterSide) -> Iterator[str]:
     for name, prefixes in (("taken", side.taken), ("told", side.told)):
         for version in side.versions:
-            yield from _prefix_set(f"muslin-{name}{version}", (net for net in prefixes if net.version == version))
+            if inside := [net for net in prefixes if net.version == version]:
+                yield from _prefix_set(f"muslin-{name}{version}", inside)
     for name, internal in (("nodes", None), ("internal", True)):
         for version in side.versions:
             peers = [
@@ -119,8 +120,12 @@ def _neighbor_set(name: str, peers: Iterable[Address]) -> Iterator[str]:
 
 
 def _policies(side: RouterSide) -> Iterator[str]:
-    """What is outside is rejected, to and from nodes; the rest is left to the router's other policies."""
-    for name in ("taken", "told"):
+    """What is outside is rejected, to and from nodes; the rest is left to the router's other policies.
+
+    With no prefix of a family everything of it is outside: a set without any matches nothing in GoBGP, nor does its
+    inverse, so nothing is asked of the prefix then.
+    """
+    for name, prefixes in (("taken", side.taken), ("told", side.told)):
         yield "[[policy-definitions]]"
         yield f'  name = "muslin-{name}"'
         for version in side.versions:
@@ -128,8 +133,9 @@ def _policies(side: RouterSide) -> Iterator[str]:
             yield f'    name = "muslin-{name}{version}"'
             yield "    [policy-definitions.statements.conditions.match-neighbor-set]"
             yield f'      neighbor-set = "muslin-nodes{version}"'
-            yield "    [policy-definitions.statements.conditions.match-prefix-set]"
-            yield f'      prefix-set = "muslin-{name}{version}"'
-            yield '      match-set-options = "invert"'
+            if any(net.version == version for net in prefixes):
+                yield "    [policy-definitions.statements.conditions.match-prefix-set]"
+                yield f'      prefix-set = "muslin-{name}{version}"'
+                yield '      match-set-options = "invert"'
             yield "    [policy-definitions.statements.actions]"
             yield '      route-disposition = "reject-route"'

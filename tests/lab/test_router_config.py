@@ -125,6 +125,31 @@ def test_nodes_of_the_routers_own_as_are_clients_and_a_far_one_takes_two_hops() 
     assert (far.node, far.far, far.distance, far.hide, far.bfd) == ("c", True, 2, False, None)
 
 
+def test_an_as_that_a_bgppeer_lends_to_several_nodes_is_hidden_from_them() -> None:
+    both, one = peer("v4", localASNumber=64999), peer("v4", localASNumber=64999, nodeSelector="", node="a")
+    assert [each.hide for each in side("172.16.1.1", documents=[both]).neighbours] == [True, True]
+    assert [each.hide for each in side("172.16.1.1", documents=[one]).neighbours] == [False]
+    elsewhere = peer("far", "192.0.2.1", localASNumber=64999, nodeSelector="rack == 'rack2'")
+    assert [each.hide for each in side("172.16.1.1", documents=[one, elsewhere]).neighbours] == [True]
+
+
+@every_kind
+def test_a_family_without_a_pool_is_closed_and_not_open(kind: RouterKind) -> None:
+    found = dataclasses.replace(side("fd16:1::1", documents=[peer("v6", "fd16:1::1")]), taken=(), told=())
+    text = TEXTS[kind](found)
+    if kind is RouterKind.BIRD:
+        assert "function muslin_told6() { return false; }" in text
+        assert text.count("return false; }") == 2
+    elif kind is RouterKind.FRR:
+        assert "ipv6 prefix-list MUSLIN-TAKEN6 seq 5 deny any" in text
+        assert "ipv6 prefix-list MUSLIN-TOLD6 seq 5 deny any" in text
+    else:  # an empty set matches nothing in GoBGP, and neither does its inverse: it must not be asked
+        policies = tomllib.loads(text)["policy-definitions"]
+        statements = [each for policy in policies for each in policy["statements"]]
+        assert [set(each["conditions"]) for each in statements] == [{"match-neighbor-set"}] * 2
+        assert {each["actions"]["route-disposition"] for each in statements} == {"reject-route"}
+
+
 def test_a_rack_has_one_router_or_says_which_there_are() -> None:
     known = snapshot(*NODES, *RICH)
     assert list(map(str, rack_router(known, "rack1"))) == ["172.16.1.1", "fd16:1::1"]

@@ -1,0 +1,56 @@
+"""GoBGP that runs what we print for it takes nothing of a family in which the cluster has no pool."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from ipaddress import ip_address
+
+import pytest
+from bgp_world import Bird, World, defaults, node, peer, pool, until
+
+from bgp.router_config import router_side
+from bgp.router_gobgp import gobgp
+from core.resources import Resource
+from core.snapshot import Snapshot
+
+pytestmark = pytest.mark.kernel
+
+CLUSTER: list[Resource] = [
+    node("n1", "10.9.1.2/24", "fd09::2/64"),
+    pool("main", "10.244.0.0/16"),
+    peer("tor", "10.9.1.1", asNumber=65001),
+    peer("tor6", "fd09::1", asNumber=65001),
+    defaults(nodeToNodeMeshEnabled=False),
+]
+
+NODE = """
+protocol static { ipv4; route 10.244.1.0/26 blackhole; route 0.0.0.0/0 blackhole; }
+protocol static { ipv6; route fd44::40/122 blackhole; route ::/0 blackhole; }
+protocol bgp four { local 10.9.1.2 as 64512; neighbor 10.9.1.1 as 65001; ipv4 { import all; export all; }; }
+protocol bgp six { local fd09::2 as 64512; neighbor fd09::1 as 65001; ipv6 { import all; export all; }; }
+"""
+
+
+def test_a_family_without_a_pool_is_closed_in_gobgp(world: World) -> None:
+    world.wire("tor", ["10.9.1.1/24", "fd09::1/64"], "n1", ["10.9.1.2/24", "fd09::2/64"])
+    snapshot = Snapshot().apply(1, [(each.key, each) for each in CLUSTER])
+    config = world.scratch / "gobgpd.toml"
+    config.write_text(gobgp(router_side(snapshot, [ip_address("10.9.1.1"), ip_address("fd09::1")])))
+    with (world.scratch / "gobgpd.log").open("w") as log:
+        argv = ("gobgpd", "-f", str(config), "--pprof-disable", "--api-hosts", "127.0.0.1:50051")
+        world.start("tor", *argv, stdout=log, stderr=log)
+    Bird(world, "n1", "10.9.1.2").start(NODE)
+
+    def taken(family: str, *of: str) -> set[str]:
+        argv = world.command("tor", "gobgp", "-j", *of, "-a", family)
+        said = subprocess.run(argv, capture_output=True, text=True, check=False, timeout=20).stdout
+        return set(json.loads(said or "{}"))
+
+    def heard(family: str, address: str) -> set[str]:
+        return taken(family, "neighbor", address, "adj-in")
+
+    until("GoBGP heard both of IPv4", lambda: len(heard("ipv4", "10.9.1.2")) == 2)
+    until("GoBGP heard both of IPv6", lambda: len(heard("ipv6", "fd09::2")) == 2)
+    until("it took the block", lambda: taken("ipv4", "global", "rib") == {"10.244.1.0/26"})
+    assert taken("ipv6", "global", "rib") == set()
