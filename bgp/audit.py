@@ -77,8 +77,10 @@ def expected(snapshot: Snapshot, node: str) -> Mapping[Prefix, str]:
     found: dict[Prefix, str] = {}
     for block in snapshot.of(IPAMBlock).values():
         prefix, owner = _prefix(block.spec.cidr), block.spec.node
-        if owner not in tell.get(prefix.version, ()) or prefix.length == 8 * len(prefix.packed):
+        if owner not in tell.get(prefix.version, ()):
             continue
+        if prefix.length == 8 * len(prefix.packed) and not block.spec.allocations:
+            continue  # a block of one address is told while the address is taken
         if any(prefix.length >= pool.length and prefix.cut(pool.length) == pool for pool in pools):
             found[prefix] = owner
     return found

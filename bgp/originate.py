@@ -1,6 +1,7 @@
 """What a node originates: pure, from a snapshot.
 
-    own blocks of exported pools            told as blocks, never a pod's address; a block of one address not at all
+    own blocks of exported pools            told as blocks, never a pod's address; a block of one address (blockSize 32
+                                            or 128) while the address is taken: felix has no blackhole for it
     addresses borrowed from others' blocks  /32 or /128: longer than the block, so they win over it
     services                                bgp.services
 
@@ -86,7 +87,8 @@ def _blocks(snapshot: Snapshot, node: str, pools: list[IPPool]) -> Iterator[Netw
     for block in snapshot.of(IPAMBlock).values():
         if block.spec.affinity == affinity:
             prefix = block.spec.network
-            if prefix.prefixlen < prefix.max_prefixlen and _exported(prefix, pools):
+            taken = prefix.prefixlen < prefix.max_prefixlen or block.spec.allocations
+            if taken and _exported(prefix, pools):
                 yield prefix
 
 

@@ -42,7 +42,11 @@ NODES = (node("a", "10.9.1.2/24"), node("b", "10.9.2.2/24"))
     [
         ([pool("p", "10.244.0.0/16"), block("10.244.1.0/26", "b")], {"10.244.1.0/26": "b"}),
         ([pool("p", "10.244.0.0/16"), block("10.244.1.0/26", "a")], {}),
-        ([pool("p", "10.244.0.0/16"), block("10.244.1.7/32", "b")], {}),
+        ([pool("p", "10.244.0.0/16", blockSize=32), block("10.244.1.7/32", "b")], {}),
+        (
+            [pool("p", "10.244.0.0/16", blockSize=32), block("10.244.1.7/32", "b", allocations={"10.244.1.7": "pod"})],
+            {"10.244.1.7/32": "b"},
+        ),
         ([pool("p", "10.244.0.0/16"), block("10.244.1.0/26", "gone")], {}),
         ([pool("p", "10.244.0.0/16", ipipMode="Always"), block("10.244.1.0/26", "b")], {}),
         ([pool("p", "10.244.0.0/16", ipipMode="Fallback"), block("10.244.1.0/26", "b")], {}),
@@ -51,7 +55,19 @@ NODES = (node("a", "10.9.1.2/24"), node("b", "10.9.2.2/24"))
         ([pool("p", "fd00::/48"), block("fd00::/122", "b")], {}),
         ([block("10.244.1.0/26", "b")], {}),
     ],
-    ids=["remote", "own", "one address", "no owner", "tunnel", "fallback", "disabled", "not exported", "v6", "no pool"],
+    ids=[
+        "remote",
+        "own",
+        "one free address",
+        "one address",
+        "no owner",
+        "tunnel",
+        "fallback",
+        "disabled",
+        "not exported",
+        "v6",
+        "no pool",
+    ],
 )
 def test_what_a_node_should_hear(resources: list[Resource], missed: dict[str, str]) -> None:
     found = expected(snapshot(*NODES, *resources), "a")

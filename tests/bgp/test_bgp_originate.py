@@ -64,9 +64,18 @@ def test_own_blocks_of_exported_pools_and_no_others() -> None:
     blocks = [block("10.0.0.0/26", "a"), block("10.0.0.64/26", "b"), block("fd10::/122", "a")]
     assert told(A, B, POOL, POOL6, *blocks) == {"10.0.0.0/26": "block", "fd10::/122": "block"}
     assert told(A, B, POOL, POOL6, *blocks, on="b") == {"10.0.0.64/26": "block"}
-    assert told(A, POOL, block("10.0.0.5/32", "a"), block("192.0.2.0/26", "a")) == {}
+    assert told(A, POOL, block("192.0.2.0/26", "a")) == {}
     for closed in ({"disabled": True}, {"disableBGPExport": True}):
         assert told(A, pool("pods", "10.0.0.0/16", **closed), *blocks) == {}
+
+
+def test_a_block_of_one_address_is_told_while_somebody_has_the_address() -> None:
+    ones, ones6 = pool("ones", "10.7.0.0/24", blockSize=32), pool("ones6", "fd07::/112", blockSize=128)
+    taken = [block("10.7.0.5/32", "a", allocations={"10.7.0.5": "pod"}), block("10.7.0.6/32", "a")]
+    taken6 = [block("fd07::5/128", "a", allocations={"fd07::5": "pod"}), block("fd07::6/128", "a")]
+    assert told(A, ones, ones6, *taken, *taken6) == {"10.7.0.5/32": "block", "fd07::5/128": "block"}
+    assert told(A, B, ones, *taken, on="b") == {}
+    assert told(A, pool("ones", "10.7.0.0/24", blockSize=32, disableBGPExport=True), *taken) == {}
 
 
 def test_a_speaker_knows_what_it_may_reflect() -> None:
