@@ -8,12 +8,14 @@ takes as many look-ups, and as many decisions as there are different things said
 
 Routes found in the kernel at start are *adopted*: they stand for their prefix until peers have had time to speak
 (every session's End-of-RIB, or a bound), so that a restart changes nothing. Until then a route learnt again in part
-(one of two racks' routers has spoken) does not narrow an adopted one; a withdrawal ends the adoption at once.
+(one of two racks' routers has spoken) does not narrow an adopted one; a withdrawal ends the adoption at once, and a
+peer that takes everything back or is out of reach (BFD) ends it as far as the route goes through that peer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from dataclasses import replace
 from itertools import repeat
 from typing import Final, TypeVar
 
@@ -23,7 +25,7 @@ from bgp.decision import UNDECIDED, Decision, Explanation, explain
 from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route
 from bgp.filters import Judgement
 from bgp.imports import PATH_DOWN, Us, judged, taken, unsound, us
-from bgp.line import PeerEvent, PeerUp, Update
+from bgp.line import PeerDown, PeerEvent, PeerUp, Update
 from bgp.model import Session, Speaker
 from bgp.rib import AdjRibIn, Gone, Heard
 from core.addr import Address, Network
@@ -115,6 +117,8 @@ class Learnt:
         if isinstance(event, PeerUp) and self.rib.path_down(event.peer):
             self._known = {}  # whatever was decided while nothing got through to it
         changed = self.rib.fold(event, now)
+        if isinstance(event, PeerDown) and changed:
+            self._forsake(event.peer)
         if isinstance(event, Update) and self._adopted:
             dropped = [prefix for prefix in event.withdrawn if self._adopted.pop(prefix, None)]
             self._note(dropped)
@@ -128,7 +132,8 @@ class Learnt:
     def lose_path(self, peer: Address) -> bool:
         """BFD says that nothing gets through to the peer: its paths are of no use until its session comes up anew."""
         self._known = {}
-        return self._choose(self.rib.lose_path(peer))
+        forsaken = self._forsake(peer)
+        return self._choose(self.rib.lose_path(peer)) or forsaken
 
     def regain_path(self, peer: Address) -> bool:
         """BFD says that packets get through again, and the session has stood all the while."""
@@ -253,6 +258,20 @@ class Learnt:
 
     def _heard(self, prefix: Prefix) -> list[Heard]:
         return [table[prefix] for table in self.rib.tables() if prefix in table]
+
+    def _forsake(self, peer: Address) -> bool:
+        """No adopted route goes through the peer any more, whoever has still to speak; whether one did."""
+        found = {
+            prefix: tuple(hop for hop in adopted.next_hops if hop.gateway != peer)
+            for prefix, adopted in self._adopted.items()
+            if any(hop.gateway == peer for hop in adopted.next_hops)
+        }
+        for prefix, hops in found.items():
+            adopted = self._adopted.pop(prefix)
+            if hops:
+                self._adopted[prefix] = replace(adopted, next_hops=hops)
+        self._note(found)
+        return bool(found)
 
     def _note(self, prefixes: Iterable[Prefix]) -> None:
         for prefix in prefixes:

@@ -40,6 +40,10 @@ RELEARN_S: Final = 120.0
 END_OF_RIB_S: Final = 30.0
 """How long a peer that is up may take to its End-of-RIB; one without graceful restart never sends any."""
 
+SELECTION_S: Final = 360.0
+"""The same for one that has just restarted: it waits for its own peers before it tells anything (RFC 4724, 4.1), and
+forwards meanwhile. As long as routers wait for each other."""
+
 REMEMBERED: Final = 1_000
 """How many paths that are gone are remembered, to say when and why they went."""
 
@@ -86,7 +90,9 @@ class _Peer:
     path_down: bool = False
     keep_s: float = RELEARN_S
     restart_s: int = 0
+    end_of_rib_s: float = END_OF_RIB_S
     preserved: frozenset[Family] = frozenset()
+    forgot: bool = False  # it has restarted, and forwards nothing by what it told before
     router_id: IPv4Address | None = None
 
 
@@ -118,9 +124,12 @@ class AdjRibIn:
                 if event.router_id != peer.router_id:
                     peer.known = WeakValueDictionary()  # what it says from now on is another router's word
                 peer.restart_s, peer.preserved, peer.router_id = event.restart_s, event.preserved, event.router_id
+                peer.end_of_rib_s = SELECTION_S if event.restarting else END_OF_RIB_S
+                peer.forgot = event.restarting and Family(event.peer.version) not in event.kept
                 return ()
             case PeerUp():
-                return _up(peer, now)
+                changed = _up(peer, now)
+                return self._sweep(peer, now, "lost in its peer's restart") if peer.forgot else changed
             case PeerDown():
                 return self._down(peer, event, now)
             case Update():
@@ -157,7 +166,7 @@ class AdjRibIn:
         changed: set[Prefix] = set()
         for peer in self._peers.values():
             if peer.up_at is not None:
-                if now >= peer.up_at + END_OF_RIB_S:
+                if now >= peer.up_at + peer.end_of_rib_s:
                     changed.update(self._sweep(peer, now, "not told again after a restart"))
                 continue
             long_lived = _long_lived(peer)
@@ -229,7 +238,7 @@ class AdjRibIn:
             since = (peer.last_resort if last_resort else peer.stale).get(prefix) if peer else None
             if peer and since is not None:
                 lasts = since + (_long_lived(peer) if last_resort else peer.keep_s)
-                return Stale(since, lasts if peer.up_at is None else peer.up_at + END_OF_RIB_S, last_resort)
+                return Stale(since, lasts if peer.up_at is None else peer.up_at + peer.end_of_rib_s, last_resort)
         return None
 
     def _down(self, peer: _Peer, event: PeerDown, now: float) -> Collection[Prefix]:
@@ -343,7 +352,7 @@ def _deadline(peer: _Peer) -> float | None:
     if not peer.stale and not peer.last_resort:
         return None
     if peer.up_at is not None:
-        return peer.up_at + END_OF_RIB_S
+        return peer.up_at + peer.end_of_rib_s
     oldest: Iterator[float] = (
         next(iter(table.values())) + lasts
         for table, lasts in ((peer.stale, peer.keep_s), (peer.last_resort, _long_lived(peer)))

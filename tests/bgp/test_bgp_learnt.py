@@ -35,8 +35,8 @@ from bgp.bestpath import Candidate, choose
 from bgp.fib import Reach, Ways
 from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerUp, Update
 from bgp.model import Origin, Path
-from bgp.rib import END_OF_RIB_S, RELEARN_S, AdjRibIn
-from core.addr import Address, Network
+from bgp.rib import END_OF_RIB_S, RELEARN_S, SELECTION_S, AdjRibIn
+from core.addr import Address, Family, Network
 from core.prefix import Prefix
 from linux.model import Facts, NextHop
 
@@ -65,6 +65,21 @@ class TestRib:
     def test_withdrawn_and_announced_in_one_update_stands(self) -> None:
         rib = fold(PeerUp(P1), update(P1, BLOCK), update(P1, BLOCK, withdrawn=(BLOCK,)))
         assert networks(rib.prefixes()) == {BLOCK}
+
+    def test_a_peer_that_restarted_without_its_routes_loses_them_when_it_is_back(self) -> None:
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK), PeerDown(P1, "lost", notified=False))
+        assert not rib.fold(replace(graceful(P1), restarting=True), 5)
+        assert networks(rib.fold(PeerUp(P1), 5)) == {BLOCK}
+        assert not rib.prefixes()
+
+    def test_a_peer_that_restarted_with_its_routes_may_take_its_time(self) -> None:
+        back = replace(graceful(P1), restarting=True, kept=frozenset({Family.V4}))
+        rib = fold(graceful(P1), PeerUp(P1), update(P1, BLOCK), PeerDown(P1, "lost", notified=False))
+        assert not rib.fold(back, 5)
+        assert not rib.fold(PeerUp(P1), 5)
+        assert rib.deadline == 5 + SELECTION_S
+        assert not rib.expire(5 + END_OF_RIB_S)
+        assert networks(rib.expire(5 + SELECTION_S)) == {BLOCK}
 
     def test_a_peer_without_graceful_restart_loses_everything_at_once(self) -> None:
         rib = fold(plain(P1), PeerUp(P1), update(P1, BLOCK))
@@ -270,6 +285,24 @@ class TestLearnt:
         table.hear(update(P1, BLOCK), 0)
         assert table.hear(update(P1, withdrawn=(BLOCK,)), 0)
         assert table.routes() == {}
+
+    def test_a_lost_path_ends_an_adoption_as_far_as_it_goes_that_way(self) -> None:
+        table = learnt(P1, P2)
+        table.adopt({Prefix.of(BLOCK): via(P1, P2), Prefix.of(OTHER): via(P2)})
+        table.hear(update(P1, BLOCK), 0)
+        assert table.lose_path(P2)
+        assert table.routes() == {BLOCK: via(P1)}
+        table.regain_path(P2)
+        table.hear(update(P2, BLOCK), 0)
+        assert table.routes() == {BLOCK: via(P1, P2)}
+
+    def test_a_peer_that_says_goodbye_ends_an_adoption_too(self) -> None:
+        table = learnt(P1, P2)
+        table.adopt({Prefix.of(BLOCK): via(P1, P2)})
+        table.hear(update(P1, BLOCK), 0)
+        table.hear(update(P2, BLOCK), 0)
+        assert table.hear(PeerDown(P2, "Cease", notified=True), 0)
+        assert table.routes() == {BLOCK: via(P1)}
 
     def test_a_better_way_replaces_an_adopted_one(self) -> None:
         table = learnt(P1, P2)
