@@ -64,6 +64,10 @@ def _peer_scope(spec: BGPPeerSpec) -> Iterator[Problem]:
         yield conflict("spec.peerIP", "peerSelector", "the one is an address, the other selects nodes")
     if numbered and spec.peer_selector:
         yield conflict("spec.asNumber", "peerSelector", "each selected node has its own AS number")
+    if spec.peer_ip and not numbered:
+        yield Problem(path="spec.asNumber", why="is required with peerIP")
+    if not (spec.peer_ip or spec.peer_selector or spec.local_workload_selector):
+        yield Problem(path="spec", why="names nobody: peerIP, peerSelector or localWorkloadSelector is needed")
     if spec.passive and spec.peer_selector and spec.reverse_peering != "Manual":
         yield conflict("spec.passive", "peerSelector", "both ends would wait; the nodes' addresses decide who calls")
     if not spec.local_workload_selector:
@@ -93,6 +97,9 @@ def _times(spec: BGPPeerSpec) -> Iterator[Problem]:
     elif spec.keepalive_time and hold < 3 * values.duration(spec.keepalive_time):
         why = f"{spec.hold_time} is less than three times keepaliveTime: one lost message would end the session"
         yield Problem(path="spec.holdTime", why=why)
+    elif spec.keepalive_time and hold // 3 != values.duration(spec.keepalive_time):
+        why = f"the speaker sends a keepalive every third of holdTime {spec.hold_time}; leave one of both out"
+        yield Problem(path="spec.keepaliveTime", why=why)
 
 
 def _detection(spec: BGPPeerSpec) -> Iterator[Problem]:
@@ -130,6 +137,8 @@ def _password(path: str, secret: Password | None) -> Iterator[Problem]:
         return
     if not secret.secret_key_ref.key:
         yield Problem(path=f"{path}.secretKeyRef.key", why="is required")
+    if not secret.secret_key_ref.name:
+        yield Problem(path=f"{path}.secretKeyRef.name", why="is required")
     yield from when_set(f"{path}.secretKeyRef.name", secret.secret_key_ref.name, name)
 
 
@@ -238,15 +247,7 @@ def _filter_rule(path: str, version: int, rule: BGPFilterRule) -> Iterator[Probl
         yield Problem(path=f"{path}.matchOperator", why="is required with cidr: Equal, NotEqual, In or NotIn")
     if rule.match_operator and not rule.cidr:
         yield Problem(path=f"{path}.cidr", why="is required with matchOperator")
-    if rule.prefix_length is not None:
-        longest = 32 if version == 4 else 128
-        if not rule.cidr:
-            yield Problem(path=f"{path}.cidr", why="is required with prefixLength")
-        yield from within(f"{path}.prefixLength.min", rule.prefix_length.min, 0, longest)
-        yield from within(f"{path}.prefixLength.max", rule.prefix_length.max, 0, longest)
-        least, most = rule.prefix_length.min, rule.prefix_length.max
-        if least is not None and most is not None and least > most:
-            yield Problem(path=f"{path}.prefixLength.min", why=f"{least} is above max {most}: nothing would match")
+    yield from _prefix_length(path, version, rule)
     yield from one_of(f"{path}.source", rule.source, ("RemotePeers",))
     yield from when_set(f"{path}.interface", rule.interface, _wild_interface)
     yield from one_of(f"{path}.peerType", rule.peer_type, ("eBGP", "iBGP"))
@@ -257,6 +258,32 @@ def _filter_rule(path: str, version: int, rule: BGPFilterRule) -> Iterator[Probl
     yield from each(f"{path}.asPathPrefix", rule.as_path_prefix, values.as_number)
     yield from within(f"{path}.priority", rule.priority, 1, MOST_PRIORITY)
     yield from _operations(path, rule)
+
+
+def _prefix_length(path: str, version: int, rule: BGPFilterRule) -> Iterator[Problem]:
+    bounds, path = rule.prefix_length, f"{path}.prefixLength"
+    if bounds is None:
+        return
+    longest = 32 if version == 4 else 128
+    if not rule.cidr:
+        yield Problem(path=path.replace("prefixLength", "cidr"), why="is required with prefixLength")
+    wrong = [*within(f"{path}.min", bounds.min, 0, longest), *within(f"{path}.max", bounds.max, 0, longest)]
+    yield from wrong
+    if bounds.min is not None and bounds.max is not None and bounds.min > bounds.max:
+        yield Problem(path=f"{path}.min", why=f"{bounds.min} is above max {bounds.max}: nothing would match")
+    elif rule.match_operator in ("Equal", "NotEqual"):
+        why = f"bounds In and NotIn; {rule.match_operator} has the cidr's own length"
+        yield Problem(path=path, why=why)
+    elif bounds.max is not None and not wrong and bounds.max < _length(rule.cidr):
+        yield Problem(path=f"{path}.max", why=f"nothing inside {rule.cidr} is as short as /{bounds.max}")
+
+
+def _length(cidr: str) -> int:
+    """The prefix length; 0 for what is no prefix, which is told elsewhere."""
+    try:
+        return values.network(cidr).prefixlen
+    except ValueError:
+        return 0
 
 
 def _tellable_as(value: int | str) -> None:
