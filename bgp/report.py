@@ -251,7 +251,8 @@ def _adverts(outlook: Outlook, asked: str, most: int, cut: list[str]) -> list[Ad
     chosen = nsmallest(most, meant, key=_place)
     if len(chosen) < len(meant):
         cut.append(f"these are the first {len(chosen)} of {len(meant)} adverts")
-    return [_advert(advert, outlook) for advert in chosen]
+    down = frozenset(each.peer for each in outlook.state.sessions if each.state != ESTABLISHED)
+    return [_advert(advert, outlook, down) for advert in chosen]
 
 
 def _place(advert: Advert) -> tuple[int, int, tuple[int, int, int]]:
@@ -259,13 +260,17 @@ def _place(advert: Advert) -> tuple[int, int, tuple[int, int, int]]:
     return advert.peer.version, int(advert.peer), order(advert.prefix)
 
 
-def _advert(advert: Advert, outlook: Outlook) -> AdvertStatus:
+def _advert(advert: Advert, outlook: Outlook, down: Collection[str]) -> AdvertStatus:
+    """ExaBGP acknowledges what it is to tell over a session that is down, too; nobody hears it before that is up."""
     wanted, acknowledged = outlook.wanted.get(advert), outlook.acknowledged.get(advert)
     telling = wanted or acknowledged
     assert telling is not None
+    state = "withdrawing" if wanted is None else "told" if wanted == acknowledged else "pending"
+    if str(advert.peer) in down:
+        state = "waiting"
     return AdvertStatus(
         peer_ip=str(advert.peer),
         destination=str(advert.prefix),
-        state="withdrawing" if wanted is None else "told" if wanted == acknowledged else "pending",
+        state=state,
         path=_path(telling.attributes) if telling.attributes else None,
     )

@@ -170,6 +170,8 @@ def _why(difference: Difference, node: str, states: Mapping[str, SpeakerState], 
         return f"not routed: {difference.why}"
     if difference.why:
         return f"heard and not taken: {difference.why}"
+    if not _peers(prefix, states[node]):
+        return "not heard; there is no session established to hear it over"
     if owner in unknown:
         return f"not heard; of {owner}, {unknown[owner]}"
     state = states.get(owner)

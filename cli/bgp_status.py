@@ -76,7 +76,8 @@ def _nodes(page: Overview) -> Table:
 
 def _cells(session: SessionState, now: datetime, *, silent: bool) -> tuple[str, ...]:
     taken = f"{session.accepted}/{session.received}" if session.refused else f"{session.received}"
-    told = f"{session.advertised}" + (f"+{session.pending}" if session.pending else "")
+    told = session.advertised if session.state == cluster.ESTABLISHED else 0
+    to_tell = session.advertised - told + session.pending
     return (
         session.peer,
         session.name,
@@ -85,7 +86,7 @@ def _cells(session: SessionState, now: datetime, *, silent: bool) -> tuple[str, 
         age(session.since, now),
         str(session.flaps),
         taken,
-        told,
+        f"{told}" + (f"+{to_tell}" if to_tell else ""),
         f"{session.hold_s}s" if session.hold_s else "-",
         session.bfd or "-",
         _why(session, now),

@@ -121,7 +121,7 @@ class RouteStatus(Base, frozen=True, kw_only=True):
 
 class AdvertStatus(Base, frozen=True, kw_only=True):
     """One prefix that a peer is told (muslin's own): `told`, or `pending` or `withdrawing` while ExaBGP has not
-    acknowledged that."""
+    acknowledged that, or `waiting` while the session is down."""
 
     peer_ip: str = field(name="peerIP")
     destination: str

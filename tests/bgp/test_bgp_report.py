@@ -191,6 +191,18 @@ def test_adverts_are_told_pending_or_withdrawing() -> None:
     assert (narrow[0].path.next_hop, narrow[0].path.communities) == ("self", ["65535:0"])
 
 
+def test_what_waits_for_a_session_is_not_told() -> None:
+    telling = Told(Telling(1, 0), Attributes())
+    given = {Advert(peer, ip_network("10.244.1.0/26")): telling for peer in (TOR, OTHER_TOR)}
+    sessions = [
+        SessionState(peer=str(TOR), name="BGPPeer/tor", as_number=65001, state="Down"),
+        SessionState(peer=str(OTHER_TOR), name="mesh/b", as_number=65001, state="Established"),
+    ]
+    state = SpeakerState(sessions=sessions)
+    found = answer(asks("Adverts"), state=state, wanted=given, acknowledged=given).adverts
+    assert [(each.peer_ip, each.state) for each in found or ()] == [(str(TOR), "waiting"), (str(OTHER_TOR), "told")]
+
+
 def candidate(peer: Any) -> Candidate:
     return Candidate(session(peer), Path(next_hop=peer))
 

@@ -79,7 +79,7 @@ def test_status_says_what_a_person_should_see(cluster: Muslin, datastore: str) -
     report(
         datastore,
         a=speaks(flapping, session("10.1.0.253", "Blocked", reason="there is no BGPFilter strict")),
-        b=speaks(session(state="Down", reason="no route to host"), maintenance="Withdrawn"),
+        b=speaks(session(state="Down", reason="no route to host", advertised=2, pending=1), maintenance="Withdrawn"),
     )
     said = cluster("bgp status")
     assert said.code == 0
@@ -102,6 +102,7 @@ def test_status_says_what_a_person_should_see(cluster: Muslin, datastore: str) -
     assert first.endswith("2 refused: in no IPPool; 0s ago: Hold Timer Expired (4/0)")
     assert second.endswith("there is no BGPFilter strict")
     assert third.endswith("no route to host")
+    assert third.split()[7] == "0+3", "nobody is told anything over a session that is down"
     assert wrong.splitlines()[1:] == [
         "a     session with 10.1.0.253 (BGPPeer/tor) is Blocked: there is no BGPFilter strict",
         "b     session with 10.1.0.254 (BGPPeer/tor) is Down: no route to host",
@@ -186,6 +187,13 @@ def test_diff_of_an_owner_without_a_session(cluster: Muslin, datastore: str, mon
     report(datastore, a=speaks(session(state="Down"), **TOLD), b=speaks(**lost(node="a")), c=speaks())
     (only,) = json.loads(cluster("bgp diff -o json").out)["differences"]
     assert only["why"] == "not heard; a has no session established to tell it over"
+
+
+def test_diff_of_a_node_without_a_session(cluster: Muslin, datastore: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("cli.bgp_diff.SECOND_LOOK_S", 0.0)
+    report(datastore, a=speaks(**TOLD), b=speaks(session(state="Down"), **lost(node="a")), c=speaks())
+    (only,) = json.loads(cluster("bgp diff -o json").out)["differences"]
+    assert (only["at"], only["why"]) == (["b"], "not heard; there is no session established to hear it over")
 
 
 def test_diff_knows_what_it_does_not_know(cluster: Muslin, datastore: str, monkeypatch: pytest.MonkeyPatch) -> None:
