@@ -26,7 +26,8 @@ import random
 import time
 from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Generic, Protocol, TypeVar
+from itertools import islice
+from typing import Any, Final, Generic, Protocol, TypeVar
 
 import structlog
 
@@ -35,6 +36,9 @@ from core.parts import Parts
 
 K = TypeVar("K", bound=Hashable)
 V = TypeVar("V")
+
+MOST_LOGGED: Final = 5
+"""Keys that the log names when a round fails."""
 
 log = structlog.get_logger()
 
@@ -246,6 +250,14 @@ class Timing:
         return bound * (1 + random.random() / 4)  # noqa: S311 - jitter, not a secret
 
 
+def _trouble(progress: Progress) -> str:
+    """What failed, for a line of the log: of ten thousand keys with the same trouble a few are enough."""
+    if progress.failure:
+        return progress.failure
+    more = len(progress.errors) - MOST_LOGGED
+    return f"{dict(islice(progress.errors.items(), MOST_LOGGED))}" + (f" and {more} more" if more > 0 else "")
+
+
 async def run(
     reconcilers: Sequence[Reconciler[Any, Any]],
     wake: asyncio.Event,
@@ -273,9 +285,9 @@ async def run(
             for reconciler in reconcilers:
                 reconciler.distrust()
         progress = [await reconciler.step() for reconciler in reconcilers]
-        failed = [each.failure or str(dict(each.errors)) for each in progress if each.failure or each.errors]
+        failed = [each for each in progress if not each.healthy]
         if failed and not failures:
-            log.warning("reconcile.failed", why=failed)
+            log.warning("reconcile.failed", why=list(map(_trouble, failed)))
         elif failures and not failed:
             log.info("reconcile.recovered", rounds=failures)
         failures = failures + 1 if failed else 0

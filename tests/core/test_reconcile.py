@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from core.errors import Unavailable
 from core.latest import Latest
@@ -185,6 +186,21 @@ async def test_run_retries_by_itself_and_one_failure_stops_nobody_else() -> None
         broken.broken = False
         await running.until(1)
         assert broken.things == {"a": 1}
+
+
+async def test_the_log_names_a_few_of_many_keys_that_fail() -> None:
+    shelf = Shelf()
+    many = {f"key {number}": number for number in range(10_000)}
+    shelf.refuses = set(many)
+    with capture_logs() as logs:
+        async with Running([shelf], Timing(retry_s=5)) as running:
+            running.want(many, 1)
+            async with asyncio.timeout(5):
+                await running.heard.get()
+    (why,) = next(each["why"] for each in logs if each["event"] == "reconcile.failed")
+    assert "is stuck" in why
+    assert why.endswith("and 9995 more")
+    assert len(why) < 1000
 
 
 async def test_run_distrusts_its_cache_every_resync() -> None:
