@@ -44,7 +44,7 @@ UNNOTIFIED: Final = MappingProxyType(
         "closing connection": "the TCP connection was lost",
         "graceful restarted negotiated, closing without sending any notification": "we closed it",
         "closing outgoing connection as we have another incoming on with higher router-id": "the peer called, too",
-        "stop, message [removed]": "it is no longer configured",
+        "stop, message [removed]": "its configuration was changed",
     }
 )
 """Ends without a NOTIFICATION, in ExaBGP's words and in ours."""

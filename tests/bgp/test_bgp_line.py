@@ -97,6 +97,10 @@ VECTORS: list[tuple[str, Event]] = [
         said("state", '"state": "down", "reason": "closing connection"'),
         PeerDown(V4, "the TCP connection was lost", False),
     ),
+    (
+        said("state", '"state": "down", "reason": "stop, message [removed]"'),
+        PeerDown(V4, "its configuration was changed", False),
+    ),
     (said("open", OPEN % ('"ipv4/unicast": [ ] ', "", "")), replace(OPENED, preserved=frozenset({Family.V4}))),
     (said("open", OPEN % ("", "", "")), OPENED),
     (
