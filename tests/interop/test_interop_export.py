@@ -103,12 +103,12 @@ def test_no_more_prefixes_than_the_session_may_be_told(rack: Rack) -> None:
 
 
 def test_a_node_that_is_drained_is_avoided_then_gone_then_back(rack: Rack) -> None:
-    here = f"{NODE4}/24"
+    here = (f"{NODE4}/24", f"{NODE6}/64")
     meet(rack)
     rack.await_heard(OWN4)
-    rack.apply(to_tor(), node("n1", here, maintenance="GracefulShutdown"))
+    rack.apply(to_tor(), node("n1", *here, maintenance="GracefulShutdown"))
     rack.await_route(OWN4, lambda route: route.communities == {GSHUT}, "carries GSHUT")
-    rack.apply(to_tor(), node("n1", here, maintenance="Withdrawn"))
+    rack.apply(to_tor(), node("n1", *here, maintenance="Withdrawn"))
     rack.await_heard()
     assert rack.tor.session().up
     rack.apply(to_tor())
@@ -116,7 +116,7 @@ def test_a_node_that_is_drained_is_avoided_then_gone_then_back(rack: Rack) -> No
 
 
 def test_a_drained_node_is_the_last_resort_within_the_as(rack: Rack) -> None:
-    leaving = node("n1", f"{NODE4}/24", maintenance="GracefulShutdown")
+    leaving = node("n1", f"{NODE4}/24", f"{NODE6}/64", maintenance="GracefulShutdown")
     meet(rack, leaving, internal=True)
     rack.await_route(OWN4, lambda route: (route.local_pref, route.communities) == (0, {GSHUT}), "is worth nothing")
 

@@ -40,7 +40,7 @@ def test_ibgp_is_told_a_local_preference_and_an_empty_path(rack: Rack) -> None:
 
 def test_as_numbers_of_four_bytes(rack: Rack) -> None:
     rack.tor.configure(replace(FOUR, node_as=4_200_000_002), as_number=4_200_000_001)
-    rack.apply(node("n1", f"{NODE4}/24", asNumber="64086.59906"), to_tor(asNumber="4200000001"))
+    rack.apply(node("n1", f"{NODE4}/24", f"{NODE6}/64", asNumber="64086.59906"), to_tor(asNumber="4200000001"))
     rack.await_up()
     assert rack.await_heard(OWN4)[OWN4].path == (4_200_000_002,)
     rack.tor.announce(FAR4, Said(path=(4_200_000_009,)))

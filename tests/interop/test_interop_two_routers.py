@@ -10,7 +10,7 @@ import pytest
 from bgp_world import node, peer, until
 from rack import ACROSS, ACROSS_B, FAR4, NODE_B, OWN4, TOR_B, Rack, to_tor
 from test_interop_export import bgp_filter
-from tor import FOUR, NODE4, NODE_AS, TOR4, Peering, Said, Tor
+from tor import FOUR, NODE4, NODE6, NODE_AS, TOR4, Peering, Said, Tor
 
 pytestmark = pytest.mark.kernel
 
@@ -122,7 +122,7 @@ def next_hop(beside: Tor) -> str:
 
 
 def test_a_node_that_reflects_between_two_clients(rack: Rack, beside: Tor) -> None:
-    reflector = node("n1", f"{NODE4}/24", routeReflectorClusterID=CLUSTER)
+    reflector = node("n1", f"{NODE4}/24", f"{NODE6}/64", routeReflectorClusterID=CLUSTER)
     meet(rack, beside, reflector, number=NODE_AS, beside_number=NODE_AS)
     beside.announce(FAR4, Said(local_pref=321, communities=("64512:5",)))
     heard = rack.await_heard(OWN4, FAR4)[FAR4]

@@ -16,7 +16,7 @@ from tor import NODE4, Heard, Peering, Said, Tor, View
 ORIGINS = ("IGP", "EGP", "Incomplete")
 STATES = ("unknown", "idle", "connect", "active", "opensent", "openconfirm", "established")
 
-PATIENCE_S = 1.5
+IDLE_S, SILENT_S = 0.3, 2.0
 
 
 class GobgpTor(Tor):
@@ -35,12 +35,19 @@ class GobgpTor(Tor):
         log = self.world.scratch / f"{self.place}.log"
         argv = ("gobgpd", "-t", "json", "-f", str(self._conf), "--pprof-disable", "--api-hosts", "127.0.0.1:50051")
         again = ("--graceful-restart",) if self._process else ()
+        # its announcements come one by one, and its End-of-RIB must not come before them
+        hold = "add table inet hold; add chain inet hold in { type filter hook input priority 0; };"
+        self._nft(f"{hold} add rule inet hold in tcp dport 179 drop; add rule inet hold in tcp sport 179 drop")
         with log.open("a") as output:
             self._process = self.world.start(self.place, *argv, *again, stdout=output, stderr=output)
         until("GoBGP answers", self._answers)
         self._started = time.monotonic()
         for prefix, said in self.announced.items():
             self.originate(prefix, said)
+        self._nft("delete table inet hold")
+
+    def _nft(self, commands: str) -> None:
+        self.world.run(*self.world.command(self.place, "nft", commands))
 
     def _answers(self) -> bool:
         asked = self.world.command(self.place, "gobgp", "global")
@@ -59,8 +66,10 @@ class GobgpTor(Tor):
     def prompt(self) -> bool:
         """A session that was lost is refused for five seconds, and an OPEN that does not come, as when it is TTL
         security that drops it, is awaited for four minutes. A new process knows of neither."""
-        waits = time.monotonic() - self._started > PATIENCE_S
-        if stuck := waits and not all(self.session(each.node).up for each in self.peerings):
+        age = time.monotonic() - self._started
+        states = [] if age < IDLE_S else [self.session(each.node).state for each in self.peerings]
+        stuck = "idle" in states or (age > SILENT_S and any(each != "established" for each in states))
+        if stuck:
             self.reconfigure()
         return stuck
 
