@@ -210,18 +210,27 @@ def _peers_apart(changes: Changes, existing: Existing) -> Iterator[Problem]:
         if peer.spec.peer_ip:
             by_address.setdefault(peer_address(peer.spec.peer_ip)[0], {})[key] = peer
     told: set[frozenset[Key]] = set()
+    chosen: dict[Key, frozenset[str]] = {}  # a selector is held against the nodes once, however many share the address
+
+    def chosen_by(key: Key, peer: BGPPeer) -> frozenset[str]:
+        if key not in chosen:
+            chosen[key] = _chosen(peer, nodes)
+        return chosen[key]
+
     for key, peer in _put(BGPPeer, changes).items():
         address = peer_address(peer.spec.peer_ip)[0] if peer.spec.peer_ip else None
         for other, theirs in by_address[address].items() if address else ():
             pair = frozenset((key, other))
-            shared = _shared_node(peer, theirs, nodes) if other != key and pair not in told else None
+            if other == key or pair in told:
+                continue
+            shared = _shared_node(peer, theirs) or _named(chosen_by(key, peer) & chosen_by(other, theirs))
             if shared is not None:
                 told.add(pair)
                 yield _problem(key, "spec.peerIP", f"BGPPeer/{other.name} peers {shared} with {address} already")
 
 
-def _shared_node(one: BGPPeer, other: BGPPeer, nodes: Mapping[Key, Node]) -> str | None:
-    """A node that both peers are for, in words; None when there is none now."""
+def _shared_node(one: BGPPeer, other: BGPPeer) -> str | None:
+    """A node that both peers are for, in words, as far as it follows from themselves."""
     if not (one.spec.node or one.spec.node_selector) or not (other.spec.node or other.spec.node_selector):
         narrow = other if not (one.spec.node or one.spec.node_selector) else one
         return f"node {narrow.spec.node}" if narrow.spec.node else "every node it selects"
@@ -229,15 +238,19 @@ def _shared_node(one: BGPPeer, other: BGPPeer, nodes: Mapping[Key, Node]) -> str
         return f"node {one.spec.node}" if one.spec.node == other.spec.node else None
     if one.spec.node_selector and parse(one.spec.node_selector) == parse(other.spec.node_selector or "!all()"):
         return "the same nodes"
-    both = (node.metadata.name for node in nodes.values() if all(_is_for(peer, node) for peer in (one, other)))
-    found = min(both, default=None)
-    return f"node {found}" if found is not None else None
+    return None
 
 
-def _is_for(peer: BGPPeer, node: Node) -> bool:
+def _named(nodes: frozenset[str]) -> str | None:
+    return f"node {min(nodes)}" if nodes else None
+
+
+def _chosen(peer: BGPPeer, nodes: Mapping[Key, Node]) -> frozenset[str]:
+    """The names of the nodes that a peer which says which is for."""
     if peer.spec.node:
-        return peer.spec.node == node.metadata.name
-    return parse(peer.spec.node_selector).matches(node.metadata.labels)
+        return frozenset({peer.spec.node} if Key(Node.KIND, "", peer.spec.node) in nodes else ())
+    selector = parse(peer.spec.node_selector)
+    return frozenset(node.metadata.name for node in nodes.values() if selector.matches(node.metadata.labels))
 
 
 RULES: Final[tuple[Callable[[Changes, Existing], Iterator[Problem]], ...]] = (
