@@ -126,6 +126,7 @@ class Inputs:
     snapshots: Latest[Snapshot]
     report: Report
     settle_s: float = SETTLE_S
+    report_s: float = REPORT_S
     health: Health = field(default_factory=lambda: Health(COMPONENTS))
     metrics: Metrics = field(default_factory=Metrics)
 
@@ -375,7 +376,7 @@ class Agent:
 
     async def _report(self) -> None:
         """Write the status when it changed, seldom enough not to be a load of its own, and when it is time."""
-        await keep_reported(self._changed_state, self._in.report, pause_s=REPORT_S)
+        await keep_reported(self._changed_state, self._in.report, pause_s=self._in.report_s)
 
     async def _changed_state(self) -> SpeakerState:
         await self._news.wait()

@@ -39,7 +39,14 @@ async def main(node: str, run_dir: str, settle_s: str) -> None:
             snapshots.put(accepted)
         raise SystemExit
 
-    inputs = Inputs(node=node, run_dir=Path(run_dir), snapshots=snapshots, report=report, settle_s=float(settle_s))
+    inputs = Inputs(
+        node=node,
+        run_dir=Path(run_dir),
+        snapshots=snapshots,
+        report=report,
+        settle_s=float(settle_s),
+        report_s=0.1,  # tests wait for what it says
+    )
     async with asyncio.TaskGroup() as group:
         group.create_task(read())
         group.create_task(Agent(inputs).run())

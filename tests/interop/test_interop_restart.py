@@ -48,7 +48,7 @@ def kill_agent(rack: Rack) -> None:
 
 
 def test_exabgp_dies_twice_in_a_row(rack: Rack) -> None:
-    # Again when it has told everything again: who dies before has its stale routes dropped (RFC 4724, 4.2), as FRR does.
+    # Again when everything is told again: who dies before has its stale routes dropped, by FRR too (RFC 4724, 4.2).
     meet(rack)
     with rack.pinging() as lost:
         for _ in range(2):
