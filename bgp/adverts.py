@@ -65,16 +65,19 @@ def desired_adverts(
     tellings: Mapping[Address, Telling],
     up: Collection[Address],
     told: Mapping[Advert, Told] = MappingProxyType({}),
+    *,
+    conclude: bool = True,
 ) -> Mapping[Advert, Told]:
-    """What `exported` has for every session that is up, and End-of-RIB. Of what a session that is down was `told`,
-    what it should still have stays as it is."""
+    """What `exported` has for every session that is up, and End-of-RIB if all there is to tell is known (`conclude`).
+    Of what a session that is down was `told`, what it should still have stays as it is."""
     wanted: dict[Advert, Told] = {}
     for session in sessions:
         telling = tellings[session.peer]
         adverts = {Advert(session.peer, prefix): each for prefix, each in exported.get(session.peer, {}).items()}
         if session.peer in up:
             wanted.update({advert: Told(telling, attributes) for advert, attributes in adverts.items()})
-            wanted[Advert(session.peer, None)] = Told(telling)
+            if conclude:
+                wanted[Advert(session.peer, None)] = Told(telling)
         else:
             kept = {advert: told[advert] for advert in adverts.keys() & told.keys()}
             wanted.update({advert: each for advert, each in kept.items() if each.telling.speaker == telling.speaker})

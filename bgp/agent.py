@@ -347,7 +347,10 @@ class Agent:
         while True:
             now = time.monotonic()
             swept = self._learnt.expire(now)
-            settled = self._course.settle_at is not None and (self._learnt.all_told() or now >= self._course.settle_at)
+            settle_at = self._course.settle_at
+            settled = settle_at is not None and (self._learnt.all_told() or now >= settle_at)
+            if settled or (settle_at is not None and self._learnt.may_conclude()):
+                self._teller.conclude()
             if settled:
                 log.info("bgp.settled", told_all=self._learnt.all_told())
                 self._learnt.settle()

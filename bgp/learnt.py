@@ -144,6 +144,11 @@ class Learnt:
         """Whether every configured session has sent its End-of-RIB."""
         return all(self.rib.told_all(address) for address in self._sessions)
 
+    def may_conclude(self) -> bool:
+        """Whether nobody is waited for before we say that we have told everything. Peers that have just restarted are
+        not waited for (RFC 4724, 4.1): they may be waiting for us."""
+        return all(self.rib.told_all(each) or self.rib.restarting(each) for each in self._sessions)
+
     def take_changes(self) -> Mapping[Prefix, Route | None]:
         """What should be in the kernel at each prefix where that has changed since this was last asked."""
         changed, self._changed = self._changed, {}

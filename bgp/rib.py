@@ -231,6 +231,11 @@ class AdjRibIn:
         peer = self._peers.get(address)
         return peer is not None and peer.told_all
 
+    def restarting(self, address: Address) -> bool:
+        """Whether the peer is up and had just restarted when it came: it waits for others before it tells all."""
+        peer = self._peers.get(address)
+        return peer is not None and peer.up_at is not None and peer.end_of_rib_s == SELECTION_S
+
     def stale(self, address: Address, prefix: Prefix) -> Stale | None:
         """Since when a path is stale; None when it is fresh."""
         peer = self._peers.get(address)

@@ -5,6 +5,10 @@
     sessions that come and go, a new ExaBGP ── everything ───┴──> Reconciler(adverts) ──> ExaBGP
 
 A change costs what it changes; what a session forgets when it goes, it is told whole when it comes.
+
+A reflector that has just started knows only what clients have told it so far, and theirs from before its restart stays
+with each of them until End-of-RIB. So it says that only after it has heard everybody's own (RFC 4724, 4.1), or waited
+long enough. Who passes nothing on has nothing to wait for.
 """
 
 from __future__ import annotations
@@ -32,7 +36,7 @@ class Teller:
         self._sessions = sessions
         self._speaker: Speaker | None = None
         self._revision = 0
-        self._running = False
+        self._running = self._concludes = False
 
     @property
     def wanted(self) -> Mapping[Advert, Told]:
@@ -82,12 +86,20 @@ class Teller:
         """There is nobody to tell."""
         self._running = False
 
+    def conclude(self) -> None:
+        """Peers have told us everything, or had the time: End-of-RIB may be said to those we pass that on to."""
+        if not self._concludes:
+            self._concludes = True
+            self.tell_all()
+
     def tell_all(self) -> None:
         """Sessions have come or gone."""
         if self._speaker is None or not self._running:
             return
         sessions, exported = self._speaker.sessions, self.exporter.exported
-        wanted = desired_adverts(sessions, exported, self._sessions.tellings, self._sessions.up, self.driver.told)
+        tellings, up, told = self._sessions.tellings, self._sessions.up, self.driver.told
+        conclude = self._concludes or not self.exporter.passes_on
+        wanted = desired_adverts(sessions, exported, tellings, up, told, conclude=conclude)
         self.reconciler.set_desired(wanted, self._revision)
         self.wake.set()
 

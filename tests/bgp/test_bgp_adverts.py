@@ -124,6 +124,19 @@ async def test_a_node_without_blocks_still_sends_end_of_rib() -> None:
     assert wire.take() == [SendEndOfRib(P1, Family.V4)]
 
 
+async def test_end_of_rib_waits_until_all_there_is_to_tell_is_known() -> None:
+    wire = Wire(P1)
+    teller = Teller(wire, P1)
+    for conclude, said in ((False, [Announce((P1,), SELF, (ONE,))]), (True, [SendEndOfRib(P1, Family.V4)])):
+        sessions, told = teller.sessions, teller.driver.told
+        wanted = desired_adverts(
+            teller.configured, {P1: {ONE: SELF}}, sessions.tellings, sessions.up, told, conclude=conclude
+        )
+        teller.reconciler.set_desired(wanted, 1)
+        assert (await teller.reconciler.step()).healthy
+        assert wire.take() == said
+
+
 async def test_one_command_tells_all_who_are_told_the_same() -> None:
     wire = Wire(P1, P2)
     assert await Teller(wire, P1, P2).tell(ONE, TWO)

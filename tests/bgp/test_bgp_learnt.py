@@ -279,6 +279,21 @@ class TestLearnt:
         table.settle()
         assert table.routes() == {BLOCK: via(P1, P2)}
 
+    def test_who_has_just_restarted_is_not_waited_for_before_our_own_end_of_rib(self) -> None:
+        table = learnt(P1, P2)
+        table.hear(PeerUp(P1), 0)
+        table.hear(EndOfRib(P1), 0)
+        assert not table.may_conclude()  # P2 may know something
+        table.hear(replace(graceful(P2), restarting=True), 0)
+        assert not table.may_conclude()  # it is not up yet
+        table.hear(PeerUp(P2), 0)
+        assert table.may_conclude()
+        assert not table.all_told()
+        table.hear(PeerDown(P2, "closing connection", False), 0)
+        table.hear(graceful(P2), 0)
+        table.hear(PeerUp(P2), 0)
+        assert not table.may_conclude()
+
     def test_a_withdrawal_ends_an_adoption_at_once(self) -> None:
         table = learnt(P1, P2)
         table.adopt({Prefix.of(BLOCK): via(P1)})
