@@ -5,7 +5,7 @@ PYTHON := .venv/bin/python
 # Network namespaces need root. With the user's HOME, so that the kernel built once is found again.
 AS_ROOT := $(if $(filter 0,$(shell id -u)),,sudo --preserve-env=HOME,XDG_CACHE_HOME)
 
-.PHONY: help dev uml check test demo bench fuzz proto format clean
+.PHONY: help dev uml check test demo bench fuzz soak proto format clean
 
 help: ## this list
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*##/\t/' | expand -t 12
@@ -34,6 +34,9 @@ bench: dev ## every benchmark, each beside its peer
 fuzz: dev ## the deep run of the property tests: compiled tables against the book, mutated BGP messages
 	@MUSLIN_FUZZ=deep $(PYTHON) -m pytest -q --timeout=0 tests/policy/test_policy_properties.py tests/policy/test_policy_planes.py \
 		tests/bgp/test_bgp_fuzz.py
+
+soak: dev ## what flaps every 500 ms for ten minutes, beside what must stay; memory is weighed
+	@$(AS_ROOT) env MUSLIN_SOAK=long $(PYTHON) -m pytest -q -s --timeout=0 tests/bgp/test_bgp_soak.py
 
 proto: dev ## generate the wire code anew
 	@$(PYTHON) -m grpc_tools.protoc -I . \
