@@ -29,7 +29,7 @@ def gobgp(side: RouterSide) -> str:
         "[global.apply-policy.config]",
         '  import-policy-list = ["muslin-taken"]',
         '  default-import-policy = "accept-route"',
-        '  export-policy-list = ["muslin-told"]',
+        '  export-policy-list = ["muslin-told", "muslin-self"]',
         '  default-export-policy = "accept-route"',
     ]
     for each in side.neighbours:
@@ -139,3 +139,20 @@ def _policies(side: RouterSide) -> Iterator[str]:
                 yield '      match-set-options = "invert"'
             yield "    [policy-definitions.statements.actions]"
             yield '      route-disposition = "reject-route"'
+    yield from _next_hop_self(side)
+
+
+def _next_hop_self(side: RouterSide) -> Iterator[str]:
+    """Nodes of the router's own AS know the way to the router, not to those that it hears from elsewhere."""
+    yield "[[policy-definitions]]"
+    yield '  name = "muslin-self"'
+    for version in side.versions:
+        if any(side.internal(each) and each.address.version == version for each in side.neighbours):
+            yield "  [[policy-definitions.statements]]"
+            yield f'    name = "muslin-self{version}"'
+            yield "    [policy-definitions.statements.conditions.match-neighbor-set]"
+            yield f'      neighbor-set = "muslin-internal{version}"'
+            yield "    [policy-definitions.statements.conditions.bgp-conditions]"
+            yield '      route-type = "external"'
+            yield "    [policy-definitions.statements.actions.bgp-actions]"
+            yield '      set-next-hop = "self"'

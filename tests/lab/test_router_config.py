@@ -144,7 +144,7 @@ def test_a_family_without_a_pool_is_closed_and_not_open(kind: RouterKind) -> Non
         assert "ipv6 prefix-list MUSLIN-TAKEN6 seq 5 deny any" in text
         assert "ipv6 prefix-list MUSLIN-TOLD6 seq 5 deny any" in text
     else:  # an empty set matches nothing in GoBGP, and neither does its inverse: it must not be asked
-        policies = tomllib.loads(text)["policy-definitions"]
+        policies = [each for each in tomllib.loads(text)["policy-definitions"] if each["name"] != "muslin-self"]
         statements = [each for policy in policies for each in policy["statements"]]
         assert [set(each["conditions"]) for each in statements] == [{"match-neighbor-set"}] * 2
         assert {each["actions"]["route-disposition"] for each in statements} == {"reject-route"}
