@@ -68,7 +68,11 @@ def _peer_scope(spec: BGPPeerSpec) -> Iterator[Problem]:
         yield Problem(path="spec.asNumber", why="is required with peerIP")
     if not (spec.peer_ip or spec.peer_selector or spec.local_workload_selector):
         yield Problem(path="spec", why="names nobody: peerIP, peerSelector or localWorkloadSelector is needed")
-    if spec.passive and spec.peer_selector and spec.reverse_peering != "Manual":
+    mirrored = spec.peer_selector and spec.reverse_peering != "Manual"
+    if spec.local_as_number and mirrored:
+        why = "both ends would speak for it, and each expects the other's own; give the nodes their asNumber"
+        yield conflict("spec.localASNumber", "peerSelector", why)
+    if spec.passive and mirrored:
         yield conflict("spec.passive", "peerSelector", "both ends would wait; the nodes' addresses decide who calls")
     if not spec.local_workload_selector:
         return
