@@ -1,4 +1,5 @@
-"""ExaBGP with three commands more, registered with its own decorator; nothing of it is replaced but its clock.
+"""ExaBGP with three commands more and another way to read prefixes, registered with its own decorators; nothing else
+of it is replaced but its clock.
 
     neighbor A , neighbor B muslin announce ATTRIBUTES nlri P P P      done | error
     neighbor A , neighbor B muslin withdraw P P P                      done | error
@@ -16,6 +17,10 @@ does not read. An announcement to a peer without a session is refused: it is tol
 
 `muslin configure` reads the configuration file again. A signal would not do: ExaBGP drops it when anything is still to
 be sent to anybody, were it a withdrawal for a peer that is down, and nobody hears of it.
+
+Of each prefix that a peer tells it makes an object, keeps it in a table that is switched off, and writes JSON: 5.5 us a
+prefix. Here an UPDATE's prefixes are one object: they are checked as ExaBGP checks them, and passed on as they came, in
+hexadecimal (`{ "packed": "180a0102" }`), which `bgp.line` takes apart.
 
 Its hold times, keepalives and pauses between two calls go by the wall clock. That would end every session when the
 clock is set forward, and when it is set back no KEEPALIVE goes out and nobody is called until it has caught up. So
@@ -37,10 +42,11 @@ import exabgp.bgp.timer
 import exabgp.reactor.delay
 from exabgp.application.main import main
 from exabgp.bgp.message import Action
+from exabgp.bgp.message.notification import Notify
 from exabgp.bgp.message.update.attribute import Attributes
-from exabgp.bgp.message.update.nlri import CIDR, INET
+from exabgp.bgp.message.update.nlri import CIDR, INET, NLRI
 from exabgp.protocol.family import AFI, SAFI
-from exabgp.protocol.ip import IP
+from exabgp.protocol.ip import IP, NoNextHop
 from exabgp.reactor.api.command.command import Command
 from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
 from exabgp.rib.change import Change
@@ -52,6 +58,9 @@ CONFIGURE: Final = "muslin configure"
 PATIENCE_S: Final = 0.5
 """Less than an answer may take; new connections wait as long."""
 
+INVALID_FIELD: Final = (3, 10)
+"""UPDATE message error, invalid network field (RFC 4271, 6.3)."""
+
 Task = Callable[[Any, Any, str, str], Iterator[None]]
 """Carries out one line for a service, step by step."""
 
@@ -61,6 +70,43 @@ class Light(Change):  # type: ignore[misc]  # ExaBGP has no types
 
     def __deepcopy__(self, _: dict[int, Any]) -> Light:
         return Light(copy(self.nlri), copy(self.attributes))
+
+
+class Field(NLRI):  # type: ignore[misc]  # ExaBGP has no types
+    """All prefixes of one field of an UPDATE, which ExaBGP takes for one."""
+
+    def __init__(self, afi: Any, safi: Any, action: int, packed: bytes) -> None:
+        super().__init__(afi, safi, action)
+        self.packed, self.nexthop = packed, NoNextHop
+
+    @classmethod
+    def unpack_nlri(cls, afi: Any, safi: Any, data: bytes, action: int, addpath: bool) -> tuple[Any, bytes]:
+        """The whole field, and that nothing is left; raises `Notify` where ExaBGP does."""
+        if addpath:
+            return INET.unpack_nlri(afi, safi, data, action, addpath)  # type: ignore[no-any-return]
+        bits, at, end = 8 * IP.length(afi), 0, len(data)
+        while at < end:
+            length = data[at]
+            if length > bits:
+                raise Notify(*INVALID_FIELD, f"a prefix of {length} bits")
+            at += 1 + (length + 7 >> 3)
+        if at != end:
+            raise Notify(*INVALID_FIELD, "the last prefix is cut short")
+        return cls(afi, safi, action, bytes(data)), b""
+
+    def __len__(self) -> int:
+        return len(self.packed)
+
+    def __str__(self) -> str:
+        return self.packed.hex()
+
+    def pack_nlri(self, _: Any = None) -> bytes:
+        """As it came."""
+        return self.packed
+
+    def json(self, announced: bool = True, compact: bool = False) -> str:
+        """What takes the place of ExaBGP's `{ "nlri": "10.1.2.0/24" }`."""
+        return f'{{ "packed": "{self.packed.hex()}" }}'
 
 
 def changes(api: Any, command: str) -> list[Light]:
@@ -135,4 +181,6 @@ if __name__ == "__main__":
     exabgp.bgp.timer.time = exabgp.reactor.delay.time = SimpleNamespace(time=time.monotonic)
     for name, task in ((ANNOUNCE, carry_out), (WITHDRAW, carry_out), (CONFIGURE, configure)):
         Command.register(name)(_scheduled(name, task))
+    for family in (AFI.ipv4, AFI.ipv6):
+        NLRI.register(family, SAFI.unicast, force=True)(Field)
     main()

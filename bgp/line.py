@@ -303,12 +303,12 @@ def _long_lived(peer: Address, capability: bytes) -> int:
 def _update(peer: Address, update: Mapping[str, Any], *, external: bool) -> Update:
     family = UNICAST[peer.version]
     announced = [
-        (_next_hop(text, peer.version), _prefixes(entries))
+        (_next_hop(text, peer.version), _prefixes(entries, peer.version))
         for text, entries in update.get("announce", {}).get(family, {}).items()
     ]
     if len(announced) > 1:  # a next hop with a link-local address beside the global one is told as two
         announced = [each for each in announced if each[0] is None or not each[0].is_link_local] or announced
-    withdrawn = _prefixes(update.get("withdraw", {}).get(family, ()))
+    withdrawn = _prefixes(update.get("withdraw", {}).get(family, ()), peer.version)
     attributes = update.get("attribute", {})
     usable = _usable(attributes, external=external)
     paths: list[tuple[Path, tuple[Prefix, ...]]] = []
@@ -339,9 +339,13 @@ def _next_hop(text: str, version: int) -> Address | None:
     return next_hop if next_hop.version == version and not next_hop.is_multicast else None
 
 
-def _prefixes(entries: Iterable[Mapping[str, str]]) -> tuple[Prefix, ...]:
-    parse = Prefix.parse
-    return tuple([parse(entry["nlri"]) for entry in entries])
+def _prefixes(entries: Iterable[Mapping[str, str]], version: int) -> tuple[Prefix, ...]:
+    """From ExaBGP's own list, or from `bgp.entry`'s."""
+    found: list[Prefix] = []
+    for entry in entries:
+        packed = entry.get("packed")
+        found += [Prefix.parse(entry["nlri"])] if packed is None else Prefix.unpack(bytes.fromhex(packed), version)
+    return tuple(found)
 
 
 def _path(next_hop: Address, attributes: Mapping[str, Any]) -> Path:

@@ -16,6 +16,15 @@ from core.addr import Network
 _LENGTHS: Final = tuple(bytes((length,)) for length in range(129))
 _V4: Final = 5
 _MOST_V4: Final = 32
+_BITS: Final = {4: _MOST_V4, 6: 128}
+_SIZES: Final = tuple(1 + (length + 7 >> 3) for length in range(256))
+"""Bytes that a prefix of that length takes in an UPDATE."""
+_SPARE: Final = tuple((1 << -length % 8) - 1 for length in range(129))
+"""The bits of the last of them that do not count."""
+_FILL: Final = {
+    version: tuple(bytes(1 + bits // 8 - _SIZES[length]) for length in range(bits + 1))
+    for version, bits in _BITS.items()
+}
 _BEYOND: Final = tuple((1 << _MOST_V4 - length) - 1 for length in range(_MOST_V4 + 1))
 
 
@@ -39,6 +48,23 @@ class Prefix(bytes):
             raise ValueError(f"{text!r} is no IPv4 prefix")
         made = cls((length, a, b, c, d))
         return made.cut(length) if (a << 24 | b << 16 | c << 8 | d) & _BEYOND[length] else made
+
+    @classmethod
+    def unpack(cls, field: bytes, version: int) -> list[Prefix]:
+        """From a field of an UPDATE (RFC 4271, 4.3): each with the bytes it needs; bits beyond the length become zero.
+        Raises ValueError."""
+        bits = _BITS[version]
+        found: list[Prefix] = []
+        at, end = 0, len(field)
+        while at < end:
+            length = field[at]
+            after = at + _SIZES[length]
+            if length > bits or after > end:
+                raise ValueError(f"no IPv{version} prefixes: {field.hex()}")
+            made = cls(field[at:after] + _FILL[version][length])
+            found.append(made.cut(length) if field[after - 1] & _SPARE[length] else made)
+            at = after
+        return found
 
     @property
     def network(self) -> Network:

@@ -78,6 +78,7 @@ def prefixes(*spelt: str) -> tuple[Prefix, ...]:
     return tuple(Prefix.of(ip_network(each)) for each in spelt)
 
 
+CUT_OFF = said("update", '"message": { "update": { "withdraw": { "ipv4 unicast": [ { "packed": "180a" } ] } } }')
 VECTORS: list[tuple[str, Event]] = [
     ("done", Ack(True)),
     ("error", Ack(False)),
@@ -156,6 +157,24 @@ VECTORS: list[tuple[str, Event]] = [
         ),
         Update(V4, (), prefixes("10.244.6.0/26")),
     ),
+    (  # as bgp.entry has ExaBGP say it
+        said(
+            "update",
+            f'"direction": "receive", "message": {{ "update": {{ {ATTRIBUTES}, "announce": {{ "ipv4 unicast": '
+            '{ "10.9.0.1": [ { "packed": "1a0af405001a0af40600" } ] } }, "withdraw": '
+            '{ "ipv4 unicast": [ { "packed": "080b" } ] } } }',
+        ),
+        Update(V4, ((PATH, prefixes("10.244.5.0/26", "10.244.6.0/26")),), prefixes("11.0.0.0/8")),
+    ),
+    (
+        said(
+            "update",
+            '"direction": "receive", "message": { "update": { "withdraw": '
+            '{ "ipv6 unicast": [ { "packed": "40fd44000500000000" } ] } } }',
+            "fd09::1",
+        ),
+        Update(V6, (), prefixes("fd44:5::/64")),
+    ),
 ]
 
 
@@ -196,7 +215,7 @@ def test_decode(line: str, event: Event) -> None:
 
 
 @pytest.mark.parametrize(
-    "line", ["{", '{"neighbor": {}}', said("update", '"message": {}'), said("state", '"state": "down"')]
+    "line", ["{", '{"neighbor": {}}', said("update", '"message": {}'), said("state", '"state": "down"'), CUT_OFF]
 )
 def test_what_is_not_understood_says_so(line: str) -> None:
     with pytest.raises(ValueError, match="we do not understand"):

@@ -45,3 +45,27 @@ def test_bits_beyond_the_length_are_of_no_value() -> None:
 def test_what_is_no_prefix_is_refused(text: str) -> None:
     with pytest.raises(ValueError):  # noqa: PT011 - whatever its words: the caller names the line
         Prefix.parse(text)
+
+
+def field(*networks, ones: bool = False) -> bytes:
+    """As an UPDATE has them (RFC 4271, 4.3): length, and no more bytes than it takes; with `ones` in the spare bits."""
+    said = b""
+    for network in networks:
+        address = network.broadcast_address if ones else network.network_address
+        said += bytes((network.prefixlen,)) + address.packed[: -(-network.prefixlen // 8)]
+    return said
+
+
+@given(st.one_of(st.tuples(st.just(4), st.lists(V4)), st.tuples(st.just(6), st.lists(V6))), st.booleans())
+def test_unpacked_from_an_update(said, ones: bool) -> None:
+    version, networks = said
+    assert Prefix.unpack(field(*networks, ones=ones), version) == [Prefix.of(each) for each in networks]
+
+
+@pytest.mark.parametrize(
+    ("hexadecimal", "version"),
+    [("21 0a00000000", 4), ("18 0a00", 4), ("08 0a 18", 4), ("81" + 17 * "20", 6), ("ff", 6), ("40 2001", 6)],
+)
+def test_a_field_of_something_else_is_refused(hexadecimal: str, version: int) -> None:
+    with pytest.raises(ValueError, match=f"no IPv{version} prefixes"):
+        Prefix.unpack(bytes.fromhex(hexadecimal), version)
