@@ -129,7 +129,11 @@ def _well_known(path: Path, to: Kind) -> str:
 
 
 def _unreflected(speaker: Speaker, to: Kind, candidate: Candidate) -> str:
-    """Why what was heard over iBGP is not told over iBGP; "" when we reflect it."""
+    """Why what was heard over iBGP is not told over iBGP; "" when we reflect it, which is a matter within one AS."""
+    if candidate.session.local_as != to.local_as:
+        return (
+            f"it was learnt over iBGP of AS {candidate.session.local_as}, and this session is one of AS {to.local_as}"
+        )
     if speaker.cluster_id is None:
         return "it was learnt over iBGP, and this node is no route reflector"
     if not reflects(from_client=candidate.session.client, to_client=to.client):

@@ -131,6 +131,16 @@ def test_nothing_learnt_is_told_unless_somebody_wrote_so() -> None:
     )
 
 
+def test_a_reflector_passes_nothing_from_one_as_to_another_as_if_it_were_one() -> None:
+    lent = session("10.1.0.9", 64999, local_as=64999, client=True, filters=ACCEPT_ALL)
+    found = speaker(CLIENT, CLIENT2, lent, cluster_id=CLUSTER)
+    for source, to in ((CLIENT, lent), (lent, CLIENT)):
+        best = {"10.0.7.0/26": heard(source)}
+        assert told(found, to, best) == {}, "its AS path would not say that it crossed a border"
+        assert f"AS {source.local_as}" in refusal(found, to, best, "10.0.7.0/26")
+    assert "10.0.7.0/26" in told(found, CLIENT2, {"10.0.7.0/26": heard(CLIENT)})
+
+
 def test_a_filter_passes_on_what_it_accepts() -> None:
     open_rack, open_mesh = replace(OTHER_RACK, filters=ACCEPT_ALL), replace(MESH, filters=ACCEPT_ALL)
     other_mesh = session("10.1.0.9")
