@@ -299,7 +299,7 @@ class Agent:
         self._news.set()
 
     def _on_lines(self, lines: Sequence[str]) -> None:
-        routes = sessions = False
+        routes, sessions = False, set[Address]()
         for line in lines:
             try:
                 event = decode(line)
@@ -310,10 +310,10 @@ class Agent:
                 continue
             routes |= self._learnt.hear(event, time.monotonic())
             if self._sessions.hear(event, clock.now()):
-                sessions = True
+                sessions.add(event.peer)
                 _log_session(event)
         if sessions:
-            self._teller.tell_all()
+            self._teller.tell(sessions)
         if routes:
             self._program()
         self._timers.set()

@@ -101,6 +101,11 @@ class Exporter:
         """What each session is told, by its peer."""
         return {peer: out.told for peer, out in self._outs.items()}
 
+    def told(self, peer: Address) -> Mapping[Network, Attributes]:
+        """What one session is told."""
+        out = self._outs.get(peer)
+        return out.told if out else {}
+
     def count(self, peer: Address) -> int:
         """How many prefixes a session is told."""
         out = self._outs.get(peer)

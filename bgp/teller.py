@@ -2,7 +2,8 @@
 
     speaker ───────┐
     best paths ────┴──> Exporter ── what changes ────────────┐
-    sessions that come and go, a new ExaBGP ── everything ───┴──> Reconciler(adverts) ──> ExaBGP
+    sessions that come and go ── all that these are told ────┤
+    other sessions, a new ExaBGP ── everything ──────────────┴──> Reconciler(adverts) ──> ExaBGP
 
 A change costs what it changes; what a session forgets when it goes, it is told whole when it comes.
 
@@ -19,7 +20,7 @@ from collections.abc import Collection, Mapping
 from bgp.adverts import Advert, AdvertDriver, Send, Told, desired_adverts
 from bgp.bestpath import Candidate
 from bgp.export import Difference, Exporter
-from bgp.model import Speaker
+from bgp.model import Attributes, Session, Speaker
 from bgp.sessions import Sessions
 from core.addr import Address, Network
 from core.reconcile import Reconciler
@@ -92,16 +93,30 @@ class Teller:
             self._concludes = True
             self.tell_all()
 
-    def tell_all(self) -> None:
-        """Sessions have come or gone."""
+    def tell(self, peers: Collection[Address]) -> None:
+        """The sessions with `peers` have come or gone. Costs what these are told, and not what all are."""
         if self._speaker is None or not self._running:
             return
-        sessions, exported = self._speaker.sessions, self.exporter.exported
+        sessions = [session for session in self._speaker.sessions if session.peer in peers]
+        exported = {session.peer: self.exporter.told(session.peer) for session in sessions}
+        nothing = {Advert(peer, prefix): None for peer, told in exported.items() for prefix in (*told, None)}
+        self.reconciler.change_desired({**nothing, **self._all(sessions, exported)}, self._revision)
+        self.wake.set()
+
+    def tell_all(self) -> None:
+        """There are other sessions, or another ExaBGP."""
+        if self._speaker is None or not self._running:
+            return
+        self.reconciler.set_desired(self._all(self._speaker.sessions, self.exporter.exported), self._revision)
+        self.wake.set()
+
+    def _all(
+        self, sessions: Collection[Session], exported: Mapping[Address, Mapping[Network, Attributes]]
+    ) -> Mapping[Advert, Told]:
+        """All that some sessions should be told."""
         tellings, up, told = self._sessions.tellings, self._sessions.up, self.driver.told
         conclude = self._concludes or not self.exporter.passes_on
-        wanted = desired_adverts(sessions, exported, tellings, up, told, conclude=conclude)
-        self.reconciler.set_desired(wanted, self._revision)
-        self.wake.set()
+        return desired_adverts(sessions, exported, tellings, up, told, conclude=conclude)
 
     def _tell(self, difference: Difference) -> None:
         """What has changed for sessions that are up. One that is down keeps what it should still have of what it was
