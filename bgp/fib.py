@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from functools import lru_cache
 from ipaddress import ip_address
 from typing import Final, TypeAlias
 
@@ -35,6 +36,12 @@ class Place:
 
 
 NOWHERE: Final = Place("")
+
+
+@lru_cache(maxsize=4096)
+def _place(pool: str, ours: bool, unprogrammed: Refusal) -> Place:
+    """The one object, in this snapshot and the next: what was decided on prefixes that lie there stays known."""
+    return Place(pool, ours, unprogrammed)
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,8 +119,8 @@ def _range(pool: IPPool, node: str, local: Node | None) -> _Range:
         first=network.network_address.packed,
         last=network.broadcast_address.packed,
         block_length=pool.spec.block_length,
-        theirs=Place(name, unprogrammed=why),
-        ours=Place(name, ours=True, unprogrammed=why),
+        theirs=_place(name, False, why),
+        ours=_place(name, True, why),
     )
 
 

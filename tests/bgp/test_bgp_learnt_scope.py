@@ -9,6 +9,7 @@ import pytest
 from bgp_paths import FACTS, NODES, P1, P2, Node, path, place, session, speaker, update, via
 from bgp_world import block, pool
 
+from bgp.line import Update
 from core.prefix import Prefix
 from core.resources import Resource
 
@@ -57,3 +58,18 @@ def test_what_lies_elsewhere_keeps_its_decision() -> None:
     other = {prefix.network for prefix, decision in node.decisions.items() if decision is not before[prefix]}
     assert other == {SPOKEN[0], SPOKEN[1]}
     assert {prefix.network for prefix in node.take_changes()} == other
+
+
+def test_what_is_said_again_after_a_block_has_come_and_gone_is_known_still() -> None:
+    """Or each block of ours that flaps would leave decisions behind."""
+    node = fed((), adopted=False)
+    elsewhere = Prefix.of(SPOKEN[2])
+    before = node.decisions[elsewhere]
+    for resources in ((OURS,), ()):
+        node.configure(speaker(session(P1, 65001), session(P2, 65002)), place(*NODES, *POOLS, *resources))
+        for peer in (P1, P2):
+            node.hear(Update(peer, withdrawn=(elsewhere,)), 0)
+        assert elsewhere not in node.decisions
+        for peer, number in ((P1, 65001), (P2, 65002)):
+            node.hear(update(peer, SPOKEN[2], said=path(peer, number)), 0)
+        assert node.decisions[elsewhere] is before
