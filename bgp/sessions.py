@@ -14,12 +14,15 @@ from core.resources.status import SessionState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Life:
+    """`answered`: the peer has sent an OPEN under the password that the session has now."""
+
     session: Session
     up: bool
     since: str
     reason: str
     telling: Telling
     hold_s: int = 0
+    answered: bool = False
     flaps: int = 0
     last_error: str = ""
     last_error_at: str = ""
@@ -30,6 +33,16 @@ class _Life:
             return replace(self, reason=reason)
         flaps = self.flaps + 1
         return replace(self, up=False, since=now, reason=reason, flaps=flaps, last_error=reason, last_error_at=now)
+
+    def configured(self, session: Session) -> _Life:
+        """The same on other terms."""
+        return replace(self, session=session, answered=self.answered and session.password == self.session.password)
+
+    @property
+    def why(self) -> str:
+        """Why it is down. What is signed with another password the kernel drops: it looks like silence."""
+        silent = not self.up and not self.answered and self.session.password
+        return f"{self.reason}; is the peer there, and has it the same password?" if silent else self.reason
 
 
 class Sessions:
@@ -48,7 +61,7 @@ class Sessions:
             first = _Life(
                 session=session, up=False, since=now, reason="not connected yet", telling=Telling(self._speaker, 0)
             )
-            kept[session.peer] = replace(life, session=session) if life else first
+            kept[session.peer] = life.configured(session) if life else first
         self._lives = kept
 
     def hear(self, event: PeerEvent, now: str) -> bool:
@@ -65,7 +78,7 @@ class Sessions:
             self._lives[event.peer] = life.down(event.reason, now)
             return True
         if isinstance(event, PeerOpen):
-            self._lives[event.peer] = replace(life, hold_s=min(life.session.hold_s, event.hold_s))
+            self._lives[event.peer] = replace(life, answered=True, hold_s=min(life.session.hold_s, event.hold_s))
         return False
 
     def start_speaker(self) -> None:
@@ -105,7 +118,7 @@ class Sessions:
                 as_number=life.session.remote_as,
                 state="Established" if life.up else "Down",
                 since=life.since,
-                reason=life.reason,
+                reason=life.why,
                 received=received(peer),
                 advertised=advertised(peer),
                 pending=pending(peer),

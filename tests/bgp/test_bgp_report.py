@@ -250,6 +250,21 @@ def test_flaps_and_the_last_error_outlive_the_session() -> None:
     assert (again.most_in, again.node, again.received, again.advertised, again.pending) == (9, "b", 4, 3, 2)
 
 
+def test_a_peer_that_does_not_answer_may_have_another_password() -> None:
+    """The kernel drops what is not signed alike before anybody sees it, so a wrong password looks like silence."""
+    sessions, ask = Sessions(), "is the peer there, and has it the same password?"
+    sessions.configure([session(password="one"), session(OTHER_TOR)], "1")
+    assert [each.reason for each in states(sessions)] == [f"not connected yet; {ask}", "not connected yet"]
+    sessions.hear(PeerOpen(TOR, 0, frozenset(), hold_s=9), "2")
+    sessions.hear(PeerDown(TOR, "we sent OPEN Message Error, Bad Peer AS (2/2)", notified=True), "2")
+    assert states(sessions)[0].reason == "we sent OPEN Message Error, Bad Peer AS (2/2)"
+    sessions.hear(PeerOpen(TOR, 0, frozenset(), hold_s=9), "3")
+    sessions.hear(PeerUp(TOR), "3")
+    sessions.configure([session(password="two")], "4")
+    sessions.hear(PeerDown(TOR, "we closed it", notified=False), "5")
+    assert states(sessions)[0].reason == f"we closed it; {ask}"
+
+
 def test_a_speaker_that_is_lost_counts_as_a_flap_of_what_stood() -> None:
     sessions = Sessions()
     sessions.configure([session(), session(OTHER_TOR)], "1")
