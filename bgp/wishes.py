@@ -40,23 +40,24 @@ class Wish:
 
 
 def opened(wish: Wish, terms: Terms, ours: Settings) -> Session | Blocked:
-    """The session that is wished for, if this node has an address for it."""
+    """The session that is wished for, if this node has an address for it. One that waits to be called has no source to
+    choose: it is called at that address, and ExaBGP takes no call for a session whose own it does not know."""
     local = wish.local or ours.address(wish.peer.version)
     if local is None:
         return blocked(wish, f"this node has no IPv{wish.peer.version} address")
-    internal = terms.local_as == wish.remote_as
+    internal, waits = terms.local_as == wish.remote_as, terms.passive or wish.waits
     return Session(
         name=wish.name,
         peer=wish.peer,
         port=wish.port,
-        local=None if terms.any_source and wish.local is None else local,
+        local=None if terms.any_source and wish.local is None and not waits else local,
         local_as=terms.local_as,
         remote_as=wish.remote_as,
         hold_s=terms.hold_s,
         restart_s=terms.restart_s,
         type=wish.type,
         node=wish.node,
-        passive=terms.passive or wish.waits,
+        passive=waits,
         ttl_hops=terms.ttl_hops,
         own_as_allowed=terms.own_as_allowed,
         password=terms.password,

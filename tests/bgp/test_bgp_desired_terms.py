@@ -206,6 +206,7 @@ def test_when_the_path_is_watched(spec: dict[str, Any], bfd: Bfd | None) -> None
         ({"localASNumber": "1.1"}, "local_as", 65537),
         ({"localASNumber": 0}, "local_as", 64512),
         ({"sourceAddress": "None"}, "local", None),
+        ({"sourceAddress": "None", "passive": True}, "local", ip_address("10.1.0.1")),
         ({"sourceAddress": "UseNodeIP"}, "local", ip_address("10.1.0.1")),
         ({}, "type", PeerType.GLOBAL),
         ({"node": "a"}, "type", PeerType.NODE),
