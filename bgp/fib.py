@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_address
-from typing import Final, TypeAlias
+from typing import Final, NamedTuple, TypeAlias
 
 from bgp.bestpath import Choice
 from core.addr import Address, contains, host_prefix
@@ -44,8 +44,7 @@ def _place(pool: str, ours: bool, unprogrammed: Refusal) -> Place:
     return Place(pool, ours, unprogrammed)
 
 
-@dataclass(frozen=True, slots=True)
-class _Range:
+class _Range(NamedTuple):
     """A pool as bytes: a full table asks for its pool a hundred thousand times."""
 
     pool: str
@@ -90,17 +89,16 @@ class Scope:
     def places(self, prefixes: Collection[Prefix]) -> list[Place]:
         """Where each of them lies."""
         found = []
-        ours, borrowed = self._ours, self._borrowed
+        ours, borrowed, ranges = self._ours, self._borrowed, self._ranges
         for prefix in prefixes:
-            length, address = prefix[0], prefix[1:]
-            place = NOWHERE
-            for each in self._ranges[len(address)]:
-                if each.first <= address <= each.last and length >= each.length:
-                    block = prefix if length <= each.block_length else prefix.cut(each.block_length)
-                    mine = borrowed.get(prefix, block in ours)
-                    place = each.ours if mine else each.theirs
+            address = prefix[1:]
+            for _, length, first, last, block_length, other, mine in ranges[len(address)]:
+                if first <= address <= last and prefix[0] >= length:
+                    block = prefix if prefix[0] <= block_length else prefix.cut(block_length)
+                    found.append(mine if borrowed.get(prefix, block in ours) else other)
                     break
-            found.append(place)
+            else:
+                found.append(NOWHERE)
         return found
 
 

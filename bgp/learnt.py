@@ -205,8 +205,9 @@ class Learnt:
         if len(self._known) > MOST_KNOWN:
             self._known.clear()
         known, decisions, changed = self._known, self._decisions, self._changed
-        places = self._scope.places(prefixes) if self._scope else repeat(NOWHERE)
-        columns = [map(table.get, prefixes) for table in self.rib.tables()]
+        columns = [list(map(table.get, prefixes)) for table in self.rib.tables()]
+        spoken_of = any(map(any, columns))  # else it does not matter where they lie
+        places = self._scope.places(prefixes) if self._scope and spoken_of else repeat(NOWHERE)
         rows = zip(*columns, strict=True) if columns else repeat(())
         for prefix, place, row in zip(prefixes, places, rows, strict=False):
             decision = known.get((place, row)) or self._decide(prefix, place, row)
@@ -231,6 +232,7 @@ class Learnt:
         """What follows from what each peer says and its session judges; kept for prefixes of which that is alike."""
         said = [heard for heard in row if heard is not None]
         if not said:
+            self._known[place, row] = UNDECIDED
             return UNDECIDED
         judgements = [judged(self._sessions[heard.peer], prefix, heard.path, self._resolve) for heard in said]
         alike = (place, row, *judgements) if any(judgements) else (place, row)

@@ -19,8 +19,9 @@ something changed is a question of identity. Events of different peers commute. 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from ipaddress import IPv4Address
 from itertools import repeat
 from types import MappingProxyType
@@ -66,6 +67,10 @@ class Gone(NamedTuple):
     session: str
     at: float
     why: str
+
+
+_GONE: Final[Callable[[Iterable[object]], Gone]] = partial(tuple.__new__, Gone)
+"""As `Gone._make`, without a line of Python: a table that goes makes a hundred thousand."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,7 +295,8 @@ class AdjRibIn:
         session = peer.session.name if peer.session else ""
         last = prefixes[-REMEMBERED:]
         heard = map(peer.paths.__getitem__, last)
-        self.gone.extend(map(Gone, last, heard, repeat(session), repeat(now), repeat(why)))
+        said = zip(last, heard, repeat(session), repeat(now), repeat(why), strict=False)
+        self.gone.extend(map(_GONE, said))
 
 
 def _up(peer: _Peer, now: float) -> Collection[Prefix]:

@@ -200,7 +200,11 @@ class Reconciler(Generic[K, V]):
         changes, self._changes = self._changes, {}
         if changes is None or isinstance(actual, Parts):
             return await asyncio.to_thread(diff, dict(desired), actual)
-        upsert = {key: new for key, new in changes.items() if new is not None and actual.get(key) != new}
+        upsert = {
+            key: new
+            for key, new in changes.items()
+            if new is not None and (key not in actual or actual[key] != new)  # `None != new` would ask `new`
+        }
         return Plan(
             upsert=upsert,
             delete={key: actual[key] for key, new in changes.items() if new is None and key in actual},
