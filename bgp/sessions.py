@@ -14,7 +14,8 @@ from core.resources.status import SessionState
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Life:
-    """`answered`: the peer has sent an OPEN under the password that the session has now."""
+    """`answered`: the peer has sent an OPEN under the password that the session has now. `refusal` is the NOTIFICATION
+    that last ended it, since it was up: what comes after it, a call that nobody takes, says less."""
 
     session: Session
     up: bool
@@ -23,16 +24,18 @@ class _Life:
     telling: Telling
     hold_s: int = 0
     answered: bool = False
+    refusal: str = ""
     flaps: int = 0
     last_error: str = ""
     last_error_at: str = ""
 
-    def down(self, reason: str, now: str) -> _Life:
+    def down(self, reason: str, now: str, *, notified: bool = False) -> _Life:
         """The same session after it went down, or failed to come up."""
-        if not self.up:
-            return replace(self, reason=reason)
-        flaps = self.flaps + 1
-        return replace(self, up=False, since=now, reason=reason, flaps=flaps, last_error=reason, last_error_at=now)
+        refusal = reason if notified else self.refusal
+        told = replace(self, up=False, reason=reason, refusal=refusal)
+        if notified or self.up:
+            told = replace(told, last_error=reason, last_error_at=now)
+        return replace(told, since=now, flaps=self.flaps + 1) if self.up else told
 
     def configured(self, session: Session) -> _Life:
         """The same on other terms."""
@@ -41,8 +44,11 @@ class _Life:
     @property
     def why(self) -> str:
         """Why it is down. What is signed with another password the kernel drops: it looks like silence."""
+        reason = self.reason
+        if not self.up and self.refusal and self.refusal != reason:
+            reason = f"{reason}; before that {self.refusal}"
         silent = not self.up and not self.answered and self.session.password
-        return f"{self.reason}; is the peer there, and has it the same password?" if silent else self.reason
+        return f"{reason}; is the peer there, and has it the same password?" if silent else reason
 
 
 class Sessions:
@@ -72,10 +78,10 @@ class Sessions:
         if isinstance(event, PeerUp):
             self._opened += 1
             telling = Telling(self._speaker, self._opened)
-            self._lives[event.peer] = replace(life, up=True, since=now, reason="", telling=telling)
+            self._lives[event.peer] = replace(life, up=True, since=now, reason="", refusal="", telling=telling)
             return True
         if isinstance(event, PeerDown):
-            self._lives[event.peer] = life.down(event.reason, now)
+            self._lives[event.peer] = life.down(event.reason, now, notified=event.notified)
             return True
         if isinstance(event, PeerOpen):
             self._lives[event.peer] = replace(life, answered=True, hold_s=min(life.session.hold_s, event.hold_s))

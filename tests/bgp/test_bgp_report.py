@@ -246,8 +246,22 @@ def test_flaps_and_the_last_error_outlive_the_session() -> None:
     sessions.configure([session(hold_s=60, most_in=9, node="b")], "9")
     (again,) = states(sessions, Blocked(name="BGPPeer/odd", peer="", remote_as=1, reason="no such filter"))[:1]
     assert (again.flaps, again.last_error, again.last_error_at) == (2, "Cease (6/4)", "61")
-    assert (again.reason, again.since, again.hold_s, again.families) == ("connection refused", "61", 0, [])
+    assert again.reason == "connection refused; before that Cease (6/4)"
+    assert (again.since, again.hold_s, again.families) == ("61", 0, [])
     assert (again.most_in, again.node, again.received, again.advertised, again.pending) == (9, "b", 4, 3, 2)
+
+
+def test_why_a_peer_refused_outlives_the_calls_that_nobody_takes() -> None:
+    sessions, why = Sessions(), "the peer sent OPEN Message Error, Bad Peer AS (2/2)"
+    sessions.configure([session()], "1")
+    sessions.hear(PeerDown(TOR, why, notified=True), "2")
+    sessions.hear(PeerDown(TOR, "the TCP connection was lost", notified=False), "3")
+    (down,) = states(sessions)
+    assert down.reason == f"the TCP connection was lost; before that {why}"
+    assert (down.last_error, down.last_error_at, down.flaps, down.since) == (why, "2", 0, "1")
+    sessions.hear(PeerUp(TOR), "4")
+    sessions.hear(PeerDown(TOR, "the TCP connection was lost", notified=False), "5")
+    assert states(sessions)[0].reason == "the TCP connection was lost"
 
 
 def test_a_peer_that_does_not_answer_may_have_another_password() -> None:

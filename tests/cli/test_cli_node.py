@@ -70,6 +70,11 @@ def components(socket: Path) -> dict[str, str]:
     return {name: each.state.value for name, each in asyncio.run(ask(socket)).items()}
 
 
+def metrics(socket: Path) -> set[str]:
+    """The lines of what it tells Prometheus."""
+    return set(asyncio.run(fetch(socket, "/metrics")).decode().splitlines())
+
+
 @pytest.mark.kernel
 def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
     muslin: Muslin, datastore: str, namespace: str, tmp_path: Path
@@ -95,8 +100,9 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
                 assert time.monotonic() < deadline, components(socket)
                 time.sleep(0.1)
             assert {"felix", "felix.nft", "bgp", "bgp.exabgp"} <= components(socket).keys()
-            measured = asyncio.run(fetch(socket, "/metrics")).decode()
-            assert {"muslin_felix_ready 1.0", "muslin_bgp_ready 1.0"} <= set(measured.splitlines())
+            while not {"muslin_felix_ready 1.0", "muslin_bgp_ready 1.0"} <= (measured := metrics(socket)):
+                assert time.monotonic() < deadline, measured
+                time.sleep(0.1)
             os.kill(first["felix"], signal.SIGKILL)
             deadline = time.monotonic() + 20
             while agents(process.pid).get("felix", first["felix"]) == first["felix"]:
