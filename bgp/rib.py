@@ -98,7 +98,12 @@ class _Peer:
     end_of_rib_s: float = END_OF_RIB_S
     preserved: frozenset[Family] = frozenset()
     forgot: bool = False  # it has restarted, and forwards nothing by what it told before
+    route_refresh: bool = False  # it may be asked to tell everything again
     router_id: IPv4Address | None = None
+
+    @property
+    def can_be_asked(self) -> bool:
+        return self.up_at is not None and self.route_refresh
 
 
 class AdjRibIn:
@@ -129,6 +134,7 @@ class AdjRibIn:
                 if event.router_id != peer.router_id:
                     peer.known = WeakValueDictionary()  # what it says from now on is another router's word
                 peer.restart_s, peer.preserved, peer.router_id = event.restart_s, event.preserved, event.router_id
+                peer.route_refresh = event.route_refresh
                 peer.end_of_rib_s = SELECTION_S if event.restarting else END_OF_RIB_S
                 peer.forgot = event.restarting and Family(event.peer.version) not in event.kept
                 return ()
@@ -188,15 +194,16 @@ class AdjRibIn:
     def deadline(self) -> float | None:
         """When to call `expire` and `refreshes` next; None when nothing is to come."""
         due = [_deadline(peer) for peer in self._peers.values()]
-        due += [peer.intake.due(len(peer.paths)) for peer in self._peers.values() if peer.up_at is not None]
+        due += [peer.intake.due(len(peer.paths)) for peer in self._peers.values() if peer.can_be_asked]
         return min((at for at in due if at is not None), default=None)
 
     def refreshes(self, now: float) -> Sequence[Address]:
-        """Peers that refused prefixes should be asked for again (RFC 2918), because there is room now; told once."""
+        """Peers that refused prefixes should be asked for again, because there is room now; told once. One that has not
+        offered to be asked would end the session for it (RFC 2918, 3)."""
         return [
             address
             for address, peer in self._peers.items()
-            if peer.up_at is not None and peer.intake.wants_refresh(len(peer.paths), now)
+            if peer.can_be_asked and peer.intake.wants_refresh(len(peer.paths), now)
         ]
 
     def tables(self) -> tuple[Mapping[Prefix, Heard], ...]:

@@ -10,18 +10,19 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from bgp.limits import ASK_EVERY_S, warning
-from bgp.line import PeerUp
+from bgp.line import PeerOpen, PeerUp
 from bgp.model import Session
 from core.addr import Network
 
 BLOCKS = [ip_network(f"10.244.{number}.0/26") for number in range(12)]
 
 
-def node_of(*peers: Session) -> Node:
+def node_of(*peers: Session, route_refresh: bool = True) -> Node:
     table = Node()
     table.learn_facts(FACTS)
     table.configure(speaker(*peers), place(*NODES, pool("main", "10.244.0.0/16")))
     for peer in peers:
+        table.hear(PeerOpen(peer.peer, 120, frozenset(), route_refresh=route_refresh), 0)
         table.hear(PeerUp(peer.peer), 0)
     return table
 
@@ -60,6 +61,13 @@ def test_where_there_is_room_again_the_peer_is_asked_for_everything_once() -> No
     assert table.rib.refreshes(4) == []
     assert table.rib.deadline == 2 + ASK_EVERY_S
     assert table.rib.refreshes(2 + ASK_EVERY_S) == [P1]
+
+
+def test_a_peer_that_has_not_offered_it_is_not_asked() -> None:
+    table = node_of(session(P1, most_in=2), route_refresh=False)
+    table.hear(update(P1, *BLOCKS[:3]), 0)
+    table.hear(update(P1, withdrawn=(BLOCKS[0],)), 2)
+    assert (table.rib.refreshes(2), table.rib.deadline) == ([], None)
 
 
 def test_a_raised_maximum_asks_and_a_lowered_one_keeps_the_lowest() -> None:
