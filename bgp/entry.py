@@ -33,7 +33,7 @@ the version that `bgp.line` knows, and plain ExaBGP with any other.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from copy import copy
 from types import SimpleNamespace
 from typing import Any, Final
@@ -48,7 +48,7 @@ from exabgp.bgp.message.update.nlri import CIDR, INET, NLRI
 from exabgp.protocol.family import AFI, SAFI
 from exabgp.protocol.ip import IP, NoNextHop
 from exabgp.reactor.api.command.command import Command
-from exabgp.reactor.api.command.limit import extract_neighbors, match_neighbors
+from exabgp.reactor.api.command.limit import extract_neighbors
 from exabgp.rib.change import Change
 
 ANNOUNCE: Final = "muslin announce"
@@ -132,10 +132,12 @@ def _change(prefix: str, action: int, attributes: Any) -> Light:
 
 
 def carry_out(api: Any, reactor: Any, service: str, line: str) -> Iterator[None]:
-    """One command, as a task of the reactor's; each step leaves the peers a turn."""
+    """One command, as a task of the reactor's; each step leaves the peers a turn. Its peers are looked up by name:
+    ExaBGP's own way holds each description against each peer, which for a hundred is most of the time."""
     descriptions, command = extract_neighbors(line)
     among = reactor.established_peers() if command.startswith(ANNOUNCE) else reactor.peers(service)
-    peers = match_neighbors(among, descriptions)
+    named = {f"neighbor {reactor.neighbor_ip(each)}": each for each in among}
+    peers = {named[name] for name, *_ in descriptions if name in named}
     until = time.monotonic() + PATIENCE_S
     try:
         todo = changes(api, command)
@@ -153,10 +155,10 @@ def carry_out(api: Any, reactor: Any, service: str, line: str) -> Iterator[None]
     reactor.processes.answer_done(service)
 
 
-def _pending(reactor: Any, peers: Sequence[str]) -> bool:
+def _pending(reactor: Any, peers: set[str]) -> bool:
     """Whether one of them has a session, and has not begun to send what it was given before."""
     neighbors = reactor.configuration.neighbors
-    return any(neighbors[peer].rib.outgoing.pending() for peer in reactor.established_peers() & {*peers})
+    return any(neighbors[peer].rib.outgoing.pending() for peer in reactor.established_peers() & peers)
 
 
 def configure(_api: Any, reactor: Any, service: str, _line: str) -> Iterator[None]:
