@@ -273,6 +273,7 @@ class ExaBGP:
     async def _watch_sockets(self) -> None:
         """Cut sessions whose peers do not read what we say, and say so."""
         await self._bridged.wait()
+        unseen = ""
         while True:
             await asyncio.sleep(SOCKETS_S)
             assert self._sockets is not None
@@ -280,8 +281,11 @@ class ExaBGP:
             try:
                 stalled = self._sockets.cut_stalled(self._running.sessions, time.monotonic())
             except OSError as error:
-                log.warning("exabgp.sockets_unseen", why=str(error))
-                return
+                if str(error) != unseen:
+                    log.warning("exabgp.sockets_unseen", why=str(error))
+                unseen = str(error)
+                continue
+            unseen = ""
             for peer, seconds in stalled.items():
                 self._on_line([line.stalled(peer, seconds)])
 
