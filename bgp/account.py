@@ -64,7 +64,7 @@ class Account:
 
     def __init__(self, node: str, course: Course, parts: Parts, news: Callable[[], None]) -> None:
         self._course, self._parts = course, parts
-        self.auditor = Auditor(node, self._sight, news)
+        self.auditor = Auditor(node, self._sight, news, self._writes)
         self._maintained = Maintenance.NONE
         self._since, self._ready = clock.now(), False
 
@@ -133,6 +133,9 @@ class Account:
             paths={str(peer): path for peer, path in parts.bfd.states().items()},
         )
         return status.state(speaker, course.snapshot, outcome)
+
+    def _writes(self) -> int:
+        return self._parts.kernel.progress.writes + self._parts.teller.reconciler.progress.writes
 
     async def _sight(self) -> Sight | None:
         """For the audit, which is too early while what was found at the start is still held on to."""

@@ -1,7 +1,8 @@
 """Look again and again whether everything is where it should be; the task around `bgp.audit`.
 
 The kernel is read each time: what the reconciler believes is what is being checked. It looks in a thread, and not for
-more than a twentieth of the time: a node with 100,000 routes looks less often than one with a hundred.
+more than a twentieth of the time: a node with 100,000 routes looks less often than one with a hundred. While anything
+is being written it waits, with a bound: it would find what is on its way, and hold it up.
 """
 
 from __future__ import annotations
@@ -26,6 +27,10 @@ from linux.prefix_routes import PrefixRoutes
 
 PAUSE_S: Final = 1.0
 LONGEST_PAUSE_S: Final = 10.0
+CALM_S: Final = 0.5
+"""How long nothing was written when it looks."""
+PATIENCE_S: Final = 5.0
+"""How long it waits for that at most."""
 SHARE: Final = 20
 """How many times longer it waits than it looked."""
 
@@ -44,13 +49,20 @@ class Sight:
 
 
 class Auditor:
-    """Looks at what `sight` gives (None: nothing yet); `news` is called when what it found has changed.
+    """Looks at what `sight` gives (None: nothing yet); `news` is called when what it found has changed, and `writes`
+    counts what has been written.
 
     `taken` is what became of what each peer tells, by its address: it takes too long to be counted for every status.
     """
 
-    def __init__(self, node: str, sight: Callable[[], Awaitable[Sight | None]], news: Callable[[], None]) -> None:
-        self._node, self._sight, self._news = node, sight, news
+    def __init__(
+        self,
+        node: str,
+        sight: Callable[[], Awaitable[Sight | None]],
+        news: Callable[[], None],
+        writes: Callable[[], int],
+    ) -> None:
+        self._node, self._sight, self._news, self._writes = node, sight, news, writes
         self._standing = Standing()
         self.taken: Mapping[str, Taken] = {}
         self._expected: tuple[Snapshot, Mapping[Prefix, str]] = (Snapshot(), {})
@@ -73,7 +85,8 @@ class Auditor:
                 begun = time.monotonic()
                 await self._look(routes)
                 spent = time.monotonic() - begun
-                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, SHARE * spent)))
+                await asyncio.sleep(min(LONGEST_PAUSE_S, max(PAUSE_S, SHARE * spent)) - CALM_S)
+                await calm(self._writes)
         finally:
             routes.close()
 
@@ -106,6 +119,15 @@ class Auditor:
         names = {link.index: name for name, link in sight.facts.links.items()}
         view = replace(view, kernel=kernel, expected=found)
         return list(differences(view, lambda hop: _spelt(hop, names)))
+
+
+async def calm(writes: Callable[[], int], calm_s: float = CALM_S, patience_s: float = PATIENCE_S) -> None:
+    """Wait until `writes` has counted nothing for `calm_s`, at most for `patience_s` and the last of these."""
+    bound = time.monotonic() + patience_s
+    written: int | None = None
+    while writes() != written and time.monotonic() < bound:
+        written = writes()
+        await asyncio.sleep(calm_s)
 
 
 def _spelt(hop: NextHop, names: Mapping[int, str]) -> str:

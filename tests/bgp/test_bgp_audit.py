@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import time
 from ipaddress import ip_address, ip_network
 
 import pytest
@@ -9,6 +11,7 @@ from bgp_world import block, node, pool
 
 from bgp.adverts import Advert, Telling, Told
 from bgp.audit import HEARD, KERNEL, MOVING_S, STANDING_S, TOLD, Standing, View, differences, expected
+from bgp.auditor import calm
 from bgp.model import Attributes
 from core.prefix import Prefix
 from core.resources import Resource
@@ -178,3 +181,15 @@ def test_a_stage_that_is_known_to_move_is_given_more_time() -> None:
     assert standing.found == (lost(2, KERNEL),)
     standing.look([lost(1), lost(2, KERNEL)], frozenset({HEARD}), MOVING_S)
     assert standing.found == (lost(1), lost(2, KERNEL))
+
+
+async def test_it_looks_once_nothing_is_written_any_more() -> None:
+    counted = [1, 1, 2, 2, 3, 3]
+    await calm(lambda: counted.pop(0) if counted else 3, calm_s=0.001, patience_s=60.0)
+    assert not counted
+
+
+async def test_it_does_not_wait_for_ever() -> None:
+    begun = time.monotonic()
+    await calm(itertools.count().__next__, calm_s=0.001, patience_s=0.05)
+    assert time.monotonic() - begun >= 0.05
