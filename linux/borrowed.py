@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import errno
 import os
 import socket
 import struct
@@ -54,14 +55,28 @@ def borrowed(pid: int, pidfd: int) -> Iterator[list[socket.socket]]:
     """Duplicates of the TCP sockets of a process that runs, closed again at the end: they would keep a connection
     open that the process has closed. Raises OSError when the process is gone or may not be traced."""
     with contextlib.ExitStack() as closing:
+        os.fstat(pidfd)  # a handle that is none has the same error as a socket that is gone
         found = []
-        for entry in Path(f"/proc/{pid}/fd").iterdir():
-            with contextlib.suppress(FileNotFoundError):  # it has just closed it
-                if os.readlink(entry).startswith("socket:"):
-                    duplicate = closing.enter_context(socket.socket(fileno=_duplicate(pidfd, int(entry.name))))
-                    if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
-                        found.append(duplicate)
+        for number in _sockets(pid):
+            descriptor = _duplicate(pidfd, number)
+            if descriptor is None:
+                continue
+            try:
+                duplicate = closing.enter_context(socket.socket(fileno=descriptor))
+            except OSError:  # something else stands in its place by now
+                os.close(descriptor)
+                continue
+            if duplicate.family in (socket.AF_INET, socket.AF_INET6) and duplicate.type == socket.SOCK_STREAM:
+                found.append(duplicate)
         yield found
+
+
+def _sockets(pid: int) -> Iterator[int]:
+    """The numbers of a process's descriptors that are sockets."""
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # it has just closed it
+            if os.readlink(entry).startswith("socket:"):
+                yield int(entry.name)
 
 
 def listens(tcp: socket.socket) -> bool:
@@ -115,11 +130,14 @@ def cut(tcp: socket.socket) -> None:
         tcp.shutdown(socket.SHUT_RDWR)
 
 
-def _duplicate(pidfd: int, descriptor: int) -> int:
+def _duplicate(pidfd: int, descriptor: int) -> int | None:
+    """Ours of a descriptor of the process; None when it has just closed it."""
     libc = ctypes.CDLL(None, use_errno=True)
     duplicate = libc.syscall(_PIDFD_GETFD, pidfd, descriptor, 0)
     if duplicate < 0:
         number = ctypes.get_errno()
+        if number == errno.EBADF:
+            return None
         raise OSError(number, f"pidfd_getfd: {os.strerror(number)}")
     return int(duplicate)
 

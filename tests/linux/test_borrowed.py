@@ -160,3 +160,32 @@ def test_a_process_that_is_gone_lends_nothing(child: Child) -> None:
     child.process.wait()
     with pytest.raises(OSError), borrowed(child.process.pid, child.pidfd):  # noqa: PT011 - by the moment, one of several
         pass
+
+
+CHURN = """
+import socket
+print("churns", flush=True)
+while True:
+    socket.socket().close()
+"""
+
+
+def test_sockets_that_come_and_go_are_no_trouble() -> None:
+    pipes = {"stdout": subprocess.PIPE}
+    with subprocess.Popen([sys.executable, "-c", CHURN], text=True, **pipes) as process:  # type: ignore[call-overload]
+        pidfd = os.pidfd_open(process.pid)
+        try:
+            assert process.stdout.readline() == "churns\n"
+            for _ in range(3000):
+                with borrowed(process.pid, pidfd) as tcp:
+                    assert len(tcp) <= 1
+        finally:
+            process.kill()
+            os.close(pidfd)
+
+
+def test_without_a_handle_nothing_is_borrowed(child: Child) -> None:
+    closed = os.dup(child.pidfd)
+    os.close(closed)
+    with pytest.raises(OSError, match="Bad file descriptor"), borrowed(child.process.pid, closed):
+        pass
