@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from itertools import islice
 
 from bgp import status
+from bgp.adverts import Advert
 from bgp.audit import HEARD, View
 from bgp.auditor import Auditor, Sight
 from bgp.bfd.watch import Bfd
@@ -16,7 +18,7 @@ from bgp.metrics import Measured
 from bgp.model import Maintenance, Speaker
 from bgp.process import ExaBGP
 from bgp.reach import PeerRoutes
-from bgp.report import Outlook
+from bgp.report import MOST_ROUTES, Outlook
 from bgp.sessions import Sessions
 from bgp.teller import Teller
 from core import clock
@@ -94,11 +96,24 @@ class Account:
             state=self.status(),
             wanted=dict(parts.teller.wanted),
             acknowledged=await parts.teller.driver.read(),
+            withheld=self._withheld(),
             facts=course.facts or Facts(),
             running=parts.exabgp.running,
             booted=course.booted,
             configured=course.configured,
         )
+
+    def _withheld(self) -> Mapping[Advert, str]:
+        """Own prefixes that peers are not told, with why; no more than an answer could tell."""
+        speaker, exporter = self._course.speaker, self._parts.teller.exporter
+        if speaker is None or not speaker.sessions:
+            return {}
+        own = list(islice(speaker.own, MOST_ROUTES // len(speaker.sessions)))
+        return {
+            Advert(session.peer, prefix): why
+            for session in speaker.sessions
+            for prefix, why in exporter.refusals(session.peer, own).items()
+        }
 
     def _status(self) -> SpeakerState:
         course, parts = self._course, self._parts

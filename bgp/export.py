@@ -136,16 +136,20 @@ class Exporter:
         """The best paths of `prefixes` are others, or gone; what changes by it."""
         return self._again(prefixes) if self.passes_on else {}
 
-    def refusals(self, peer: Address) -> Mapping[Network, str]:
-        """Every prefix we could tell `peer` and do not, each with why. Made when asked for: it may be long."""
+    def refusals(self, peer: Address, prefixes: Collection[Network]) -> Mapping[Network, str]:
+        """Those of `prefixes` that we could tell `peer` and do not, each with why."""
         out, speaker = self._outs.get(peer), self._speaker
         if out is None or speaker is None:
             return {}
         to = out.table.kind
-        prefixes = [prefix for prefix in {*speaker.own, *self._best} if prefix.version == to.family]
-        said = {prefix: outcome(speaker, to, prefix, self._best.get(prefix)) for prefix in prefixes}
-        refused = {prefix: why for prefix, why in said.items() if isinstance(why, str)}
-        return {**refused, **out.back, **out.surplus}
+        said = {
+            prefix: out.back.get(prefix)
+            or out.surplus.get(prefix)
+            or outcome(speaker, to, prefix, self._best.get(prefix))
+            for prefix in prefixes
+            if prefix.version == to.family
+        }
+        return {prefix: why for prefix, why in said.items() if isinstance(why, str)}
 
     @property
     def warnings(self) -> tuple[str, ...]:

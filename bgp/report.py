@@ -57,8 +57,8 @@ _STATES: Final = {ESTABLISHED: ESTABLISHED, "Blocked": "Blocked"}
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outlook:
     """Everything an answer is made from. `explained` are the prefixes to tell of, in order, of `meant` that were asked
-    for; `kernel` are the routes of ours that the kernel has. `booted` and `configured` are when ExaBGP was started and
-    last given other sessions, in RFC 3339."""
+    for; `kernel` are the routes of ours that the kernel has, `withheld` own prefixes that a peer is not told, with why.
+    `booted` and `configured` are when ExaBGP was started and last given other sessions, in RFC 3339."""
 
     speaker: Speaker | None
     state: SpeakerState
@@ -67,6 +67,7 @@ class Outlook:
     kernel: Mapping[Prefix, Route] = field(default_factory=dict)
     wanted: Mapping[Advert, Told] = field(default_factory=dict)
     acknowledged: Mapping[Advert, Told] = field(default_factory=dict)
+    withheld: Mapping[Advert, str] = field(default_factory=dict)
     facts: Facts = field(default_factory=Facts)
     running: bool = False
     booted: str = ""
@@ -244,7 +245,8 @@ def _path(path: Path | Attributes) -> PathStatus:
 
 
 def _adverts(outlook: Outlook, asked: str, most: int, cut: list[str]) -> list[AdvertStatus]:
-    meant = [advert for advert in {**outlook.wanted, **outlook.acknowledged} if advert.prefix is not None]
+    every = {**outlook.withheld, **outlook.wanted, **outlook.acknowledged}
+    meant = [advert for advert in every if advert.prefix is not None]
     if asked:
         prefix = Prefix.of(network_or_address(asked))
         meant = [advert for advert in meant if advert.prefix and _related(prefix, Prefix.of(advert.prefix))]
@@ -264,7 +266,9 @@ def _advert(advert: Advert, outlook: Outlook, down: Collection[str]) -> AdvertSt
     """ExaBGP acknowledges what it is to tell over a session that is down, too; nobody hears it before that is up."""
     wanted, acknowledged = outlook.wanted.get(advert), outlook.acknowledged.get(advert)
     telling = wanted or acknowledged
-    assert telling is not None
+    if telling is None:
+        why = outlook.withheld[advert]
+        return AdvertStatus(peer_ip=str(advert.peer), destination=str(advert.prefix), state="not told", reason=why)
     state = "withdrawing" if wanted is None else "told" if wanted == acknowledged else "pending"
     if str(advert.peer) in down:
         state = "waiting"

@@ -60,7 +60,8 @@ def adverts(
     timeout: TimeoutOption = TIMEOUT_S,
     datastore: options.DatastoreOption = options.DATASTORE,
 ) -> None:
-    """What nodes tell their peers: each prefix with its attributes, and whether ExaBGP has acknowledged it."""
+    """What nodes tell their peers: each prefix with its attributes, and whether ExaBGP has acknowledged it; and own
+    prefixes that a peer is not told, with why."""
     answers = asyncio.run(ask(datastore, node, ["Adverts"], _checked(prefix), timeout))
     if output is options.ResultFormat.JSON:
         _show_json(answers)
@@ -84,7 +85,7 @@ def _checked(prefix: str | None) -> str:
 
 USED: Final = ("NODE", "PREFIX", "NEXT HOP", "DEVICE", "FROM", "WHY")
 WHY: Final = ("NODE", "PREFIX", "FROM", "STATE", "NEXT HOP", "AS PATH", "PREF", "MED", "ORIGIN", "COMMUNITIES", "WHY")
-TOLD: Final = ("NODE", "PEER", "PREFIX", "STATE", "NEXT HOP", "AS PATH", "PREF", "MED", "ORIGIN", "COMMUNITIES")
+TOLD: Final = ("NODE", "PEER", "PREFIX", "STATE", "NEXT HOP", "AS PATH", "PREF", "MED", "ORIGIN", "COMMUNITIES", "WHY")
 
 
 def _all(said: NodeStatus) -> list[RouteStatus]:
@@ -116,7 +117,7 @@ def _paths(node: str, said: NodeStatus) -> Iterator[tuple[str, ...]]:
 
 def _told(node: str, said: NodeStatus) -> Iterator[tuple[str, ...]]:
     for each in said.adverts or ():
-        yield node, each.peer_ip, each.destination, each.state, *_attributes(each.path)
+        yield node, each.peer_ip, each.destination, each.state, *_attributes(each.path), each.reason
 
 
 def _from(route: RouteStatus) -> str:

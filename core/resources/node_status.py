@@ -121,11 +121,13 @@ class RouteStatus(Base, frozen=True, kw_only=True):
 
 class AdvertStatus(Base, frozen=True, kw_only=True):
     """One prefix that a peer is told (muslin's own): `told`, or `pending` or `withdrawing` while ExaBGP has not
-    acknowledged that, or `waiting` while the session is down."""
+    acknowledged that, or `waiting` while the session is down. An own prefix that it is not told is `not told`, with the
+    reason."""
 
     peer_ip: str = field(name="peerIP")
     destination: str
     state: str = ""
+    reason: str = ""
     path: PathStatus | None = None
 
 
