@@ -1,5 +1,5 @@
 """ExaBGP with three commands more and another way to read prefixes, registered with its own decorators; nothing else
-of it is replaced but its clock.
+of it is replaced but its clock, and two of its lists are completed.
 
     neighbor A , neighbor B muslin announce ATTRIBUTES nlri P P P      done | error
     neighbor A , neighbor B muslin withdraw P P P                      done | error
@@ -26,6 +26,9 @@ Its hold times, keepalives and pauses between two calls go by the wall clock. Th
 clock is set forward, and when it is set back no KEEPALIVE goes out and nobody is called until it has caught up. So
 these get the steady clock instead.
 
+It lists the attributes that cost a route, or themselves, when they are malformed, instead of the session (RFC 7606).
+Four are missing there: a reflector's two (7.9, 7.10), and those of old speakers (RFC 6793, 6).
+
 Run as `python -P entry.py server CONF` with ExaBGP and the standard library; never imported. `bgp.process` runs it with
 the version that `bgp.line` knows, and plain ExaBGP with any other.
 """
@@ -43,7 +46,7 @@ import exabgp.reactor.delay
 from exabgp.application.main import main
 from exabgp.bgp.message import Action
 from exabgp.bgp.message.notification import Notify
-from exabgp.bgp.message.update.attribute import Attributes
+from exabgp.bgp.message.update.attribute import Attribute, Attributes
 from exabgp.bgp.message.update.nlri import CIDR, INET, NLRI
 from exabgp.protocol.family import AFI, SAFI
 from exabgp.protocol.ip import IP, NoNextHop
@@ -180,6 +183,8 @@ def _scheduled(name: str, task: Task) -> Callable[[Any, Any, str, str, bool], bo
 
 
 if __name__ == "__main__":
+    Attributes.TREAT_AS_WITHDRAW += (Attribute.CODE.ORIGINATOR_ID, Attribute.CODE.CLUSTER_LIST)
+    Attributes.DISCARD += (Attribute.CODE.AS4_PATH, Attribute.CODE.AS4_AGGREGATOR)
     exabgp.bgp.timer.time = exabgp.reactor.delay.time = SimpleNamespace(time=time.monotonic)
     for name, task in ((ANNOUNCE, carry_out), (WITHDRAW, carry_out), (CONFIGURE, configure)):
         Command.register(name)(_scheduled(name, task))

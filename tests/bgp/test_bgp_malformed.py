@@ -102,16 +102,16 @@ CASES = [
     Case("COMMUNITY of five bytes", more(0xC0, 8, bytes(5)), WITHDRAWN),
     Case("COMMUNITY of none", more(0xC0, 8, b""), WITHDRAWN),
     Case("ORIGINATOR_ID from outside", more(0x80, 9, bytes(4)), TAKEN),
-    Case("ORIGINATOR_ID of five bytes", more(0x80, 9, bytes(5)), WITHDRAWN, RESET, internal=True),
-    Case("ORIGINATOR_ID of five from outside", more(0x80, 9, bytes(5)), TAKEN, RESET),
+    Case("ORIGINATOR_ID of five bytes", more(0x80, 9, bytes(5)), WITHDRAWN, internal=True),
+    Case("ORIGINATOR_ID of five from outside", more(0x80, 9, bytes(5)), TAKEN, WITHDRAWN),
     Case("CLUSTER_LIST from outside", more(0x80, 10, bytes(4)), TAKEN),
-    Case("CLUSTER_LIST of five bytes", more(0x80, 10, bytes(5)), WITHDRAWN, RESET, internal=True),
+    Case("CLUSTER_LIST of five bytes", more(0x80, 10, bytes(5)), WITHDRAWN, internal=True),
     Case("CLUSTER_LIST of none", more(0x80, 10, b""), WITHDRAWN, internal=True),
     Case("extended community of nine bytes", more(0xC0, 16, bytes(9)), WITHDRAWN),
     Case("large community of thirteen bytes", more(0xC0, 32, bytes(13)), WITHDRAWN),
     Case("large community of none", more(0xC0, 32, b""), WITHDRAWN),
-    Case("AS4_PATH too short", more(0xC0, 17, b"\2\2\0\0\0\1"), TAKEN, RESET),
-    Case("AS4_AGGREGATOR of three bytes", more(0xC0, 18, bytes(3)), TAKEN, RESET),
+    Case("AS4_PATH too short", more(0xC0, 17, b"\2\2\0\0\0\1"), TAKEN),
+    Case("AS4_AGGREGATOR of three bytes", more(0xC0, 18, bytes(3)), TAKEN),
     Case("no ORIGIN", with_attributes(PATH, HOP), WITHDRAWN),
     Case("no AS_PATH", with_attributes(ORIGIN, HOP), WITHDRAWN),
     Case("no NEXT_HOP", with_attributes(ORIGIN, PATH), WITHDRAWN),
@@ -188,7 +188,8 @@ async def test_malformed(shared: Bench, case: Case) -> None:
     if len(running.downs) > before:
         outcome = RESET
         assert running.downs[-1].reason.startswith("we sent ")
-        await peer.wait("the NOTIFICATION", lambda: peer.count(NOTIFICATION) == 1)
+        # What we sent after the malformed one is unread at its end, so it may be reset before its NOTIFICATION is read.
+        await peer.wait("the end", lambda: peer.closed or peer.count(NOTIFICATION) == 1)
     else:
         outcome = TAKEN if running.heard(local, PREFIX) else WITHDRAWN
     assert (outcome, running.errors) == (case.outcome, [])
