@@ -136,7 +136,7 @@ class Account:
             sessions=parts.sessions.states(
                 speaker.blocked if speaker else (),
                 parts.learnt.rib.count,
-                parts.teller.driver.counts.__getitem__,
+                parts.teller.told,
                 parts.teller.pending,
             ),
             own_told=parts.teller.own_told(),

@@ -28,6 +28,10 @@ GSHUT: Final = "65535:0"
 PATH_DOWN: Final = "BFD says the path is down"
 
 
+OURS: Final = "ours"
+"""Why nobody is believed about a prefix of our own: what a router echoes, too."""
+
+
 @dataclass(frozen=True, slots=True)
 class Us:
     """What of our own a path must not hold."""
@@ -93,7 +97,7 @@ def judged(session: Session, prefix: Prefix, path: Path, resolve: Resolve) -> Ju
 def taken(candidate: Candidate, place: Place, judgement: Judgement | None, resolve: Resolve) -> Candidate | Refusal:
     """A sound path as it is used for a prefix that lies in `place`, or why it is not."""
     if place.ours:
-        return "ours"
+        return OURS
     verdict = judgement or Judgement(None, candidate.path)
     if verdict.action is Action.REJECT:
         return verdict.reason

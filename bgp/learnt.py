@@ -24,7 +24,7 @@ from bgp.bestpath import Candidate, choose
 from bgp.decision import UNDECIDED, Decision, Explanation, explain
 from bgp.fib import NOWHERE, Place, Reach, Refusal, Scope, Ways, route
 from bgp.filters import Judgement
-from bgp.imports import PATH_DOWN, Us, judged, taken, unsound, us
+from bgp.imports import OURS, PATH_DOWN, Us, judged, taken, unsound, us
 from bgp.line import PeerDown, PeerEvent, PeerUp, Update
 from bgp.model import Session, Speaker
 from bgp.rib import AdjRibIn, Gone, Heard
@@ -247,7 +247,7 @@ class Learnt:
         for heard, judgement in zip(said, judgements, strict=True):
             candidate = Candidate(self._sessions[heard.peer], heard.path, self.rib.router_id(heard.peer))
             self._resolve(heard.path.next_hop)  # known from now on, so that it is noticed when it changes
-            why = self._unsound(heard)
+            why = OURS if place.ours else self._unsound(heard)
             found = why or taken(candidate, place, judgement, self._resolve)
             if isinstance(found, str):
                 refused.append((candidate, found))

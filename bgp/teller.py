@@ -44,6 +44,10 @@ class Teller:
         """What should be told now."""
         return self.reconciler.wanted
 
+    def told(self, peer: Address) -> int:
+        """How many prefixes a peer has been told; one whose session is down knows of nothing."""
+        return self.driver.counts[peer] if peer in self._sessions.up else 0
+
     def pending(self, peer: Address) -> int:
         """How many prefixes a peer that is up has too few, or too many."""
         if peer not in self._sessions.up:

@@ -8,6 +8,7 @@ closed.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from math import ceil
 
 from bgp.filters import Filter, compiled
 from bgp.model import Bfd, NextHopMode
@@ -84,7 +85,7 @@ def _hold(spec: BGPPeerSpec) -> int:
 
 
 def _restart(time: str | None) -> int:
-    return min(MAX_RESTART_S, int(duration(time))) if time else DEFAULT_RESTART_S
+    return min(MAX_RESTART_S, ceil(duration(time))) if time else DEFAULT_RESTART_S
 
 
 def _next_hop_mode(spec: BGPPeerSpec) -> NextHopMode:

@@ -97,7 +97,7 @@ def _why(session: SessionState, now: datetime) -> str:
     """Why it is not up; or what stands against it although it is, its last error with its age behind it."""
     if session.state != cluster.ESTABLISHED:
         return session.reason
-    refused = [f"{count} refused: {cause}" for cause, count in session.refused.items()]
+    refused = [f"{count} refused: {cause}" for cause, count in session.refused.items() if cause != "ours"]
     error = [f"{age(session.last_error_at, now)} ago: {session.last_error}"] if session.last_error else []
     return "; ".join([*session.warnings, *refused, *error])
 
