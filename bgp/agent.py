@@ -29,21 +29,21 @@ from typing import Final
 
 import structlog
 
-from bgp.account import Account, Course, Parts
-from bgp.answer import Answers
 from bgp.bfd.watch import Bfd, BfdState
 from bgp.desired import desired
-from bgp.errands import Errands
-from bgp.fib import Scope
-from bgp.learnt import Learnt
-from bgp.line import Ack, Other, PeerDown, PeerUp, Refresh, Teardown, decode
-from bgp.metrics import Metrics
+from bgp.exabgp.errands import Errands
+from bgp.exabgp.line import Ack, Other, PeerDown, PeerUp, Refresh, Teardown, decode
+from bgp.exabgp.process import ExaBGP
 from bgp.model import Config, Speaker
-from bgp.pods import with_pods
-from bgp.process import ExaBGP
-from bgp.reach import PeerRoutes
+from bgp.paths.fib import Scope
+from bgp.paths.learnt import Learnt
+from bgp.paths.reach import PeerRoutes
+from bgp.peering.pods import with_pods
+from bgp.reporting.account import Account, Course, Parts
+from bgp.reporting.answer import Answers
+from bgp.reporting.metrics import Metrics
 from bgp.sessions import Sessions
-from bgp.teller import Teller
+from bgp.telling.teller import Teller
 from bgp.thrift import thrifty
 from core import clock, manifest
 from core.addr import Address, Family

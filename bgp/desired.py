@@ -15,11 +15,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 
-from bgp.mesh import mesh
 from bgp.model import Blocked, Maintenance, Session, Speaker
-from bgp.originate import originated
-from bgp.peers import peers
-from bgp.settings import Settings, settings
+from bgp.peering.mesh import mesh
+from bgp.peering.peers import peers
+from bgp.peering.settings import Settings, settings
+from bgp.telling.originate import originated
 from core.addr import Address
 from core.errors import Invalid, NotFound, Problem
 from core.names import Key

@@ -9,7 +9,7 @@ from enum import IntEnum, StrEnum
 from ipaddress import IPv4Address
 from types import MappingProxyType
 
-from bgp.filters import Filter
+from bgp.paths.filters import Filter
 from core.addr import Address, Family, Network
 
 
@@ -136,9 +136,9 @@ class Speaker:
     """What a node's speaker should be.
 
     `addresses` are the node's own, `listen` those it answers on. `cluster_id` is set when it reflects (RFC 4456).
-    `own` is what this node originates, with what is said of it; `bgp.export` says what each session is told. `pools`
-    are the exported pools, of whose prefixes it tells others when it reflects.
-    `maintenance` is what the node is being prepared for.
+    `own` is what this node originates, with what is said of it; `bgp.telling.export` says what each session is told.
+    `pools` are the exported pools, of whose prefixes it tells others when it reflects. `maintenance` is what the node
+    is being prepared for.
     """
 
     router_id: IPv4Address

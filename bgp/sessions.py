@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from bgp.adverts import Telling
-from bgp.line import PeerDown, PeerEvent, PeerOpen, PeerUp
+from bgp.exabgp.line import PeerDown, PeerEvent, PeerOpen, PeerUp
 from bgp.model import Blocked, Session
+from bgp.telling.adverts import Telling
 from core.addr import Address
 from core.resources.status import SessionState
 

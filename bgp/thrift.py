@@ -17,7 +17,7 @@ from typing import Any, Final
 
 from msgspec.structs import replace
 
-from bgp.secrets import NAMESPACES
+from bgp.peering.secrets import NAMESPACES
 from core.names import Key
 from core.resources import CalicoNodeStatus, EndpointSlice, Metadata, Resource, Secret, Service, WorkloadEndpoint
 from core.resources.node_status import NodeStatus

@@ -102,8 +102,8 @@ def bgp(
 ) -> None:
     """Run bgp, the agent that speaks with the racks' routers and programs what they say."""
     from bgp import agent
-    from bgp.metrics import Metrics
     from bgp.model import Config
+    from bgp.reporting.metrics import Metrics
     from core import log
     from core.health import Health
     from core.metrics import exposed

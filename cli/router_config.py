@@ -8,10 +8,10 @@ from typing import Annotated
 
 import typer
 
-from bgp.router_bird import bird
-from bgp.router_config import RouterKind, rack_router, router_side
-from bgp.router_frr import frr
-from bgp.router_gobgp import gobgp
+from bgp.router_config.bird import bird
+from bgp.router_config.frr import frr
+from bgp.router_config.gobgp import gobgp
+from bgp.router_config.side import RouterKind, rack_router, router_side
 from cli import options, store, terminal
 from core.addr import Address
 from core.resources import BGPConfiguration, BGPPeer, IPPool, Node

@@ -8,10 +8,10 @@ from typing import Any
 
 from bgp_world import node, pool
 
-from bgp.fib import Scope
-from bgp.learnt import Learnt
-from bgp.line import PeerOpen, Update
+from bgp.exabgp.line import PeerOpen, Update
 from bgp.model import Path, Session, Speaker
+from bgp.paths.fib import Scope
+from bgp.paths.learnt import Learnt
 from core.addr import Address, Family, Network
 from core.prefix import Prefix
 from core.resources import Resource

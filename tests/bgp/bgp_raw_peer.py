@@ -9,10 +9,10 @@ from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
-from bgp.line import Ack, Event, Other, PeerDown, PeerUp, Update, decode
+from bgp.exabgp.line import Ack, Event, Other, PeerDown, PeerUp, Update, decode
+from bgp.exabgp.process import ExaBGP
 from bgp.model import Path as Heard
 from bgp.model import Session, Speaker
-from bgp.process import ExaBGP
 from core.addr import Address, Network
 from core.errors import Unavailable
 

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 import pytest
 from msgspec.structs import replace
 
-from bgp.answer import Answers
-from bgp.learnt import Learnt
-from bgp.report import Outlook
+from bgp.paths.learnt import Learnt
+from bgp.reporting.answer import Answers
+from bgp.reporting.report import Outlook
 from core.latest import Latest
 from core.resources import CalicoNodeStatus, Metadata
 from core.resources.node_status import CalicoNodeStatusSpec

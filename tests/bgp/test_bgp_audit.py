@@ -9,10 +9,10 @@ from ipaddress import ip_address, ip_network
 import pytest
 from bgp_world import block, node, pool
 
-from bgp.adverts import Advert, Telling, Told
-from bgp.audit import HEARD, KERNEL, MOVING_S, STANDING_S, TOLD, Standing, View, differences, expected
-from bgp.auditor import calm
 from bgp.model import Attributes
+from bgp.reporting.audit import HEARD, KERNEL, MOVING_S, STANDING_S, TOLD, Standing, View, differences, expected
+from bgp.reporting.auditor import calm
+from bgp.telling.adverts import Advert, Telling, Told
 from core.prefix import Prefix
 from core.resources import Resource
 from core.resources.status import Difference

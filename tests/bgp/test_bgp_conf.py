@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from bgp.conf import render
+from bgp.exabgp.conf import render
 from bgp.model import Session, Speaker
 
 GOLDEN = Path(__file__).with_name("golden")

@@ -30,9 +30,9 @@ from bgp_world import block, node, pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgp.decision import Explanation, Said, Standing
-from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp
-from bgp.rib import END_OF_RIB_S, REMEMBERED
+from bgp.exabgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp
+from bgp.paths.decision import Explanation, Said, Standing
+from bgp.paths.rib import END_OF_RIB_S, REMEMBERED
 from core.addr import Address, Network
 from core.prefix import Prefix
 from linux.model import Facts, Link, Route, Via

@@ -7,7 +7,7 @@ import json
 import pytest
 from bgp_world import AgentProcess, Bird, Frr, World, block, defaults, node, peer, pool, until
 
-from bgp.router_bird import LAST_RESORT
+from bgp.router_config.bird import LAST_RESORT
 
 pytestmark = pytest.mark.kernel
 

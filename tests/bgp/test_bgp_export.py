@@ -13,11 +13,11 @@ from bgp_world import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.bestpath import Candidate
-from bgp.export import Exporter, exports
-from bgp.filters import Filter, compiled
 from bgp.model import Attributes, Maintenance, NextHopMode, Origin, Own, Path, Session, Speaker
-from bgp.reflection import loop
+from bgp.paths.bestpath import Candidate
+from bgp.paths.filters import Filter, compiled
+from bgp.paths.reflection import loop
+from bgp.telling.export import Exporter, exports
 from core.addr import Address, Network
 from core.resources import BGPFilter
 

@@ -12,9 +12,9 @@ from bgp_world import made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgp.filters import Action, Context, Direction, Filter, Judgement, compiled, judge
 from bgp.model import Path
-from bgp.priority import MAX_PRIORITY, local_pref, priority
+from bgp.paths.filters import Action, Context, Direction, Filter, Judgement, compiled, judge
+from bgp.paths.priority import MAX_PRIORITY, local_pref, priority
 from core.addr import Network
 from core.resources import BGPFilter
 

@@ -12,8 +12,8 @@ from typing import Any
 
 from bgp_world import Bird, World, made
 
-from bgp.filters import Action, Context, Direction, compiled, judge
 from bgp.model import Path
+from bgp.paths.filters import Action, Context, Direction, compiled, judge
 from core.addr import Network
 from core.resources import BGPFilter
 

@@ -35,7 +35,7 @@ from bgp_raw_peer import (
     update,
 )
 
-from bgp.line import Update
+from bgp.exabgp.line import Update
 from bgp.model import Session
 from core.addr import Network
 from linux.netns import scratch_namespace

@@ -24,8 +24,8 @@ from bgp_paths import (
 )
 from bgp_world import block, made, pool
 
-from bgp.filters import compiled
 from bgp.model import Path, Session
+from bgp.paths.filters import compiled
 from core.addr import Network
 from core.prefix import Prefix
 from core.resources import BGPFilter, Resource

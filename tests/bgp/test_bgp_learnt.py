@@ -31,11 +31,11 @@ from bgp_world import block, pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgp.bestpath import Candidate, choose
-from bgp.fib import Reach, Ways
-from bgp.line import EndOfRib, PeerDown, PeerEvent, PeerUp, Update
+from bgp.exabgp.line import EndOfRib, PeerDown, PeerEvent, PeerUp, Update
 from bgp.model import Origin, Path
-from bgp.rib import END_OF_RIB_S, RELEARN_S, SELECTION_S, AdjRibIn
+from bgp.paths.bestpath import Candidate, choose
+from bgp.paths.fib import Reach, Ways
+from bgp.paths.rib import END_OF_RIB_S, RELEARN_S, SELECTION_S, AdjRibIn
 from core.addr import Address, Family, Network
 from core.prefix import Prefix
 from linux.model import Facts, NextHop

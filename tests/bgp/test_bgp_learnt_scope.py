@@ -9,7 +9,7 @@ import pytest
 from bgp_paths import FACTS, NODES, P1, P2, Node, path, place, session, speaker, update, via
 from bgp_world import block, pool
 
-from bgp.line import Update
+from bgp.exabgp.line import Update
 from core.prefix import Prefix
 from core.resources import Resource
 

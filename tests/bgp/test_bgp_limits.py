@@ -9,9 +9,9 @@ from bgp_world import pool
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgp.limits import ASK_EVERY_S, warning
-from bgp.line import PeerOpen, PeerUp
+from bgp.exabgp.line import PeerOpen, PeerUp
 from bgp.model import Session
+from bgp.paths.limits import ASK_EVERY_S, warning
 from core.addr import Network
 
 BLOCKS = [ip_network(f"10.244.{number}.0/26") for number in range(12)]

@@ -8,7 +8,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
-from bgp.line import (
+from bgp.exabgp.line import (
     BATCH,
     Ack,
     Announce,

@@ -10,7 +10,7 @@ import pytest
 import yaml
 from prometheus_client.parser import text_string_to_metric_families
 
-from bgp.metrics import MOST_CAUSES, MOST_SESSIONS, Measured, Metrics
+from bgp.reporting.metrics import MOST_CAUSES, MOST_SESSIONS, Measured, Metrics
 from core.metrics import exposed
 from core.resources.status import SessionState, SpeakerState
 

@@ -11,7 +11,7 @@ import pytest
 from bgp_world import block, defaults, made, node, pool
 
 from bgp.desired import desired
-from bgp.originate import Originated, originated
+from bgp.telling.originate import Originated, originated
 from core.resources import BGPConfiguration, EndpointSlice, IPAMBlock, Resource, Service
 from core.snapshot import Snapshot
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import msgspec
 from bgp_world import node, peer, pool
 
-from bgp.pods import asks, with_pods
+from bgp.peering.pods import asks, with_pods
 from core.latest import Latest
 from core.resources import BGPPeer, IPPool, Metadata, Namespace, Node, WorkloadEndpoint
 from core.snapshot import Snapshot

@@ -12,9 +12,9 @@ from pathlib import Path
 import pytest
 from bgp_world import until
 
-from bgp.line import Ping, Withdraw
+from bgp.exabgp.line import Ping, Withdraw
+from bgp.exabgp.process import ExaBGP
 from bgp.model import Session, Speaker
-from bgp.process import ExaBGP
 from core.addr import Address
 from core.errors import Unavailable
 from linux.netns import scratch_namespace

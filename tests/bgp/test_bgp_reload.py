@@ -14,7 +14,7 @@ import pytest
 from bgp_raw_peer import KEEPALIVE, NOTIFICATION, RawPeer, Speaking, opening, speaker, speaking
 from bgp_world import until
 
-from bgp.line import PeerDown, PeerUp, Withdraw
+from bgp.exabgp.line import PeerDown, PeerUp, Withdraw
 from bgp.model import Session
 from linux.netns import scratch_namespace
 

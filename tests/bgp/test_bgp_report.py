@@ -8,15 +8,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from bgp.adverts import Advert, Telling, Told
-from bgp.bestpath import Candidate, Choice
 from bgp.bfd.watch import BfdState
-from bgp.decision import Decision, Explanation, Said, Standing
-from bgp.line import PeerDown, PeerOpen, PeerUp
+from bgp.exabgp.line import PeerDown, PeerOpen, PeerUp
 from bgp.model import Attributes, Blocked, Path, PeerType, Session, Speaker
-from bgp.report import MOST_BYTES, MOST_ROUTES, Outlook, first, report
+from bgp.paths.bestpath import Candidate, Choice
+from bgp.paths.decision import Decision, Explanation, Said, Standing
+from bgp.reporting.report import MOST_BYTES, MOST_ROUTES, Outlook, first, report
+from bgp.reporting.status import MOST_CAUSES, OTHER, Outcome, Taken, state, taken
 from bgp.sessions import Sessions
-from bgp.status import MOST_CAUSES, OTHER, Outcome, Taken, state, taken
+from bgp.telling.adverts import Advert, Telling, Told
 from core.prefix import Prefix
 from core.reconcile import Progress
 from core.resources.node_status import CalicoNodeStatusSpec, NodeStatus, RouteStatus

@@ -10,8 +10,8 @@ from ipaddress import ip_address
 import pytest
 from bgp_world import Bird, World, defaults, node, peer, pool, until
 
-from bgp.router_config import router_side
-from bgp.router_gobgp import gobgp
+from bgp.router_config.gobgp import gobgp
+from bgp.router_config.side import router_side
 from core.resources import Resource
 from core.snapshot import Snapshot
 

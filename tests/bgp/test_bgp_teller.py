@@ -8,10 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from test_bgp_adverts import ONE, P1, P2, SIX, TWO, V6, Wire, session
 
-from bgp.line import Announce, PeerDown, PeerUp, SendEndOfRib
+from bgp.exabgp.line import Announce, PeerDown, PeerUp, SendEndOfRib
 from bgp.model import Own, Speaker
 from bgp.sessions import Sessions
-from bgp.teller import Teller
+from bgp.telling.teller import Teller
 from core.addr import Address, Family, Network
 
 PEERS, OURS = (P1, P2, SIX), (ONE, TWO, V6, ip_network("10.244.3.0/26"))

@@ -24,7 +24,7 @@ from bgp_raw_peer import (
     update,
 )
 
-from bgp.line import Announce, PeerOpen, Refresh, Teardown, Withdraw
+from bgp.exabgp.line import Announce, PeerOpen, Refresh, Teardown, Withdraw
 from bgp.model import Attributes, Origin, Session
 from core.addr import Family
 from linux.netns import scratch_namespace

@@ -19,10 +19,10 @@ import msgspec
 import pytest
 import yaml
 
-from bgp.router_bird import bird
-from bgp.router_config import CHANGE_ME, RouterKind, RouterSide, rack_router, router_side
-from bgp.router_frr import frr
-from bgp.router_gobgp import gobgp
+from bgp.router_config.bird import bird
+from bgp.router_config.frr import frr
+from bgp.router_config.gobgp import gobgp
+from bgp.router_config.side import CHANGE_ME, RouterKind, RouterSide, rack_router, router_side
 from core import manifest
 from core.errors import Invalid, NotFound
 from core.resources import Node, SpeakerStatus
