@@ -17,9 +17,10 @@ from ipaddress import IPv4Address, IPv4Network
 from typing import Final
 
 from bench.rack import Bird, Rack, until
+from bgp.attributes import Attributes
 from bgp.exabgp.line import Ack, Other, PeerUp, decode
 from bgp.exabgp.process import ExaBGP
-from bgp.model import Attributes, Session, Speaker
+from bgp.model import Session, Speaker
 from bgp.telling.adverts import Advert, AdvertDriver, Telling, Told, desired_adverts
 from core.addr import Address, Network
 from core.reconcile import Reconciler

@@ -25,8 +25,8 @@ from typing import Any, Final, TypeAlias
 
 import msgspec
 
+from bgp.attributes import Attributes, Origin, Path
 from bgp.exabgp.notification import named
-from bgp.model import Attributes, Origin, Path
 from core.addr import Address, Family, Network
 from core.prefix import Prefix
 

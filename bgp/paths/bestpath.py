@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from ipaddress import IPv4Address
 from typing import Final
 
-from bgp.model import Path, Session
+from bgp.attributes import Path
+from bgp.model import Session
 
 LLGR_STALE: Final = "65535:6"
 """The community of a path that is a last resort (RFC 9494, 4.3)."""

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Final
 
-from bgp.model import Path
+from bgp.attributes import Path
 from bgp.paths.bestpath import Choice
 from bgp.paths.rib import AdjRibIn, Gone
 from core.addr import Address, Network

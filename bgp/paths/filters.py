@@ -25,7 +25,7 @@ from core.addr import Network
 from core.resources.bgp import BGPFilter, BGPFilterRule, FilterOperation, PrefixLength
 
 if TYPE_CHECKING:
-    from bgp.model import Path
+    from bgp.attributes import Path
 
 MOST_OPERATIONS: Final = 10
 MOST_PREPENDED: Final = 10

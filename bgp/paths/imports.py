@@ -15,7 +15,8 @@ from dataclasses import dataclass, replace
 from ipaddress import IPv4Address
 from typing import Final
 
-from bgp.model import Path, Session, Speaker
+from bgp.attributes import Path
+from bgp.model import Session, Speaker
 from bgp.paths.bestpath import Candidate
 from bgp.paths.fib import Place, Refusal, Resolve
 from bgp.paths.filters import Action, Context, Direction, Judgement, decide

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from ipaddress import IPv4Address
 
-from bgp.model import Path
+from bgp.attributes import Path
 
 
 def reflects(*, from_client: bool, to_client: bool) -> bool:

@@ -28,8 +28,9 @@ from types import MappingProxyType
 from typing import Final, NamedTuple, assert_never
 from weakref import WeakValueDictionary
 
+from bgp.attributes import Path
 from bgp.exabgp.line import EndOfRib, PeerDown, PeerEvent, PeerOpen, PeerUp, Update
-from bgp.model import Path, Session
+from bgp.model import Session
 from bgp.paths.bestpath import LLGR_STALE
 from bgp.paths.limits import Intake
 from core.addr import Address, Family

@@ -18,7 +18,8 @@ from typing import Final, TypeAlias
 
 import msgspec
 
-from bgp.model import Attributes, Path, PeerType, Speaker
+from bgp.attributes import Attributes, Path
+from bgp.model import PeerType, Speaker
 from bgp.paths.decision import Explanation, Said, Standing
 from bgp.telling.adverts import Advert, Told
 from core.addr import Address, order

@@ -21,8 +21,9 @@ from functools import partial
 from types import MappingProxyType
 from typing import TypeAlias
 
+from bgp.attributes import Attributes
 from bgp.exabgp.line import Announce, Command, SendEndOfRib, Withdraw, batches
-from bgp.model import Attributes, Session
+from bgp.model import Session
 from core.addr import Address, Family, Network
 from core.errors import MuslinError, Unavailable
 from core.reconcile import Plan

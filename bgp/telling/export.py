@@ -17,7 +17,8 @@ from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Final, TypeAlias
 
-from bgp.model import Attributes, Own, Session, Speaker
+from bgp.attributes import Attributes
+from bgp.model import Own, Session, Speaker
 from bgp.paths.bestpath import Candidate
 from bgp.telling.outbound import Kind, kind, outcome, returns
 from core.addr import Address, Family, Network, order

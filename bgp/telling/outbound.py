@@ -18,7 +18,8 @@ from functools import lru_cache
 from ipaddress import IPv4Address, IPv6Address
 from typing import Final
 
-from bgp.model import Attributes, Maintenance, NextHopMode, Own, Path, Session, Speaker
+from bgp.attributes import Attributes, Path
+from bgp.model import Maintenance, NextHopMode, Own, Session, Speaker
 from bgp.paths.bestpath import Candidate
 from bgp.paths.filters import Action, Context, Direction, Filter, judge
 from bgp.paths.priority import local_pref

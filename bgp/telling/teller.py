@@ -17,7 +17,8 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Collection, Mapping
 
-from bgp.model import Attributes, Session, Speaker
+from bgp.attributes import Attributes
+from bgp.model import Session, Speaker
 from bgp.paths.bestpath import Candidate
 from bgp.sessions import Sessions
 from bgp.telling.adverts import Advert, AdvertDriver, Send, Told, desired_adverts

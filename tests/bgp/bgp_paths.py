@@ -8,8 +8,9 @@ from typing import Any
 
 from bgp_world import node, pool
 
+from bgp.attributes import Path
 from bgp.exabgp.line import PeerOpen, Update
-from bgp.model import Path, Session, Speaker
+from bgp.model import Session, Speaker
 from bgp.paths.fib import Scope
 from bgp.paths.learnt import Learnt
 from core.addr import Address, Family, Network

@@ -9,9 +9,9 @@ from collections.abc import AsyncIterator, Callable
 from ipaddress import IPv4Address, ip_address, ip_network
 from pathlib import Path
 
+from bgp.attributes import Path as Heard
 from bgp.exabgp.line import Ack, Event, Other, PeerDown, PeerUp, Update, decode
 from bgp.exabgp.process import ExaBGP
-from bgp.model import Path as Heard
 from bgp.model import Session, Speaker
 from core.addr import Address, Network
 from core.errors import Unavailable

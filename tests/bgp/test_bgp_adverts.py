@@ -8,8 +8,9 @@ from ipaddress import ip_address, ip_network
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgp.attributes import Attributes
 from bgp.exabgp.line import Announce, Command, PeerDown, PeerUp, SendEndOfRib, Withdraw
-from bgp.model import Attributes, Session
+from bgp.model import Session
 from bgp.sessions import Sessions
 from bgp.telling.adverts import Advert, AdvertDriver, Told, desired_adverts
 from core.addr import Address, Family, Network

@@ -9,7 +9,7 @@ from ipaddress import ip_address, ip_network
 import pytest
 from bgp_world import block, node, pool
 
-from bgp.model import Attributes
+from bgp.attributes import Attributes
 from bgp.reporting.audit import HEARD, KERNEL, MOVING_S, STANDING_S, TOLD, Standing, View, differences, expected
 from bgp.reporting.auditor import calm
 from bgp.telling.adverts import Advert, Telling, Told

@@ -13,7 +13,8 @@ from bgp_world import made
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bgp.model import Attributes, Maintenance, NextHopMode, Origin, Own, Path, Session, Speaker
+from bgp.attributes import Attributes, Origin, Path
+from bgp.model import Maintenance, NextHopMode, Own, Session, Speaker
 from bgp.paths.bestpath import Candidate
 from bgp.paths.filters import Filter, compiled
 from bgp.paths.reflection import loop

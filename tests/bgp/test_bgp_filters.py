@@ -12,7 +12,7 @@ from bgp_world import made
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bgp.model import Path
+from bgp.attributes import Path
 from bgp.paths.filters import Action, Context, Direction, Filter, Judgement, compiled, judge
 from bgp.paths.priority import MAX_PRIORITY, local_pref, priority
 from core.addr import Network

@@ -12,7 +12,7 @@ from typing import Any
 
 from bgp_world import Bird, World, made
 
-from bgp.model import Path
+from bgp.attributes import Path
 from bgp.paths.filters import Action, Context, Direction, compiled, judge
 from core.addr import Network
 from core.resources import BGPFilter

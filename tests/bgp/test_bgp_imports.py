@@ -24,7 +24,8 @@ from bgp_paths import (
 )
 from bgp_world import block, made, pool
 
-from bgp.model import Path, Session
+from bgp.attributes import Path
+from bgp.model import Session
 from bgp.paths.filters import compiled
 from core.addr import Network
 from core.prefix import Prefix

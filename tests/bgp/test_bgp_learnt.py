@@ -31,8 +31,8 @@ from bgp_world import block, pool
 from hypothesis import given
 from hypothesis import strategies as st
 
+from bgp.attributes import Origin, Path
 from bgp.exabgp.line import EndOfRib, PeerDown, PeerEvent, PeerUp, Update
-from bgp.model import Origin, Path
 from bgp.paths.bestpath import Candidate, choose
 from bgp.paths.fib import Reach, Ways
 from bgp.paths.rib import END_OF_RIB_S, RELEARN_S, SELECTION_S, AdjRibIn

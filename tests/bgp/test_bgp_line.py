@@ -8,6 +8,7 @@ from ipaddress import IPv4Address, ip_address, ip_network
 
 import pytest
 
+from bgp.attributes import Attributes, Origin, Path
 from bgp.exabgp.line import (
     BATCH,
     Ack,
@@ -28,7 +29,6 @@ from bgp.exabgp.line import (
     decode,
     encode,
 )
-from bgp.model import Attributes, Origin, Path
 from core.addr import Family
 from core.prefix import Prefix
 

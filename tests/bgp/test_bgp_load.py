@@ -16,9 +16,10 @@ from pathlib import Path
 import pytest
 from bgp_raw_peer import KEEPALIVE, UPDATE, RawPeer, Speaking, message, opening, plain, speaker, speaking, update
 
+from bgp.attributes import Attributes
 from bgp.exabgp.line import Announce, encode
 from bgp.exabgp.stalls import Stalls
-from bgp.model import Attributes, Session
+from bgp.model import Session
 from bgp.telling.adverts import Advert, AdvertDriver, Telling, Told, desired_adverts
 from core.addr import Network
 from core.reconcile import Reconciler

@@ -8,9 +8,10 @@ from typing import Any
 import msgspec
 import pytest
 
+from bgp.attributes import Attributes, Path
 from bgp.bfd.watch import BfdState
 from bgp.exabgp.line import PeerDown, PeerOpen, PeerUp
-from bgp.model import Attributes, Blocked, Path, PeerType, Session, Speaker
+from bgp.model import Blocked, PeerType, Session, Speaker
 from bgp.paths.bestpath import Candidate, Choice
 from bgp.paths.decision import Decision, Explanation, Said, Standing
 from bgp.reporting.report import MOST_BYTES, MOST_ROUTES, Outlook, first, report

@@ -24,8 +24,9 @@ from bgp_raw_peer import (
     update,
 )
 
+from bgp.attributes import Attributes, Origin
 from bgp.exabgp.line import Announce, PeerOpen, Refresh, Teardown, Withdraw
-from bgp.model import Attributes, Origin, Session
+from bgp.model import Session
 from core.addr import Family
 from linux.netns import scratch_namespace
 
