@@ -144,6 +144,13 @@ async def test_a_pod_peers_with_its_node_and_speaks_for_itself(lab: Cluster, tmp
     await lab.until(up, "both sessions", 30, "felix@node1", "bgp@node1")
     await lab.until(lambda: "" if learnt(lab) else "a route", "the kernel to have what was heard", 20)
     assert learnt(lab) == {ip_network(each) for each in MORE.values()}
+
+    async def counted() -> str:
+        found = await sessions(lab)
+        left = {peer for peer in own.values() if found[peer].accepted + sum(found[peer].refused.values()) < 4}
+        return f"what became of it is not counted for {left}" if left else ""
+
+    await lab.until(counted, "what the node made of it", 20)
     for version, peer in own.items():
         session = (await sessions(lab))[peer]
         assert (session.state, session.name.partition("/shop/")[0]) == ("Established", "BGPPeer/pods")
