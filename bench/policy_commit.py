@@ -22,8 +22,8 @@ from statistics import median, quantiles
 from typing import IO, Final
 
 from bench.busy_cluster import NODE, cluster
+from bench.filling import fill
 from bench.model import Bench, Figures, Subjects, at_most
-from core.errors import MuslinError
 from core.names import workload_endpoint_name, workload_interface
 from core.resources import FelixStatus, IPPool, Metadata, Namespace, NetworkPolicy, Node, Resource, WorkloadEndpoint
 from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec, WorkloadEndpointSpec
@@ -48,7 +48,6 @@ BENCH: Final = Bench(
 )
 
 _PODS: Final = {"probe": "10.127.0.1", "target": "10.127.0.2"}
-_WRITES: Final = 500
 _SHOP: Final = "bench"
 
 PROBER: Final = """
@@ -139,7 +138,7 @@ def _node(name: str, state: list[Resource]) -> Iterator[Turn]:
             datastore,
         )
         own = [_shop(), *(_endpoint(pod, address) for pod, address in _PODS.items()), _policy(8000)]
-        asyncio.run(_fill(datastore, [*state, *own]))
+        asyncio.run(fill(datastore, [*state, *own]))
         words = ("felix", "--node", NODE, "--datastore", datastore, "--run-dir", str(folder))
         _start(stack, log, *netns.command(place, sys.executable, "-m", "cli", *words))
         asyncio.run(_programmed(datastore))
@@ -203,22 +202,6 @@ def _tell(prober: subprocess.Popen[str], line: str) -> None:
 def _hear(prober: subprocess.Popen[str]) -> str:
     assert prober.stdout is not None
     return prober.stdout.readline().strip()
-
-
-async def _fill(datastore: str, state: list[Resource]) -> None:
-    store = GrpcStore(datastore)
-    try:
-        async with asyncio.timeout(READY_S):
-            while True:
-                try:
-                    await store.list({Node.KIND})
-                    break
-                except MuslinError:
-                    await asyncio.sleep(0.05)
-            for start in range(0, len(state), _WRITES):
-                await store.txn([objects.put(each) for each in state[start : start + _WRITES]])
-    finally:
-        await store.close()
 
 
 async def _programmed(datastore: str) -> None:

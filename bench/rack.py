@@ -16,8 +16,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import Final
 
-from core.errors import MuslinError
-from core.resources import Node, Resource, SpeakerStatus
+from bench.filling import fill
+from core.resources import Resource, SpeakerStatus
 from core.resources.status import SpeakerState
 from datastore import objects
 from datastore.client import GrpcStore
@@ -26,7 +26,6 @@ from linux import netns
 PATIENCE_S: Final = 120.0
 _POLL_S: Final = 0.04
 """Counting 100,000 prefixes takes the kernel 5 ms, of which both sides of a comparison pay their share."""
-_WRITES: Final = 500
 _ROOT: Final = Path(__file__).parents[1]
 
 
@@ -96,7 +95,7 @@ class Rack:
         address = f"unix:{self.folder}/datastore.sock"
         words = ("datastore", "--backend", f"sqlite:{self.folder}/db", "--listen", address)
         self.start("", sys.executable, "-m", "cli", *words)
-        asyncio.run(_fill(address, state))
+        asyncio.run(fill(address, state))
         return address
 
     def speaker(self, place: str, node: str, datastore: str) -> Speaker:
@@ -147,22 +146,6 @@ class Speaker:
 def _resident(pid: int) -> int:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith("VmRSS:"))
-
-
-async def _fill(datastore: str, state: Sequence[Resource]) -> None:
-    store = GrpcStore(datastore)
-    try:
-        async with asyncio.timeout(PATIENCE_S):
-            while True:
-                try:
-                    await store.list({Node.KIND})
-                    break
-                except MuslinError:
-                    await asyncio.sleep(0.05)
-            for start in range(0, len(state), _WRITES):
-                await store.txn([objects.put(each) for each in state[start : start + _WRITES]])
-    finally:
-        await store.close()
 
 
 async def _state(datastore: str, node: str) -> SpeakerState:
