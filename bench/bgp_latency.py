@@ -28,11 +28,12 @@ from bench.rack import Bird, Rack, until
 from core.names import Key
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, Resource
 from core.resources.bgp import BGPConfigurationSpec, BGPPeerSpec
-from core.resources.network import BlockSpec, IPPoolSpec, NodeBGPSpec, NodeSpec
+from core.resources.ipam import BlockSpec
+from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from datastore import objects
 from datastore.api import Delete
 from datastore.client import GrpcStore
-from datastore.ipam import block_name
+from datastore.ipam.thin import block_name
 from linux import netns
 from linux.rights import require_net_admin
 

@@ -27,7 +27,8 @@ from bench.model import Bench, Figures, Subjects, at_most
 from bench.rack import Bird, Rack, Speaker, until
 from core.resources import BGPConfiguration, BGPPeer, IPAMBlock, IPPool, Metadata, Node, Resource
 from core.resources.bgp import BGPConfigurationSpec, BGPPeerSpec
-from core.resources.network import BlockSpec, IPPoolSpec, NodeBGPSpec, NodeSpec
+from core.resources.ipam import BlockSpec
+from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from linux import netns
 from linux.netlink import Netlink, attributes
 from linux.rights import require_net_admin

@@ -34,8 +34,9 @@ from core.names import workload_interface
 from core.resources import FelixStatus, WorkloadEndpoint
 from core.resources.status import SILENT_AFTER_S
 from core.validate import validate
-from datastore import ipam, objects
+from datastore import objects
 from datastore.api import ABSENT, Store
+from datastore.ipam import thin as ipam
 
 ATTEMPTS: Final = 5
 """How often an endpoint that somebody else has just written is read and written again."""

@@ -17,6 +17,8 @@ PACKAGES=(
     bird2 frr gobgpd                           # the lab's routers
     etcd-server etcd-client                    # the datastore at scale, and a look into it
     tcpdump iperf3 iputils-ping conntrack      # looking at a lab from outside
+    podman containerd runc busybox-static      # container runtimes, and what a container of the tests runs
+    containernetworking-plugins                # portmap and bandwidth beside ours, ptp and host-local as its peer
 )
 UML_PACKAGES=(linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils)
 

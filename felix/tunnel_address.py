@@ -12,8 +12,9 @@ from core.addr import Address, contains
 from core.names import TUNNEL_HANDLE
 from core.resources import IPPool, Node
 from core.snapshot import Snapshot
-from datastore import ipam, objects
+from datastore import objects
 from datastore.api import Store
+from datastore.ipam import thin as ipam
 from felix.overlay import may_tunnel, tunnel_address
 
 

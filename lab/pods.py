@@ -11,8 +11,8 @@ from cni.spec import MTU
 from cni.wiring import Place, attach
 from core import names
 from core.addr import Address, Family
-from datastore import ipam
 from datastore.api import Store
+from datastore.ipam import thin as ipam
 from lab import processes, underlay
 from lab.manifests import handle
 from lab.processes import Process

@@ -19,7 +19,7 @@ from core.addr import Address
 from core.changes import Changes
 from core.memo import Memo
 from core.names import Key
-from core.resources.network import IPAMBlock, WorkloadEndpoint
+from core.resources import IPAMBlock, WorkloadEndpoint
 from core.snapshot import Snapshot
 from policy.place import Place, place_of, places_of, readable
 

@@ -60,36 +60,6 @@ class IPPool(Resource, frozen=True, kw_only=True):
     status: Mapping[str, Any] | None = None
 
 
-class BlockSpec(Base, frozen=True, kw_only=True):
-    """A block of a pool. `affinity` is `host:NODE` for the node that routes it ("" when free of a node).
-
-    `allocations` maps an address to the handle that holds it (`k8s-pod-network.NS.POD`, `ipip-tunnel-addr-NODE`);
-    `borrowers` maps those that are held on another node than the block's to that node.
-    """
-
-    cidr: str
-    affinity: str = ""
-    allocations: Mapping[str, str] = {}
-    borrowers: Mapping[str, str] = {}
-
-    @property
-    def network(self) -> Network:
-        """The block's prefix."""
-        return ip_network(self.cidr)
-
-    @property
-    def node(self) -> str:
-        """The node that owns the block; "" when none does."""
-        return self.affinity.removeprefix("host:") if self.affinity.startswith("host:") else ""
-
-
-class IPAMBlock(Resource, frozen=True, kw_only=True):
-    """Who holds which address of one block. Named by its CIDR, `.` `:` and `/` replaced by `-`."""
-
-    KIND: ClassVar[Kind] = calico("ipamblocks", "IPAMBlock")
-    spec: BlockSpec
-
-
 class NodeBGPSpec(Base, frozen=True, kw_only=True):
     """How a node speaks BGP and reaches the others. Addresses carry their subnet: `10.1.0.5/24`.
 
@@ -279,6 +249,20 @@ class Namespace(Resource, frozen=True, kw_only=True):
     KIND: ClassVar[Kind] = Kind("core", "namespaces", "Namespace", "v1", False)
     spec: Mapping[str, Any] | None = None
     status: Mapping[str, Any] | None = None
+
+
+class Pod(Resource, frozen=True, kw_only=True):
+    """Kubernetes' pod. Its labels, annotations and service account are what the CNI plugin gives the endpoint."""
+
+    KIND: ClassVar[Kind] = Kind("core", "pods", "Pod", "v1", True)
+    spec: Mapping[str, Any] | None = None
+    status: Mapping[str, Any] | None = None
+
+    @property
+    def service_account(self) -> str:
+        """The name of its service account."""
+        named = (self.spec or {}).get("serviceAccountName")
+        return named if isinstance(named, str) and named else "default"
 
 
 class ServiceAccount(Resource, frozen=True, kw_only=True):

@@ -19,7 +19,8 @@ from core.resources import (
     WorkloadEndpoint,
 )
 from core.resources.bgp import BGPPeerSpec
-from core.resources.network import BlockSpec, IPPoolSpec, WorkloadEndpointSpec
+from core.resources.ipam import BlockSpec
+from core.resources.network import IPPoolSpec, WorkloadEndpointSpec
 from core.resources.policy import GlobalNetworkPolicySpec, NetworkPolicySpec
 
 

@@ -24,7 +24,8 @@ from core.resources import (
     Tier,
     WorkloadEndpoint,
 )
-from core.resources.network import BlockSpec, IPPoolSpec, NodeSpec, WorkloadEndpointSpec
+from core.resources.ipam import BlockSpec
+from core.resources.network import IPPoolSpec, NodeSpec, WorkloadEndpointSpec
 from core.resources.policy import GlobalNetworkPolicySpec, KubernetesNetworkPolicySpec, NetworkPolicySpec, TierSpec
 from core.snapshot import Snapshot
 

@@ -18,10 +18,11 @@ from core.addr import Address, Family
 from core.errors import Invalid
 from core.names import Kind
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, Resource
-from core.resources.network import BlockSpec, IPPoolSpec
-from datastore import ipam
+from core.resources.ipam import BlockSpec
+from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT, Delete, Listing, Put, Store
-from datastore.ipam import Exhausted, Held, Request, State, Use, allocate, choose, release
+from datastore.ipam import thin as ipam
+from datastore.ipam.thin import Exhausted, Held, Request, State, Use, allocate, choose, release
 from datastore.sqlite import SqliteStore
 
 DEADLINE_S = 60

@@ -11,9 +11,9 @@ from core.names import Key
 from core.resources import IPAMBlock, IPPool, Metadata, NetworkPolicy, Node, Resource, Tier, WorkloadEndpoint
 from core.resources.network import IPPoolSpec
 from core.resources.policy import NetworkPolicySpec, TierSpec
-from datastore import ipam
 from datastore.admission import admit
 from datastore.api import Delete, Present, Put, Store, Unchanged
+from datastore.ipam import thin as ipam
 from datastore.sqlite import SqliteStore
 
 

@@ -12,7 +12,7 @@ from core.resources import IPAMBlock, IPPool, Node, Resource
 from core.resources.network import EncapMode
 from core.snapshot import Snapshot
 from datastore import objects
-from datastore.ipam import Exhausted
+from datastore.ipam.thin import Exhausted
 from datastore.sqlite import SqliteStore
 from felix.overlay import tunnel_address
 from felix.tunnel_address import ensure, handle, settled

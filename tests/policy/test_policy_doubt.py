@@ -28,7 +28,7 @@ from core.resources import (
     ServiceAccount,
     WorkloadEndpoint,
 )
-from core.resources.network import BlockSpec
+from core.resources.ipam import BlockSpec
 from core.resources.policy import Direction
 from core.snapshot import Snapshot
 from policy.compile import Compiled, compile

@@ -36,7 +36,7 @@ from core.labels import namespace_itself
 from core.manifest import decode
 from core.names import Key, Kind
 from core.resources import EncapMode, IPAMBlock, IPPool, Metadata, Namespace, Node, R
-from core.resources.network import BlockSpec
+from core.resources.ipam import BlockSpec
 from datastore import objects
 from datastore.api import ABSENT, Entry, Guard, Present, Store
 
