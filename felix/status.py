@@ -107,15 +107,16 @@ def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
 def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
     if endpoint.pending:
         return EndpointState(state="pending", reason=endpoint.pending)
+    up = EndpointState(state="up", link=endpoint.link.index if endpoint.link else 0)
     if outcome.clean:
-        return EndpointState(state="up")
+        return up
     errors = [
         *(outcome.routes.errors[key] for key, _ in host_routes(endpoint) if key in outcome.routes.errors),
         *(outcome.sysctls.errors[key] for key, _ in sysctls(endpoint) if key in outcome.sysctls.errors),
         *(outcome.nft.errors[key] for key in dispatch(endpoint, "", "") if key in outcome.nft.errors),
         *filter(None, (outcome.nft.failure, outcome.routes.failure, outcome.sysctls.failure)),
     ]
-    return EndpointState(state="error", reason=str(errors[0])) if errors else EndpointState(state="up")
+    return EndpointState(state="error", reason=str(errors[0])) if errors else up
 
 
 def _host(host: Host, outcome: Outcome) -> EndpointState:

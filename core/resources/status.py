@@ -20,10 +20,14 @@ SILENT_AFTER_S: Final = 60.0
 
 
 class EndpointState(Base, frozen=True, kw_only=True):
-    """One workload endpoint: `up` (routes and policy in the kernel), `pending` (no such interface yet) or `error`."""
+    """One workload endpoint: `up` (routes and policy in the kernel), `pending` (no such interface yet) or `error`.
+
+    `link` is the index of the interface that its routes lead to (0: none).
+    """
 
     state: str
     reason: str = ""
+    link: int = 0
 
 
 class FelixState(Base, frozen=True, kw_only=True):

@@ -20,8 +20,8 @@ from core.resources import (
     Resource,
     WorkloadEndpoint,
 )
+from core.resources.ipam import BlockSpec
 from core.resources.network import (
-    BlockSpec,
     FelixConfigurationSpec,
     IPPoolSpec,
     NodeBGPSpec,
