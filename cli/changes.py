@@ -49,6 +49,7 @@ class Outcome(StrEnum):
     CONFIGURED = "configured"
     UNCHANGED = "unchanged"
     DELETED = "deleted"
+    TERMINATING = "terminating"  # deleted, and there until nobody uses it
 
 
 @dataclass(frozen=True, slots=True)

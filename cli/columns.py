@@ -16,16 +16,22 @@ from core.resources import (
     BaselineAdminNetworkPolicy,
     BGPConfiguration,
     BGPPeer,
+    BlockAffinity,
     CalicoNodeStatus,
     ClusterNetworkPolicy,
     EndpointSlice,
     GlobalNetworkPolicy,
     HostEndpoint,
     IPAMBlock,
+    IPAMConfiguration,
+    IPAMHandle,
+    IPAMRecord,
     IPPool,
+    IPReservation,
     KubernetesNetworkPolicy,
     NetworkPolicy,
     Node,
+    Pod,
     Secret,
     Service,
     StagedGlobalNetworkPolicy,
@@ -35,6 +41,7 @@ from core.resources import (
     WorkloadEndpoint,
 )
 from core.resources.admin import Subject
+from core.resources.ipam import HandleSpec, RecordSpec
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +64,14 @@ def _labels(labels: Mapping[str, str]) -> str:
 def _encapsulation(pool: IPPool) -> str:
     modes = (("ipip", pool.spec.ipip_mode), ("vxlan", pool.spec.vxlan_mode))
     return ", ".join(f"{name} {mode}" for name, mode in modes if mode != "Never") or "Never"
+
+
+def _pool_state(pool: IPPool) -> str:
+    return "Terminating" if pool.terminating else "disabled" if pool.spec.disabled else "enabled"
+
+
+def _pod(spec: HandleSpec | RecordSpec) -> str:
+    return f"{spec.namespace}/{spec.pod}" if spec.pod else "-"
 
 
 def _peers_of(peer: BGPPeer) -> str:
@@ -106,14 +121,51 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
             Column("CIDR", lambda pool: pool.spec.cidr),
             Column("ENCAPSULATION", _encapsulation),
             Column("NAT", lambda pool: _yes(pool.spec.nat_outgoing)),
+            Column("STATE", _pool_state),
             Column("BLOCK", lambda pool: f"/{pool.spec.block_length}", wide=True),
             Column("NODES", lambda pool: pool.spec.node_selector or "all()", wide=True),
-            Column("DISABLED", lambda pool: _yes(pool.spec.disabled), wide=True),
+            Column("NAMESPACES", lambda pool: pool.spec.namespace_selector or "all()", wide=True),
+            Column("USES", lambda pool: ",".join(pool.spec.allowed_uses) or "Workload,Tunnel", wide=True),
+            Column("ASSIGNMENT", lambda pool: pool.spec.assignment_mode or "Automatic", wide=True),
         ),
         IPAMBlock.KIND: (
             Column("CIDR", lambda block: block.spec.cidr),
             Column("NODE", lambda block: block.spec.node),
             Column("IN USE", lambda block: str(len(block.spec.allocations))),
+            Column("BORROWED", lambda block: str(len(block.spec.borrowers)), wide=True),
+            Column("FREED", lambda block: str(len(block.spec.freed)), wide=True),
+        ),
+        BlockAffinity.KIND: (
+            Column("NODE", lambda affinity: affinity.spec.node),
+            Column("CIDR", lambda affinity: affinity.spec.cidr),
+            Column("STATE", lambda affinity: affinity.spec.state),
+        ),
+        IPAMHandle.KIND: (
+            Column("NODE", lambda handle: handle.spec.node),
+            Column("POD", lambda handle: _pod(handle.spec)),
+            Column("ADDRESSES", lambda handle: ",".join(handle.spec.addresses)),
+            Column("SINCE", lambda handle: handle.spec.since),
+            Column("CONTAINER", lambda handle: handle.spec.container, wide=True),
+        ),
+        IPReservation.KIND: (Column("CIDRS", lambda given: ",".join(given.spec.reserved_cidrs)),),
+        IPAMConfiguration.KIND: (
+            Column("STRICT AFFINITY", lambda given: _yes(given.spec.strict_affinity)),
+            Column("AUTO ALLOCATE", lambda given: _yes(given.spec.auto_allocate_blocks)),
+            Column("BLOCKS PER HOST", lambda given: str(given.spec.most_blocks)),
+            Column("COOLDOWN", lambda given: f"{given.spec.ip_cooldown_seconds}s"),
+        ),
+        IPAMRecord.KIND: (
+            Column("ADDRESS", lambda record: record.spec.address),
+            Column("NODE", lambda record: record.spec.node),
+            Column("POD", lambda record: _pod(record.spec)),
+            Column("SINCE", lambda record: record.spec.since),
+            Column("UNTIL", lambda record: record.spec.until),
+            Column("WHY", lambda record: record.spec.why),
+            Column("HANDLE", lambda record: record.spec.handle_id, wide=True),
+        ),
+        Pod.KIND: (
+            Column("SERVICE ACCOUNT", lambda pod: pod.service_account),
+            Column("LABELS", lambda pod: _labels(pod.metadata.labels), wide=True),
         ),
         Node.KIND: (
             Column("IPV4", lambda node: _any(node.address(4))),

@@ -15,14 +15,16 @@ import typer
 from cli import options, render, store, terminal
 from cli.changes import Change, Outcome, Stored, Verb, plan
 from cli.kinds import parse_target, reference
-from core import manifest, source
+from cli.removal import Removal, removal
+from core import clock, manifest, source
 from core.errors import Conflict, Invalid, NotFound, Problem
 from core.manifest import Located
 from core.names import Key, Kind
 from core.resources import Resource
+from datastore.ipam.holders import KINDS, Holdings
 
 ATTEMPTS: Final = 4
-"""How often `apply` reads again when somebody else wrote in between."""
+"""How often `apply` and `delete` read again when somebody else wrote in between."""
 
 
 def register(app: typer.Typer) -> None:
@@ -74,7 +76,7 @@ def delete(
     output: options.ResultOption = options.ResultFormat.TEXT,
     datastore: options.DatastoreOption = options.DATASTORE,
 ) -> None:
-    """Delete one object, or all that the manifests name, in one transaction."""
+    """Delete one object, or all that the manifests name, in one transaction; a pool goes when nobody uses it."""
     if (target is None) == (not filename):
         raise Invalid([Problem(why="name one object (KIND NAME) or give manifests (-f), and not both")])
     found = load(filename or ())
@@ -88,7 +90,9 @@ def delete(
         keys = [Key(kind, (namespace or manifest.DEFAULT_NAMESPACE) if kind.namespaced else "", name)]
     with told_where(found):
         revision, gone = asyncio.run(_delete(datastore, keys, ignore_not_found))
-    _report([(key, Outcome.DELETED) for key in gone], revision, output)
+    _report(gone.outcomes, revision, output)
+    for note in gone.notes:
+        terminal.tell(note)
 
 
 def get(
@@ -190,14 +194,24 @@ async def _transact(verb: Verb, resources: Sequence[Resource], target: str) -> t
     raise AssertionError("the last attempt returns or raises")
 
 
-async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> tuple[int, list[Key]]:
+async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> tuple[int, Removal]:
     async with store.opened(target) as opened:
-        state = await store.read(opened)
-        missing = [key for key in keys if key not in state.revisions]
-        if missing and not ignore_not_found:
-            raise Invalid([Problem(what=str(key), why="there is none") for key in missing])
-        gone = [key for key in dict.fromkeys(keys) if key in state.revisions]
-        return await store.remove(opened, state, gone), gone
+        for attempt in range(1, ATTEMPTS + 1):
+            listing = await opened.list({key.kind for key in keys} | KINDS)
+            revisions = {entry.key: entry.revision for entry in listing.entries}
+            missing = [key for key in keys if key not in revisions]
+            if missing and not ignore_not_found:
+                raise Invalid([Problem(what=str(key), why="there is none") for key in missing])
+            there = [key for key in keys if key in revisions]
+            gone = removal(there, revisions, Holdings(listing), clock.now())
+            if not gone.operations:
+                return listing.revision, gone
+            try:
+                return await opened.txn(gone.operations, gone.guards), gone
+            except Conflict:
+                if attempt == ATTEMPTS:
+                    raise
+    raise AssertionError("the last attempt returns or raises")
 
 
 async def _get(target: str, kind: Kind, name: str | None, namespace: str | None) -> list[Stored]:

@@ -12,7 +12,7 @@ from core import manifest
 from core.errors import Invalid, Unavailable
 from core.names import Key, Kind
 from core.resources import BY_KIND
-from datastore.api import Delete, Put, Store
+from datastore.api import Put, Store
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,8 +61,3 @@ async def write(store: Store, state: State, changes: Sequence[Change]) -> int:
         if change.outcome is not Outcome.UNCHANGED
     ]
     return await store.txn(puts) if puts else state.revision
-
-
-async def remove(store: Store, state: State, keys: Sequence[Key]) -> int:
-    """Delete `keys` as `state` saw them, in one transaction; its revision, or the state's when there are none."""
-    return await store.txn([Delete(key, state.revisions[key]) for key in keys]) if keys else state.revision

@@ -37,6 +37,11 @@ def contains(outer: Network, inner: Network | Address) -> bool:
     return isinstance(inner, IPv6Network) and inner.subnet_of(outer)
 
 
+def overlap(one: Network, other: Network) -> bool:
+    """Whether two prefixes have an address in common."""
+    return contains(one, other) or contains(other, one)
+
+
 def order(prefix: Network) -> tuple[int, int, int]:
     """What to sort prefixes by: IPv4 first, then by address, the wider first."""
     return prefix.version, int(prefix.network_address), prefix.prefixlen

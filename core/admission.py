@@ -17,13 +17,14 @@ from collections.abc import Callable, Iterator, Mapping
 from types import MappingProxyType
 from typing import Final, TypeAlias, TypeVar, cast
 
-from core.addr import Address, contains
+from core.addr import Address, contains, overlap
 from core.errors import Problem
 from core.names import TUNNEL_HANDLE, Key, Kind
 from core.resources import (
     BGPPeer,
     GlobalNetworkPolicy,
     IPAMBlock,
+    IPAMHandle,
     IPPool,
     NetworkPolicy,
     Node,
@@ -64,11 +65,14 @@ _T = TypeVar("_T", bound=Resource)
 def needs(changes: Changes) -> frozenset[Kind]:
     """The kinds that must be read to judge `changes`; none for most (pods, blocks, statuses)."""
     kinds: set[Kind] = set()
+    freeing = any(isinstance(resource, IPAMBlock) for resource in changes.values())  # IPAM gives back: handle and block
     for key, resource in changes.items():
         if key.kind == IPPool.KIND:
             kinds |= {IPPool.KIND} if resource is not None else {IPPool.KIND, *USERS[IPPool]}
         elif key.kind in (IPAMBlock.KIND, Node.KIND) and resource is None:
             kinds |= {IPAMBlock.KIND, Node.KIND}
+        elif key.kind == IPAMHandle.KIND and resource is None and not freeing:
+            kinds |= {IPAMBlock.KIND, IPAMHandle.KIND}
         elif isinstance(resource, POLICIES) and resource.spec.tier not in BUILT_IN_TIERS:
             kinds.add(Tier.KIND)
         elif key.kind == Tier.KIND and resource is None:
@@ -96,7 +100,7 @@ def _pools_overlap(changes: Changes, existing: Existing) -> Iterator[Problem]:
         for other, pool in pools.items():
             mine, theirs = pools[key].spec.network, pool.spec.network
             pair = frozenset((key, other))
-            if other != key and pair not in told and (contains(mine, theirs) or contains(theirs, mine)):
+            if other != key and pair not in told and overlap(mine, theirs):
                 told.add(pair)
                 yield _problem(key, "spec.cidr", f"{mine} overlaps {theirs} of IPPool/{other.name}")
 
@@ -116,6 +120,17 @@ def _pools_stay(changes: Changes, existing: Existing) -> Iterator[Problem]:
             yield _problem(key, "spec.blockSize", why)
 
 
+def _pools_end(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """Who counts on a pool's end, as he has seen it begin, counts on it rightly."""
+    before = _of(IPPool, existing)
+    for key, pool in _put(IPPool, changes).items():
+        was = before.get(key)
+        if was is not None and was.terminating and not pool.terminating:
+            since = f"it is being deleted since {was.metadata.deletion_timestamp} and goes with its last address"
+            why = f"{since}; that cannot be taken back. Write it again when it has gone, or under another name and cidr"
+            yield _problem(key, "metadata.deletionTimestamp", why)
+
+
 def _pools_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
     """A pool that goes must not leave addresses behind that no pool holds."""
     left = [pool.spec.network for pool in _after(IPPool, changes, existing).values()]
@@ -130,7 +145,7 @@ def _pools_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
             for address, handle in block.allocations.items()
         }
         if held:
-            yield _problem(key, "", f"{_in_use(held)}; disable it and move the pods first")
+            yield _problem(key, "", f"{_in_use(held)}; `muslin delete` ends it when they are free")
 
 
 def _blocks_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
@@ -155,13 +170,27 @@ def _nodes_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
         held = {
             address: handle
             for block in blocks
-            if block.spec.node == key.name
             for address, handle in block.spec.allocations.items()
+            if block.spec.borrowers.get(address, block.spec.node) == key.name
             if handle != f"{TUNNEL_HANDLE}{key.name}"
         }
         if held:
             why = "remove its pods (delete its workload endpoints, and free its blocks' addresses) first"
             yield _problem(key, "", f"{_in_use(held)}; {why}")
+
+
+def _handles_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
+    """A handle that goes alone would leave addresses behind of which nobody knows whose they are."""
+    readable = _of(IPAMHandle, existing)
+    gone = {readable[key].spec.handle_id: key for key in _gone(IPAMHandle, changes, existing) if key in readable}
+    held: dict[Key, dict[str, str]] = {}
+    for block in _after(IPAMBlock, changes, existing).values():
+        for address, handle in block.spec.allocations.items():
+            if handle in gone:
+                held.setdefault(gone[handle], {})[address] = handle
+    for key, addresses in held.items():
+        why = f"it holds {', '.join(sorted(addresses))}; `muslin ipam release` gives an address back with its handle"
+        yield _problem(key, "", why)
 
 
 def _in_use(held: Mapping[str, str]) -> str:
@@ -256,9 +285,11 @@ def _chosen(peer: BGPPeer, nodes: Mapping[Key, Node]) -> frozenset[str]:
 RULES: Final[tuple[Callable[[Changes, Existing], Iterator[Problem]], ...]] = (
     _pools_overlap,
     _pools_stay,
+    _pools_end,
     _pools_in_use,
     _blocks_in_use,
     _nodes_in_use,
+    _handles_in_use,
     _tiers_exist,
     _tiers_in_use,
     _users_known,

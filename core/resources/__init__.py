@@ -87,6 +87,7 @@ CLASSES: Final[tuple[type[Resource], ...]] = (
 BY_KIND: Final[Mapping[Kind, type[Resource]]] = MappingProxyType({cls.KIND: cls for cls in CLASSES})
 BY_MANIFEST: Final[Mapping[tuple[str, str], type[Resource]]] = MappingProxyType(
     {(cls.KIND.api_version, cls.KIND.name): cls for cls in CLASSES}
+    | {(IPAMConfiguration.KIND.api_version, "IPAMConfig"): IPAMConfiguration}  # the kind's older name in Calico
 )
 _BY_PATH: Final = {(cls.KIND.group, cls.KIND.plural): cls.KIND for cls in CLASSES}
 

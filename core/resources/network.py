@@ -56,8 +56,14 @@ class IPPool(Resource, frozen=True, kw_only=True):
     """A pool of pod addresses and how traffic to it is carried."""
 
     KIND: ClassVar[Kind] = calico("ippools", "IPPool")
+    FINALIZER: ClassVar[str] = "muslin.io/addresses-in-use"
     spec: IPPoolSpec
     status: Mapping[str, Any] | None = None
+
+    @property
+    def terminating(self) -> bool:
+        """Whether it has been deleted and waits, under its finalizer, for its last address: it gives none any more."""
+        return self.metadata.deletion_timestamp is not None
 
 
 class NodeBGPSpec(Base, frozen=True, kw_only=True):

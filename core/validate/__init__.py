@@ -22,6 +22,7 @@ from core.resources import (
     BGPConfiguration,
     BGPFilter,
     BGPPeer,
+    BlockAffinity,
     CalicoNodeStatus,
     ClusterNetworkPolicy,
     EndpointSlice,
@@ -30,7 +31,11 @@ from core.resources import (
     GlobalNetworkSet,
     HostEndpoint,
     IPAMBlock,
+    IPAMConfiguration,
+    IPAMHandle,
+    IPAMRecord,
     IPPool,
+    IPReservation,
     KubernetesNetworkPolicy,
     NetworkPolicy,
     NetworkSet,
@@ -45,7 +50,7 @@ from core.resources import (
     Tier,
     WorkloadEndpoint,
 )
-from core.validate import admin, bgp, kubernetes, metadata, network, node_status, policy, secret, service, staged
+from core.validate import admin, bgp, ipam, kubernetes, metadata, network, node_status, policy, secret, service, staged
 
 VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] = MappingProxyType(
     {
@@ -54,6 +59,7 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         BGPFilter: bgp.bgp_filter,
         BGPPeer: bgp.peer,
         BaselineAdminNetworkPolicy: admin.baseline_admin_network_policy,
+        BlockAffinity: ipam.affinity,
         CalicoNodeStatus: node_status.node_status,
         ClusterNetworkPolicy: admin.cluster_network_policy,
         EndpointSlice: service.endpoint_slice,
@@ -61,8 +67,12 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         GlobalNetworkPolicy: policy.global_network_policy,
         GlobalNetworkSet: policy.network_set,
         HostEndpoint: network.host_endpoint,
-        IPAMBlock: network.block,
+        IPAMBlock: ipam.block,
+        IPAMConfiguration: ipam.configuration,
+        IPAMHandle: ipam.handle,
+        IPAMRecord: ipam.record,
         IPPool: network.ip_pool,
+        IPReservation: ipam.reservation,
         KubernetesNetworkPolicy: kubernetes.network_policy,
         NetworkPolicy: policy.network_policy,
         NetworkSet: policy.network_set,

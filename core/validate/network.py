@@ -15,7 +15,6 @@ from core.resources import (
     EncapMode,
     FelixConfiguration,
     HostEndpoint,
-    IPAMBlock,
     IPPool,
     Node,
     WorkloadEndpoint,
@@ -99,23 +98,6 @@ def _load_balancer(spec: IPPoolSpec) -> Iterator[Problem]:
         yield Problem(path="spec.nodeSelector", why="a LoadBalancer pool belongs to all(): no node owns its addresses")
     if spec.namespace_selector:
         yield conflict("spec.namespaceSelector", "allowedUses LoadBalancer")
-
-
-def block(given: IPAMBlock) -> Iterator[Problem]:
-    """An IPAMBlock."""
-    spec = given.spec
-    unread = list(reads("spec.cidr", spec.cidr, values.network))
-    yield from unread
-    if spec.affinity and not (spec.node or spec.affinity.startswith("virtual:")):
-        yield Problem(path="spec.affinity", why=f"{spec.affinity!r} is not host:NODE")
-    for text in spec.allocations:
-        wrong = list(reads(f'spec.allocations["{text}"]', text, values.address))
-        yield from wrong
-        if not wrong and not unread and not contains(values.network(spec.cidr), values.address(text)):
-            yield Problem(path=f'spec.allocations["{text}"]', why=f"is not within {spec.cidr}")
-    for text, borrower in spec.borrowers.items():
-        yield from reads(f'spec.borrowers["{text}"]', text, values.address)
-        yield from reads(f'spec.borrowers["{text}"]', borrower, name)
 
 
 def node(given: Node) -> Iterator[Problem]:

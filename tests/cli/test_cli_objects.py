@@ -165,7 +165,7 @@ def test_two_kinds_are_named_networkpolicy(muslin: Muslin, folder: Path) -> None
 def test_tables_show_what_matters(muslin: Muslin, folder: Path) -> None:
     muslin(f"apply -f {folder}")
     head, row = muslin("get pools").out.splitlines()
-    assert head.split() == ["NAME", "CIDR", "ENCAPSULATION", "NAT", "AGE"]
+    assert head.split() == ["NAME", "CIDR", "ENCAPSULATION", "NAT", "STATE", "AGE"]
     assert row.split()[:4] == ["pods", "10.244.0.0/16", "Never", "yes"]
     assert "BLOCK" in muslin("get pools -o wide").out
     head, row = muslin("get np -A").out.splitlines()

@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 
 import pytest
+from msgspec.structs import replace
 
 from core.admission import check, needs, relies
 from core.names import Key, Kind
@@ -10,6 +11,7 @@ from core.resources import (
     BGPPeer,
     GlobalNetworkPolicy,
     IPAMBlock,
+    IPAMHandle,
     IPPool,
     Metadata,
     NetworkPolicy,
@@ -19,7 +21,7 @@ from core.resources import (
     WorkloadEndpoint,
 )
 from core.resources.bgp import BGPPeerSpec
-from core.resources.ipam import BlockSpec
+from core.resources.ipam import BlockSpec, HandleSpec
 from core.resources.network import IPPoolSpec, WorkloadEndpointSpec
 from core.resources.policy import GlobalNetworkPolicySpec, NetworkPolicySpec
 
@@ -118,7 +120,7 @@ def test_a_pool_goes_once_its_addresses_are_free() -> None:
     empty, used = block("10.65.0.0/26"), block("10.65.0.64/26", **{"10_65_0_70": "pod-1", "10_65_0_71": "pod-2"})
     assert judge([], [old, empty], [old]) == []
     assert judge([], [old, empty, used], [old]) == [
-        "IPPool/a: 2 of its addresses are in use (10.65.0.70 by pod-1); disable it and move the pods first"
+        "IPPool/a: 2 of its addresses are in use (10.65.0.70 by pod-1); `muslin delete` ends it when they are free"
     ]
     assert judge([], [old, empty], [old, empty]) == []
     halves = [pool("low", "10.65.0.0/17"), pool("high", "10.65.128.0/17")]
@@ -153,6 +155,39 @@ def test_a_node_goes_once_its_pods_have_gone() -> None:
     assert judge([], [n1, tunnel], [n1, tunnel]) == []
     assert judge([], [node("n2"), tunnel], [tunnel]) == [], "left by a node that is gone"
     assert "cannot be read" in judge([], [n1], [n1], [pods])[0]
+
+
+def test_a_pod_is_of_the_node_that_borrows_its_address() -> None:
+    lent = block("10.65.0.0/26", **{"10_65_0_1": "pod-1"})
+    lent = replace(lent, spec=replace(lent.spec, borrowers={"10.65.0.1": "n2"}))
+    assert judge([], [node("n1"), lent], [node("n1")]) == []
+    assert judge([], [node("n2"), lent], [node("n2")])[0].startswith("Node/n2: 1 of its addresses")
+
+
+def test_the_end_of_a_pool_cannot_be_taken_back() -> None:
+    old = pool("a", "10.65.0.0/16")
+    ending = replace(old, metadata=replace(old.metadata, deletion_timestamp="2026-01-01T00:00:00Z"))
+    (said,) = judge([old], [ending])
+    assert said.startswith(
+        "IPPool/a: metadata.deletionTimestamp: it is being deleted since 2026-01-01T00:00:00Z and goes with its last"
+    )
+    assert judge([replace(ending, spec=replace(ending.spec, nat_outgoing=True))], [ending]) == []
+    assert judge([ending], [old]) == []
+    used = block("10.65.0.64/26", **{"10_65_0_70": "pod-1"})
+    assert judge([], [ending, used], [ending]) != [], "it waits for its addresses, whoever asks"
+    assert judge([], [ending, block("10.65.0.64/26")], [ending, block("10.65.0.64/26")]) == []
+    assert "overlaps" in judge([pool("b", "10.65.0.0/24")], [ending])[0]
+
+
+def test_a_handle_goes_with_its_addresses() -> None:
+    used, free = block("10.65.0.0/26", **{"10_65_0_1": "pod-1"}), block("10.65.0.0/26")
+    handle = IPAMHandle(metadata=Metadata(name="pod-1"), spec=HandleSpec(handle_id="pod-1", addresses={}))
+    refused = "IPAMHandle/pod-1: it holds 10.65.0.1; `muslin ipam release` gives an address back with its handle"
+    assert judge([], [used, handle], [handle]) == [refused]
+    assert judge([], [free, handle], [handle]) == []
+    assert judge([free], [used, handle], [handle]) == [], "as IPAM does"
+    assert needs({handle.key: None, free.key: free}) == frozenset(), "so that giving back needs nothing read"
+    assert judge([], [used], [handle], [handle]) == [], "whose it was cannot be read"
 
 
 def test_what_an_unreadable_object_may_be_using_does_not_go() -> None:

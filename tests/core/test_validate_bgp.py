@@ -349,7 +349,7 @@ def test_a_nodes_fields_that_are_accepted(bgp: dict[str, Any]) -> None:
 
 @pytest.mark.parametrize(
     ("borrowers", "path"),
-    [({"10.0.0.1": "n2"}, None), ({"x": "n2"}, 'spec.borrowers["x"]'), ({"10.0.0.1": "N_2"}, "spec.borrowers")],
+    [({"10.0.0.1": "n2"}, None), ({"x": "n2"}, "spec.borrowers.x"), ({"10.0.0.1": "N_2"}, "spec.borrowers")],
 )
 def test_who_borrows_is_a_node(borrowers: dict[str, str], path: str | None) -> None:
     spec = {"cidr": "10.0.0.0/26", "affinity": "host:n1", "allocations": {"10.0.0.1": "h"}, "borrowers": borrowers}
