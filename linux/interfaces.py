@@ -11,7 +11,7 @@ import socket
 import struct
 from collections.abc import Iterable
 from dataclasses import dataclass
-from ipaddress import ip_interface
+from ipaddress import ip_interface, ip_network
 from typing import Final
 
 from core.addr import Address, Interface, Network
@@ -25,8 +25,18 @@ from linux.netlink import (
     Refused,
     attribute,
     attributes,
+    message,
 )
-from linux.routes import RT_TABLE_MAIN, RTA_DST, RTA_PRIORITY, RTM_NEWROUTE, RTMSG, pack_tail
+from linux.routes import (
+    RT_TABLE_MAIN,
+    RTA_DST,
+    RTA_PRIORITY,
+    RTM_GETROUTE,
+    RTM_NEWROUTE,
+    RTMSG,
+    pack_tail,
+    unpack_hops,
+)
 
 RTM_NEWLINK: Final = 16
 RTM_DELLINK: Final = 17
@@ -131,7 +141,19 @@ def addresses(netlink: Netlink) -> list[tuple[int, Interface]]:
 
 def find(netlink: Netlink, name: str) -> Link | None:
     """The link called `name`, or None."""
-    return next((link for link in links(netlink) if link.name == name), None)
+    found = link_message(netlink, name)
+    return None if found is None else unpack_link(found)
+
+
+def link_message(netlink: Netlink, name: str) -> bytes | None:
+    """The link called `name`, as the kernel says it: one question, however many links there are."""
+    body = IFINFO.pack(0, 0, 0, 0, 0) + _named(name) + attribute(_IFLA_EXT_MASK, _U32.pack(_SKIP_STATISTICS))
+    try:
+        return netlink.ask(RTM_GETLINK, body)
+    except Refused as refusal:
+        if refusal.errno != errno.ENODEV:
+            raise
+        return None
 
 
 def add_link(netlink: Netlink, name: str, kind: str, data: bytes = b"", more: bytes = b"") -> None:
@@ -172,18 +194,33 @@ def delete_link(netlink: Netlink, name: str) -> None:
 
 def set_link(netlink: Netlink, index: int, *, up: bool | None = None, mtu: int | None = None, mac: str = "") -> None:
     """Change what is given of a link."""
+    _one(netlink, link_change(index, up=up, mtu=mtu, mac=mac))
+
+
+def link_change(index: int, *, up: bool | None = None, mtu: int | None = None, mac: str = "") -> bytes:
+    """The request of `set_link`, for a batch."""
     flags, mask = (IFF_UP if up else 0), (0 if up is None else IFF_UP)
     body = IFINFO.pack(0, 0, index, flags, mask)
     if mtu is not None:
         body += attribute(IFLA_MTU, _U32.pack(mtu))
     if mac:
         body += attribute(IFLA_ADDRESS, pack_mac(mac))
-    netlink.request(RTM_NEWLINK, 0, body)
+    return message(RTM_NEWLINK, 0, body)
+
+
+def _one(netlink: Netlink, request: bytes) -> None:
+    for refusal in netlink.batch([request]).values():
+        raise refusal
 
 
 def add_address(netlink: Netlink, index: int, address: Interface) -> None:
     """Give a link an address, usable at once (no duplicate detection); there already is success."""
-    netlink.request(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(index, address, _IFA_F_NODAD))
+    _one(netlink, address_addition(index, address))
+
+
+def address_addition(index: int, address: Interface) -> bytes:
+    """The request of `add_address`, for a batch."""
+    return message(RTM_NEWADDR, NLM_F_CREATE | NLM_F_REPLACE, _address(index, address, _IFA_F_NODAD))
 
 
 def delete_address(netlink: Netlink, index: int, address: Interface) -> None:
@@ -213,18 +250,39 @@ def add_routes(netlink: Netlink, routes: Iterable[tuple[Network, NextHop]]) -> N
     The agents' own routes go through `linux.routes.RouteDriver`.
     """
     for destination, hop in routes:
-        scope, flags, tail = pack_tail(destination.version, Route(next_hops=(hop,)))
-        head = RTMSG.pack(
-            family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, _PROTOCOL_STATIC, scope, 1, flags
-        )
-        body = head + attribute(RTA_DST, destination.network_address.packed) + attribute(RTA_PRIORITY, _U32.pack(0))
-        netlink.request(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body + tail)
+        _one(netlink, route_addition(destination, hop))
+
+
+def route_addition(destination: Network, hop: NextHop) -> bytes:
+    """The request of `add_routes` for one route, for a batch."""
+    scope, flags, tail = pack_tail(destination.version, Route(next_hops=(hop,)))
+    head = RTMSG.pack(
+        family(destination), destination.prefixlen, 0, 0, RT_TABLE_MAIN, _PROTOCOL_STATIC, scope, 1, flags
+    )
+    body = head + attribute(RTA_DST, destination.network_address.packed) + attribute(RTA_PRIORITY, _U32.pack(0))
+    return message(RTM_NEWROUTE, NLM_F_CREATE | NLM_F_REPLACE, body + tail)
+
+
+def routes(netlink: Netlink, version: int) -> list[tuple[Network, NextHop]]:
+    """Every route of the main table of one family, once for each next hop; an unreachable one has none."""
+    found = []
+    at = socket.AF_INET if version == 4 else socket.AF_INET6
+    for data in netlink.dump(RTM_GETROUTE, RTMSG.pack(at, 0, 0, 0, RT_TABLE_MAIN, 0, 0, 0, 0)):
+        _, length, _, _, table, _, _, _, flags = RTMSG.unpack_from(data)
+        parts = attributes(data, RTMSG.size)
+        if table == RT_TABLE_MAIN:
+            destination = ip_network((parts.get(RTA_DST, bytes(4 if version == 4 else 16)), length))
+            found += [(destination, hop) for hop in unpack_hops(flags, parts)]
+    return found
 
 
 def peer_index(netlink: Netlink, name: str) -> int | None:
     """The index of a veth's other end, in the namespace where that is; None when there is no link `name` or no end."""
-    for data in link_messages(netlink):
-        found = attributes(data, IFINFO.size)
-        if text(found.get(IFLA_IFNAME, b"")) == name and _IFLA_LINK in found:
-            return int(_U32.unpack(found[_IFLA_LINK])[0])
-    return None
+    found = link_message(netlink, name)
+    return None if found is None else peer_of(found)
+
+
+def peer_of(data: bytes) -> int | None:
+    """The index of the other end, from a veth's RTM_NEWLINK body."""
+    found = attributes(data, IFINFO.size)
+    return int(_U32.unpack(found[_IFLA_LINK])[0]) if _IFLA_LINK in found else None

@@ -213,6 +213,22 @@ class Netlink:
                         return
                 at += (length + 3) & ~3
 
+    def ask(self, kind: int, body: bytes) -> bytes:
+        """The one message that answers a question, without its header; raises `Refused` with the kernel's reason."""
+        with self._turn:
+            self._sequence += 1
+            sequence = self._sequence & 0xFFFFFFFF
+            self._socket.send(HEADER.pack(16 + len(body), kind, NLM_F_REQUEST, sequence, 0) + body)
+            while True:
+                data = self._socket.recv(_RECEIVE)
+                length, answer, flags, heard, _ = HEADER.unpack_from(data)
+                if heard != sequence:
+                    continue
+                refusal = refusal_in(data, 0, length, flags) if answer == NLMSG_ERROR else None
+                if refusal is not None:
+                    raise refusal
+                return data[16:length]
+
     def dump(self, kind: int, body: bytes) -> list[bytes]:
         """Every message of a dump, each without its header. Asked again while interrupted; raises OSError."""
         for _ in range(_DUMP_ATTEMPTS):

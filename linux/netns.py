@@ -25,6 +25,7 @@ from linux.netlink import Netlink
 _NAMED: Final = Path("/run/netns")
 _CLONE_NEWNET: Final = 0x40000000
 _OWN: Final = "/proc/thread-self/ns/net"
+_LIBRARY: Final = ctypes.CDLL(None, use_errno=True)
 _LOOPBACK: Final = 1
 """The index of `lo` in every namespace."""
 
@@ -124,8 +125,7 @@ def _stat(file: str) -> os.stat_result | None:
 
 
 def _call(function: str, *arguments: int) -> None:
-    library = ctypes.CDLL(None, use_errno=True)
-    if getattr(library, function)(*arguments):
+    if getattr(_LIBRARY, function)(*arguments):
         code = ctypes.get_errno()
         raise OSError(code, f"{function}: {os.strerror(code)}")
 
