@@ -11,9 +11,8 @@ from core.peering import peering_addresses
 from core.resources import Node, WorkloadEndpoint
 from core.snapshot import Snapshot
 from felix.cut import TCP
-from felix.endpoints import endpoints
+from felix.endpoints import claims, endpoints
 from felix.peering_address import Call, peering
-from linux.model import Facts
 from policy.explain import Explanation
 
 Ends: TypeAlias = tuple[Key | Address, Key | Address]
@@ -36,5 +35,5 @@ def called(snapshot: Snapshot, ends: Ends, found: Explanation) -> bool:
     if found.protocol != TCP or found.port is None or not hops.to_host(snapshot, ends):
         return False
     node = hops.place(snapshot, ends[1])
-    calls = peering(snapshot, node, endpoints(snapshot, Facts(), node)).calls
+    calls = peering(snapshot, node, endpoints(claims(snapshot, node), {})).calls
     return any(Call(each.interface, *found.addresses, found.port) == each for each in calls)

@@ -6,10 +6,15 @@ object is all one has to ask to know that what was made of them still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
+from types import MappingProxyType
 from typing import Any, TypeVar
 
+from core.changes import changes
+
+_K = TypeVar("_K")
 _T = TypeVar("_T")
+_V = TypeVar("_V")
 
 
 class Memo:
@@ -21,6 +26,8 @@ class Memo:
     def __init__(self) -> None:
         self._now: dict[tuple[object, ...], tuple[Any, ...]] = {}
         self._before: dict[tuple[object, ...], tuple[Any, ...]] = {}
+        self._last: dict[Callable[..., Any], Any] = {}
+        self._tables: dict[tuple[Hashable, ...], tuple[Mapping[Any, Any], Mapping[Any, Any]]] = {}
 
     def __call__(self, make: Callable[..., _T], *given: object) -> _T:
         """`make(*given)`, made anew only when one of `given` is another object than before."""
@@ -33,6 +40,36 @@ class Memo:
             self._now[key] = found
         result: _T = found[0]
         return result
+
+    def steady(self, make: Callable[..., _T], *given: object) -> _T:
+        """As `memo(make, *given)`; and when it equals what `make` made last, that very object.
+
+        So what is made of a part of something is not made again because another part of it changed.
+        """
+        made = self(make, *given)
+        last: _T | None = self._last.get(make)
+        if last is not None and last == made:
+            return last
+        self._last[make] = made
+        return made
+
+    def each(self, make: Callable[..., _T | None], table: Mapping[_K, _V], *given: Hashable) -> Mapping[_K, _T]:
+        """`make(value, *given)` of every value of `table` of which it is not None; costs what changed in `table`.
+
+        The same mapping as before while nothing in it is another.
+        """
+        before, made = self._tables.get((make, *given), ({}, MappingProxyType[Any, Any]({})))
+        if before is not table:
+            found = changes(before, table)
+            come = {key: each for key, value in found.come.items() if (each := make(value, *given)) is not None}
+            gone = [key for key in found.gone if key in made and key not in come]
+            if gone or any(key not in made or made[key] != each for key, each in come.items()):
+                after = {**made, **come}
+                for key in gone:
+                    del after[key]
+                made = MappingProxyType(after)
+            self._tables[make, *given] = (table, made)
+        return made
 
     def forget(self) -> None:
         """Begin a round."""

@@ -14,12 +14,13 @@ handle of no known form, and an address in a pool that nobody has allocated, spe
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
-from functools import cached_property
-from ipaddress import ip_interface, ip_network
+from collections.abc import Iterable, Iterator, Mapping
+from ipaddress import ip_interface
 from typing import Final
 
 from core.addr import Address, Network, contains
+from core.memo import Memo
+from core.names import Key
 from core.resources import IPAMBlock, IPPool, Node, WorkloadEndpoint
 from core.snapshot import Snapshot
 
@@ -27,16 +28,23 @@ _LAB: Final = "k8s-pod-network"
 _TUNNEL: Final = "-tunnel-addr-"
 
 
-class Books:
-    """What one snapshot says of addresses; each part is read when it is first asked for."""
+Place = tuple[int, int, int]
+"""A prefix: the version, how many bits are the host's, and the number that the others are."""
 
-    def __init__(self, snapshot: Snapshot) -> None:
-        self._snapshot = snapshot
+
+class Books:
+    """What one snapshot says of addresses. `memo` remembers what was read for the one before."""
+
+    def __init__(self, snapshot: Snapshot, memo: Memo | None = None) -> None:
+        memo = memo or Memo()
+        blocks = memo.each(_block, snapshot.of(IPAMBlock))
+        self._blocks = memo(_by_place, blocks)
+        self._lengths = memo.steady(_lengths, self._blocks)
+        self._pools = memo(_pools, snapshot.of(IPPool))
+        self._nodes = memo(_by_address, memo.each(_addresses_of, snapshot.of(Node)))
 
     def objection(self, endpoint: WorkloadEndpoint, address: Address) -> str:
-        """Why `endpoint` may not have `address`; "" when it may."""
-        if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
-            return f"{address} is no address for a pod"
+        """Why `endpoint` may not have `address`, which is not `nobodys`; "" when it may."""
         if node := self._nodes.get(address):
             return f"{address} is an address of Node {node}"
         handle = self._holder(address)
@@ -49,32 +57,49 @@ class Books:
         return ""
 
     def _holder(self, address: Address) -> str:
-        for length in self._lengths[address.version]:
-            block = self._blocks.get(ip_network((address, length), strict=False))
+        number = int(address)
+        for bits in self._lengths[address.version]:
+            block = self._blocks.get((address.version, bits, number >> bits))
             if block and (handle := block.get(str(address))):
                 return handle
         return ""
 
-    @cached_property
-    def _pools(self) -> tuple[Network, ...]:
-        return tuple(pool.spec.network for pool in self._snapshot.of(IPPool).values())
 
-    @cached_property
-    def _blocks(self) -> Mapping[Network, Mapping[str, str]]:
-        return {block.spec.network: block.spec.allocations for block in self._snapshot.of(IPAMBlock).values()}
+def nobodys(address: Address) -> str:
+    """Why no endpoint may have `address`, whatever the books say; "" when one may."""
+    if address.is_loopback or address.is_link_local or address.is_multicast or address.is_unspecified:
+        return f"{address} is no address for a pod"
+    return ""
 
-    @cached_property
-    def _lengths(self) -> Mapping[int, frozenset[int]]:
-        return {v: frozenset(each.prefixlen for each in self._blocks if each.version == v) for v in (4, 6)}
 
-    @cached_property
-    def _nodes(self) -> Mapping[Address, str]:
-        found: dict[Address, str] = {}
-        for node in self._snapshot.of(Node).values():
-            for text in _addresses(node):
-                with contextlib.suppress(ValueError):  # a host name may stand there too
-                    found[ip_interface(text).ip] = node.metadata.name
-        return found
+def _block(block: IPAMBlock) -> tuple[Place, Mapping[str, str]]:
+    network = block.spec.network
+    bits = network.max_prefixlen - network.prefixlen
+    return (network.version, bits, int(network.network_address) >> bits), block.spec.allocations
+
+
+def _by_place(blocks: Mapping[Key, tuple[Place, Mapping[str, str]]]) -> Mapping[Place, Mapping[str, str]]:
+    return dict(blocks.values())
+
+
+def _lengths(blocks: Iterable[Place]) -> Mapping[int, tuple[int, ...]]:
+    return {v: tuple(sorted({bits for version, bits, _ in blocks if version == v})) for v in (4, 6)}
+
+
+def _pools(pools: Mapping[Key, IPPool]) -> tuple[Network, ...]:
+    return tuple(pool.spec.network for pool in pools.values())
+
+
+def _addresses_of(node: Node) -> tuple[str, tuple[Address, ...]]:
+    found: list[Address] = []
+    for text in _addresses(node):
+        with contextlib.suppress(ValueError):  # a host name may stand there too
+            found.append(ip_interface(text).ip)
+    return node.metadata.name, tuple(found)
+
+
+def _by_address(nodes: Mapping[Key, tuple[str, tuple[Address, ...]]]) -> Mapping[Address, str]:
+    return {address: name for name, addresses in nodes.values() for address in addresses}
 
 
 def _is_of(handle: str, endpoint: WorkloadEndpoint) -> bool:

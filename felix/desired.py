@@ -22,14 +22,15 @@ from collections.abc import Mapping
 from dataclasses import replace
 from ipaddress import IPv4Address
 from types import MappingProxyType
-from typing import Final, cast
+from typing import Any, Final
 
 import msgspec
 
 from core.addr import Address, Network
 from core.memo import Memo
-from core.names import IPIP_DEVICE, Key, Kind
-from core.nftables import Element, Ruleset
+from core.names import IPIP_DEVICE, Key
+from core.nftables import Ruleset
+from core.parts import Parts
 from core.resources import (
     BGPConfiguration,
     BGPPeer,
@@ -40,39 +41,33 @@ from core.resources import (
     Namespace,
     Node,
     Profile,
-    Resource,
     ServiceAccount,
     WorkloadEndpoint,
 )
 from core.resources.network import FelixConfigurationSpec
-from core.snapshot import Snapshot, Table
+from core.snapshot import Snapshot
 from felix import filter as frame
 from felix import host_frame
-from felix.claims import Books
 from felix.cut import Ruling
-from felix.endpoints import Endpoints, endpoints, host_routes
+from felix.endpoints import CLAIMED, Endpoints, claims, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
 from felix.failsafe import Failsafes
 from felix.failsafe import failsafes as failsafes_of
 from felix.guard import Guard
-from felix.hosts import Hosts, hosts, local_keys
+from felix.hosts import Hosts, hosts, is_workloads, local_keys
 from felix.model import Config, Desired, Judged
 from felix.nat import nat
-from felix.overlay import Overlay, may_tunnel, overlay, tunnels
+from felix.overlay import Overlay, Placed, may_tunnel, overlay, placed, tunnels
 from felix.overlay import sysctls as tunnel_sysctls
 from felix.peering_address import Peering, peering
 from felix.peering_address import rules as peering_rules
+from felix.view import seen
 from linux.model import Facts, Route, RouteKey
 from linux.tunnels import Tunnel
 from policy.compile import Compiler
 from policy.render import Renderer
 
-_NO_FACTS: Final = Facts()
 _NOBODY: Final[tuple[Address, ...]] = ()
-_EMPTY: Final[Table] = MappingProxyType({})
-_CLAIMED: Final = (IPPool, IPAMBlock, Node)
-"""Kinds that say whose an address may be."""
-
 _PEERING: Final = (BGPConfiguration, BGPPeer, IPPool, Namespace, Node, Profile, ServiceAccount, WorkloadEndpoint)
 """Kinds that say which pods peer with their node, and how."""
 
@@ -93,7 +88,7 @@ class Judge:
     def __call__(self, snapshot: Snapshot) -> Judged:
         """Judge `snapshot`. Not to be called again before it returns."""
         try:
-            pods = [each.key for each in _endpoints(self._memo, snapshot, _NO_FACTS, self._node).local]
+            pods = [each.key for each in claims(snapshot, self._node, self._memo).local]
             compiled = self._compiler.compile(snapshot, pods, local_keys(snapshot, self._node))
             rules = self._renderer.render(compiled)
         except BaseException:
@@ -117,22 +112,6 @@ def judge(snapshot: Snapshot, node: str) -> Judged:
     return Judge(node)(snapshot)
 
 
-def _view(*given: object) -> Snapshot:
-    """A snapshot of these tables alone: kind, table, kind, table ..."""
-    kinds, tables = cast("tuple[Kind, ...]", given[::2]), cast("tuple[Table, ...]", given[1::2])
-    return Snapshot(tables=MappingProxyType(dict(zip(kinds, tables, strict=True))))
-
-
-def _seen(memo: Memo, snapshot: Snapshot, *classes: type[Resource]) -> Snapshot:
-    """`snapshot` as one sees it who reads only `classes`: the same object until one of their tables is another."""
-    return memo(_view, *(each for cls in classes for each in (cls.KIND, snapshot.tables.get(cls.KIND, _EMPTY))))
-
-
-def _endpoints(memo: Memo, snapshot: Snapshot, facts: Facts, node: str) -> Endpoints:
-    books = memo(Books, _seen(memo, snapshot, *_CLAIMED))
-    return memo(endpoints, _seen(memo, snapshot, WorkloadEndpoint, *_CLAIMED), facts, node, books)
-
-
 def desired(
     snapshot: Snapshot, facts: Facts, config: Config, judged: Judged | None = None, memo: Memo | None = None
 ) -> Desired:
@@ -142,24 +121,27 @@ def desired(
     """
     memo, node = memo or Memo(), config.node
     judged = judged or judge(snapshot, node)
-    settings = memo(settings_of, _seen(memo, snapshot, FelixConfiguration), node)
+    settings = memo(settings_of, seen(memo, snapshot, FelixConfiguration), node)
     local = snapshot.get(Node, node)
-    pools, cluster_of = _seen(memo, snapshot, IPPool), _seen(memo, snapshot, *_CLAIMED)
-    ours = _endpoints(memo, snapshot, facts, node)
-    cluster = memo(overlay, cluster_of, facts, local, node)
-    devices = memo(tunnels, pools, facts, local, settings.ipip_mtu)
+    pools, host = seen(memo, snapshot, IPPool), memo.steady(_without_pods, facts)
+    ours = memo.steady(
+        endpoints, memo(claims, seen(memo, snapshot, WorkloadEndpoint, *CLAIMED), node, memo), facts.links, memo
+    )
+    blocks = memo.each(placed, snapshot.of(IPAMBlock))
+    cluster = memo(overlay, blocks, seen(memo, snapshot, IPPool, Node), host, local, node)
+    devices = memo(tunnels, pools, host, local, settings.ipip_mtu)
     unjudged = {each.key: "policy made no chains for it" for each in ours.local if each.key not in judged.chains}
-    guarded = memo(hosts, _seen(memo, snapshot, HostEndpoint), facts, node)
+    guarded = memo(hosts, seen(memo, snapshot, HostEndpoint), facts if snapshot.of(HostEndpoint) else host, node)
     failsafes = failsafes_of(settings, config.datastore)
     unread = frozenset(key for key in snapshot.problems if key.kind in _PEERING_KINDS) or _ALL_READ
-    pods = memo(_peering, _seen(memo, snapshot, *_PEERING), node, ours, unread)
+    pods = memo(_peering, seen(memo, snapshot, *_PEERING), node, ours, unread)
     return Desired(
         revision=snapshot.revision,
         stale=snapshot.stale,
-        sysctls=memo(_sysctls, pools, facts, ours),
+        sysctls=memo(_sysctls, pools, host, ours, memo),
         tunnels=devices,
         nft=_nft(memo, snapshot, ours, judged, settings, devices.get(IPIP_DEVICE), guarded, failsafes, pods),
-        routes=memo(_routes, cluster, ours),
+        routes=memo(_routes, cluster, ours, memo),
         endpoints=ours.local,
         rejected=MappingProxyType({**ours.rejected, **unjudged, **guarded.rejected}),
         problems=(
@@ -174,13 +156,13 @@ def desired(
         awaited=any(name not in facts.links or not facts.links[name].up for name in devices),
         ruling=Ruling(
             compiled=judged.compiled,
-            owners=memo(_owners, _seen(memo, snapshot, WorkloadEndpoint), ours),
-            host=memo(_addresses_of, facts),
-            blocks=memo(_own_blocks, cluster_of, node),
+            owners=memo.steady(_owners, ours),
+            host=memo.steady(_addresses_of, facts),
+            blocks=memo(_own_blocks, blocks, node),
             guard=Guard(
                 hosts=guarded.local,
                 failsafes=failsafes,
-                nodes=memo(frozenset, memo(_nodes, _seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else _NOBODY),
+                nodes=memo(frozenset, memo(_nodes, seen(memo, snapshot, Node)) if IPIP_DEVICE in devices else _NOBODY),
                 to_host=settings.default_endpoint_to_host_action or "Drop",
                 calls=pods.calls,
             ),
@@ -193,22 +175,24 @@ def _peering(snapshot: Snapshot, node: str, ours: Endpoints, unread: frozenset[K
     return peering(replace(snapshot, problems=dict.fromkeys(unread, "")), node, ours)
 
 
-def _routes(cluster: Overlay, ours: Endpoints) -> Mapping[RouteKey, Route]:
-    return MappingProxyType({**cluster.routes, **dict(pair for each in ours.local for pair in host_routes(each))})
+def _without_pods(facts: Facts) -> Facts:
+    """What of the host's facts is not about workloads: stays the same while pods come and go."""
+    links = {name: each for name, each in facts.links.items() if not is_workloads(name)}
+    return Facts(links=links, gateways=facts.gateways)
+
+
+def _routes(cluster: Overlay, ours: Endpoints, memo: Memo) -> Mapping[RouteKey, Route]:
+    """In parts, so that a round looks at those of the endpoints that changed."""
+    return Parts({"": cluster.routes, **{each.name: memo(host_routes, each) for each in ours.local}})
 
 
 def _tunnelled(snapshot: Snapshot) -> tuple[str, ...]:
     return tuple(sorted(pool.metadata.name for pool in snapshot.of(IPPool).values() if may_tunnel(pool)))
 
 
-def _owners(snapshot: Snapshot, ours: Endpoints) -> Mapping[Address, tuple[Key, str, str]]:
-    known = snapshot.of(WorkloadEndpoint)
+def _owners(ours: Endpoints) -> Mapping[Address, tuple[Key, str, str]]:
     return MappingProxyType(
-        {
-            address: (each.key, each.interface, known[each.key].spec.container_id)
-            for each in ours.local
-            for address in each.addresses
-        }
+        {address: (each.key, each.interface, each.container) for each in ours.local for address in each.addresses}
     )
 
 
@@ -216,8 +200,8 @@ def _addresses_of(facts: Facts) -> frozenset[Address]:
     return frozenset(interface.ip for each in facts.links.values() for interface in each.addresses)
 
 
-def _own_blocks(snapshot: Snapshot, node: str) -> tuple[Network, ...]:
-    return tuple(each.spec.network for each in snapshot.of(IPAMBlock).values() if each.spec.node == node)
+def _own_blocks(blocks: Mapping[Key, Placed], node: str) -> tuple[Network, ...]:
+    return tuple(each.network for each in blocks.values() if each.node == node)
 
 
 def settings_of(snapshot: Snapshot, node: str) -> FelixConfigurationSpec:
@@ -231,14 +215,14 @@ def settings_of(snapshot: Snapshot, node: str) -> FelixConfigurationSpec:
     return merged
 
 
-def _sysctls(snapshot: Snapshot, facts: Facts, ours: Endpoints) -> Mapping[str, str]:
+def _sysctls(snapshot: Snapshot, host: Facts, ours: Endpoints, memo: Memo) -> Mapping[str, str]:
     found = {"net/ipv4/ip_forward": "1"}
     pools = {pool.spec.network.version for pool in snapshot.of(IPPool).values()}
     if 6 in pools | {address.version for each in ours.local for address in each.addresses}:
         found["net/ipv6/conf/all/forwarding"] = "1"
     for endpoint in ours.local:
-        found.update(endpoint_sysctls(endpoint))
-    if IPIP_DEVICE in facts.links:
+        found.update(memo(endpoint_sysctls, endpoint))
+    if IPIP_DEVICE in host.links:
         found.update(tunnel_sysctls(IPIP_DEVICE))
     return MappingProxyType(found)
 
@@ -255,8 +239,7 @@ def _nft(
     pods: Peering,
 ) -> Mapping[str, Ruleset]:
     """The table in parts, of which only those are new that changed."""
-    nodes = memo(_nodes, _seen(memo, snapshot, Node))
-    ends = memo(_dispatch, ours, judged.chains)
+    nodes = memo(_nodes, seen(memo, snapshot, Node))
     inner = next((interface.ip for interface in tunnel.addresses), None) if tunnel else None
     exempt = nodes if settings.nat_outgoing_exclusions == "IPPoolsAndHostIPs" else _NOBODY
     to_host = frame.verdict_to_host(settings.default_endpoint_to_host_action)
@@ -270,9 +253,9 @@ def _nft(
             ),
             **({"hosts": hosted} if hosted else {}),
             **({"peering": memo(peering_rules, pods.calls)} if pods.calls else {}),
-            "dispatch": ends,
+            **_dispatch(memo, ours, judged.chains),
             **({"nodes": memo(_between, nodes)} if tunnel else {}),
-            "nat": memo(_nat, _seen(memo, snapshot, IPPool), exempt, inner),
+            "nat": memo(_nat, seen(memo, snapshot, IPPool), exempt, inner),
             **judged.rules,
         }
     )
@@ -282,12 +265,17 @@ def _nodes(snapshot: Snapshot) -> tuple[Address, ...]:
     return tuple(address for node in snapshot.of(Node).values() for v in (4, 6) if (address := node.address(v)))
 
 
-def _dispatch(ours: Endpoints, chains: Mapping[Key, tuple[str, str]]) -> Ruleset:
-    ends: dict[Element, str] = {}
-    for endpoint in ours.local:
-        if endpoint.key in chains:
-            ends.update(frame.dispatch(endpoint, *chains[endpoint.key]))
-    return Ruleset(elements=MappingProxyType(ends))
+def _dispatch(memo: Memo, ours: Endpoints, chains: Mapping[Key, tuple[str, str]]) -> Mapping[str, Ruleset]:
+    """A part for each endpoint: what makes it known."""
+    return {
+        f"dispatch {each.name}": memo(_known, each.interface, each.addresses, each.spoofs, *chains[each.key])
+        for each in ours.local
+        if each.key in chains
+    }
+
+
+def _known(*given: Any) -> Ruleset:
+    return Ruleset(elements=MappingProxyType(frame.dispatch(*given)))
 
 
 def _between(nodes: tuple[Address, ...]) -> Ruleset:

@@ -11,22 +11,45 @@ Anti-spoofing is exact and ours (`felix.filter`), so a workload interface's `rp_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
-from operator import itemgetter
+from types import MappingProxyType
 from typing import Final
 
 from core.addr import Address, Network, host_prefix
+from core.memo import Memo
 from core.names import WORKLOAD_PREFIX, Key
-from core.resources import WorkloadEndpoint
+from core.resources import IPAMBlock, IPPool, Node, WorkloadEndpoint
 from core.routing import Metric
 from core.snapshot import Snapshot
-from felix.claims import Books
-from linux.model import Facts, Link, NextHop, Route, RouteKey
+from felix.claims import Books, nobodys
+from felix.view import seen
+from linux.model import Link, NextHop, Route, RouteKey
 
 INTERFACE: Final = re.compile(rf"(?!muslin){WORKLOAD_PREFIX}[0-9A-Za-z_-]{{1,12}}")
 """A workload interface's name: at most 15 bytes, nothing that nft would read as syntax, and not one of our tunnels."""
+
+
+_SYSCTLS: Final[Mapping[int, Mapping[str, str]]] = {
+    4: {
+        "net/ipv4/conf/{}/proxy_arp": "1",
+        "net/ipv4/neigh/{}/proxy_delay": "0",
+        "net/ipv4/conf/{}/route_localnet": "1",
+        "net/ipv4/conf/{}/forwarding": "1",
+    },
+    6: {
+        "net/ipv6/conf/{}/disable_ipv6": "0",
+        "net/ipv6/conf/{}/proxy_ndp": "1",
+        "net/ipv6/neigh/{}/proxy_delay": "0",
+        "net/ipv6/conf/{}/forwarding": "1",
+        "net/ipv6/conf/{}/accept_ra": "0",
+        "net/ipv6/conf/{}/accept_dad": "0",
+    },
+}
+
+CLAIMED: Final = (IPPool, IPAMBlock, Node)
+"""Kinds that say whose an address may be."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -40,6 +63,7 @@ class Endpoint:
     interface: str
     addresses: tuple[Address, ...]
     link: Link | None
+    container: str = ""
     spoofs: tuple[Network, ...] = ()
 
     @property
@@ -63,30 +87,97 @@ class Endpoints:
     rejected: Mapping[Key, str]
 
 
-def endpoints(snapshot: Snapshot, facts: Facts, node: str, books: Books | None = None) -> Endpoints:
-    """The endpoints whose `spec.node` is `node`. `books`, when given, are those of the same snapshot."""
-    local: list[Endpoint] = []
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Claim:
+    """What one object says for itself. `wrong` is why it cannot be an endpoint, whatever others say; "" when it can."""
+
+    key: Key
+    endpoint: WorkloadEndpoint
+    interface: str
+    addresses: tuple[Address, ...] = ()
+    spoofs: tuple[Network, ...] = ()
+    wrong: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Claims:
+    """This node's claims that stand, in order of key, and those set aside with the reason."""
+
+    local: tuple[Claim, ...]
+    rejected: Mapping[Key, str]
+
+
+def claims(snapshot: Snapshot, node: str, memo: Memo | None = None) -> Claims:
+    """Of the objects whose `spec.node` is `node`: no link has a part in it."""
+    memo = memo or Memo()
+    books = memo(Books, seen(memo, snapshot, *CLAIMED), memo)
+    return memo.steady(_settled, memo.each(_read, snapshot.of(WorkloadEndpoint), node), books)
+
+
+def endpoints(claimed: Claims, links: Mapping[str, Link], memo: Memo | None = None) -> Endpoints:
+    """The endpoints as the host's links are now."""
+    memo = memo or Memo()
+    local = tuple([memo(_joined, each, links.get(each.interface)) for each in claimed.local])
+    return Endpoints(local=local, rejected=claimed.rejected)
+
+
+def _joined(claim: Claim, link: Link | None) -> Endpoint:
+    return Endpoint(
+        key=claim.key,
+        interface=claim.interface,
+        addresses=claim.addresses,
+        link=link,
+        container=claim.endpoint.spec.container_id,
+        spoofs=claim.spoofs,
+    )
+
+
+def _settled(found: Mapping[Key, Claim], books: Books) -> Claims:
+    local: list[Claim] = []
     rejected: dict[Key, str] = {}
-    holders: dict[str, Key] = {}
-    books = books or Books(snapshot)
-    here = [(key, each) for key, each in snapshot.of(WorkloadEndpoint).items() if each.spec.node == node]
-    for key, endpoint in sorted(here, key=itemgetter(0)):
-        reason = _objection(endpoint, holders, books)
+    holders: dict[str | Address, Key] = {}
+    for key in sorted(found):
+        claim = found[key]
+        reason = claim.wrong or _objection(claim, holders, books)
         if reason:
             rejected[key] = reason
             continue
-        interface, addresses = endpoint.spec.interface_name, tuple(sorted(set(endpoint.spec.addresses), key=_order))
-        holders.update(dict.fromkeys([interface, *map(str, addresses)], key))
-        local.append(
-            Endpoint(
-                key=key,
-                interface=interface,
-                addresses=addresses,
-                link=facts.links.get(interface),
-                spoofs=_spoofs(endpoint.spec.allow_spoofed_source_prefixes),
-            )
+        holders[claim.interface] = key
+        for address in claim.addresses:
+            holders[address] = key
+        local.append(claim)
+    return Claims(tuple(local), MappingProxyType(rejected))
+
+
+def _read(endpoint: WorkloadEndpoint, node: str) -> Claim | None:
+    """What the object claims; None when it is another node's."""
+    if endpoint.spec.node != node:
+        return None
+    key, interface = endpoint.key, endpoint.spec.interface_name
+    try:
+        return _claim(key, endpoint)
+    except ValueError as error:
+        return Claim(key=key, endpoint=endpoint, interface=interface, wrong=str(error))
+
+
+def _claim(key: Key, endpoint: WorkloadEndpoint) -> Claim:
+    """Raises ValueError that says what is wrong with which field."""
+    interface = endpoint.spec.interface_name
+    if not INTERFACE.fullmatch(interface):
+        raise ValueError(
+            f"spec.interfaceName: {interface!r} is not {WORKLOAD_PREFIX!r} and 1 to 12 letters, digits, _ or -"
         )
-    return Endpoints(local=tuple(local), rejected=rejected)
+    try:
+        addresses = tuple(sorted(set(endpoint.spec.addresses), key=_order))
+    except ValueError as error:
+        raise ValueError(f"spec.ipNetworks: {error}") from None
+    try:
+        spoofs = _spoofs(endpoint.spec.allow_spoofed_source_prefixes)
+    except ValueError as error:
+        raise ValueError(f"spec.allowSpoofedSourcePrefixes: {error}") from None
+    if reason := next(filter(None, map(nobodys, addresses)), ""):
+        raise ValueError(f"spec.ipNetworks: {reason}")
+    return Claim(key=key, endpoint=endpoint, interface=interface, addresses=addresses, spoofs=spoofs)
 
 
 def _spoofs(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -100,50 +191,30 @@ def _order(address: Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _objection(endpoint: WorkloadEndpoint, holders: Mapping[str, Key], books: Books) -> str:
-    interface = endpoint.spec.interface_name
-    if not INTERFACE.fullmatch(interface):
-        return f"spec.interfaceName: {interface!r} is not {WORKLOAD_PREFIX!r} and 1 to 12 letters, digits, _ or -"
-    try:
-        addresses = endpoint.spec.addresses
-    except ValueError as error:
-        return f"spec.ipNetworks: {error}"
-    try:
-        _spoofs(endpoint.spec.allow_spoofed_source_prefixes)
-    except ValueError as error:
-        return f"spec.allowSpoofedSourcePrefixes: {error}"
-    if reason := next(filter(None, (books.objection(endpoint, each) for each in addresses)), ""):
+def _objection(claim: Claim, holders: Mapping[str | Address, Key], books: Books) -> str:
+    if reason := next(filter(None, (books.objection(claim.endpoint, each) for each in claim.addresses)), ""):
         return f"spec.ipNetworks: {reason}"
-    taken = next((claim for claim in (interface, *map(str, addresses)) if claim in holders), None)
-    return f"{taken} belongs to {holders[taken]}" if taken else ""
+    taken = next((each for each in (claim.interface, *claim.addresses) if each in holders), None)
+    return f"{taken} belongs to {holders[taken]}" if taken is not None else ""
 
 
-def host_routes(endpoint: Endpoint) -> Iterator[tuple[RouteKey, Route]]:
+def host_routes(endpoint: Endpoint) -> Mapping[RouteKey, Route]:
     """A /32 or /128 to each address, on link, while the interface is up."""
     if endpoint.link is None or not endpoint.link.up:
-        return
+        return {}
     route = Route(next_hops=(NextHop(endpoint.link.index),))
-    for address in endpoint.addresses:
-        yield RouteKey(host_prefix(address), Metric.LOCAL), route
+    return {RouteKey(host_prefix(address), Metric.LOCAL): route for address in endpoint.addresses}
 
 
-def sysctls(endpoint: Endpoint) -> Iterator[tuple[str, str]]:
+def sysctls(endpoint: Endpoint) -> Mapping[str, str]:
     """What the host's end of the veth needs so that the pod's 169.254.1.1 (or fe80::) next hop answers.
 
     `route_localnet` lets a pod reach a loopback service that somebody DNATs to; a pod that writes 127/8 itself is
     dropped by the filter.
     """
     if endpoint.link is None:
-        return
-    name, versions = endpoint.interface, {address.version for address in endpoint.addresses}
-    if 4 in versions:
-        yield f"net/ipv4/conf/{name}/proxy_arp", "1"
-        yield f"net/ipv4/neigh/{name}/proxy_delay", "0"
-        yield f"net/ipv4/conf/{name}/route_localnet", "1"
-        yield f"net/ipv4/conf/{name}/forwarding", "1"
-    if 6 in versions:
-        yield f"net/ipv6/conf/{name}/proxy_ndp", "1"
-        yield f"net/ipv6/neigh/{name}/proxy_delay", "0"
-        yield f"net/ipv6/conf/{name}/forwarding", "1"
-        yield f"net/ipv6/conf/{name}/accept_ra", "0"
-        yield f"net/ipv6/conf/{name}/accept_dad", "0"
+        return {}
+    name, found = endpoint.interface, dict[str, str]()
+    for version in {address.version for address in endpoint.addresses}:
+        found |= {path.format(name): value for path, value in _SYSCTLS[version].items()}
+    return found

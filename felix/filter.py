@@ -30,7 +30,6 @@ from typing import Final
 from core.addr import Address, Network
 from core.names import MARK_MASK, WORKLOAD_PREFIX
 from core.nftables import Chain, Element, Hook, Ruleset, Set, join
-from felix.endpoints import Endpoint
 from felix.peering_address import CALLS
 from policy.outcomes import UNPROGRAMMED, ask, set_mark
 from policy.render import machinery
@@ -188,14 +187,16 @@ def _input_chains(to_host: str, hosts: HostRules, *, ipip: bool, peering: bool) 
     }
 
 
-def dispatch(endpoint: Endpoint, ingress: str, egress: str) -> dict[Element, str]:
+def dispatch(
+    interface: str, addresses: Iterable[Address], spoofs: Iterable[Network], ingress: str, egress: str
+) -> dict[Element, str]:
     """What makes one endpoint known: its sources, and the chains that judge its two directions."""
-    interface = f'"{endpoint.interface}"'
+    quoted = f'"{interface}"'
     return {
-        Element(FROM_WORKLOAD, interface): f"goto {egress}",
-        Element(TO_WORKLOAD, interface): f"goto {ingress}",
-        **{Element(SOURCES[each.version], f"{interface} . {each}"): "" for each in endpoint.addresses},
-        **{Element(SPOOFS[net.version], f"{interface} . {_prefix(net)}"): "" for net in endpoint.spoofs},
+        Element(FROM_WORKLOAD, quoted): f"goto {egress}",
+        Element(TO_WORKLOAD, quoted): f"goto {ingress}",
+        **{Element(SOURCES[each.version], f"{quoted} . {each}"): "" for each in addresses},
+        **{Element(SPOOFS[net.version], f"{quoted} . {_prefix(net)}"): "" for net in spoofs},
     }
 
 

@@ -17,11 +17,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from ipaddress import IPv4Address, IPv4Interface
+from ipaddress import IPv4Address, IPv4Interface, ip_network
 from typing import Final
 
 from core.addr import Address, Network
-from core.names import IPIP_DEVICE
+from core.names import IPIP_DEVICE, Key
 from core.resources import EncapMode, IPAMBlock, IPPool, Node
 from core.routing import Carrier, Metric, carriers, pool_of
 from core.snapshot import Snapshot
@@ -32,6 +32,15 @@ DEFAULT_MTU: Final = 1500
 """Bytes; taken for the uplink while it cannot be told which link that is."""
 
 BLACKHOLE: Final = Route(type=RouteType.BLACKHOLE)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Placed:
+    """A block, the node that routes it ("": none), and its addresses that pods of other nodes hold, with the node."""
+
+    network: Network
+    node: str
+    borrowed: tuple[tuple[str, str], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -88,20 +97,30 @@ def sysctls(device: str) -> Mapping[str, str]:
     return {f"net/ipv4/conf/{device}/rp_filter": "2", f"net/ipv4/conf/{device}/forwarding": "1"}
 
 
-def overlay(snapshot: Snapshot, facts: Facts, local: Node | None, node: str) -> Overlay:
+def placed(block: IPAMBlock) -> Placed:
+    """Where a block is: what stays when an address of it is given or freed on the block's own node."""
+    spec = block.spec
+    borrowed = tuple(sorted((address, node) for address, node in spec.borrowers.items() if node))
+    return Placed(network=spec.network, node=spec.node, borrowed=borrowed)
+
+
+def overlay(blocks: Mapping[Key, Placed], snapshot: Snapshot, facts: Facts, local: Node | None, node: str) -> Overlay:
     """The cluster routes of the node called `node`, whose own object (if it has one) is `local`."""
     found = Overlay()
     pools = sorted(snapshot.of(IPPool).values(), key=lambda pool: pool.key)
     _vxlan(found, pools)
-    for block in sorted(snapshot.of(IPAMBlock).values(), key=lambda block: block.key):
-        network, owner = block.spec.network, block.spec.node
-        if owner == node:
-            if network.prefixlen < network.max_prefixlen:
-                found.routes[RouteKey(network, Metric.BLACKHOLE)] = BLACKHOLE
-        elif owner and local:
-            pool = pool_of(network, pools)
-            if pool:
-                _remote(found, facts, (pool, network), local, snapshot.get(Node, owner) or owner)
+    for _, block in sorted(blocks.items()):
+        network = block.network
+        if block.node == node and network.prefixlen < network.max_prefixlen:
+            found.routes[RouteKey(network, Metric.BLACKHOLE)] = BLACKHOLE
+        pool = pool_of(network, pools) if local else None
+        if pool is None or local is None:
+            continue
+        if block.node not in ("", node):
+            _remote(found, facts, (pool, network), local, snapshot.get(Node, block.node) or block.node)
+        for address, borrower in block.borrowed:
+            if borrower not in (node, block.node):
+                _remote(found, facts, (pool, ip_network(address)), local, snapshot.get(Node, borrower) or borrower)
     return found
 
 

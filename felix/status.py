@@ -10,7 +10,7 @@ are in place without it, and the problem is said plainly. A tunnel that is on it
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -111,12 +111,16 @@ def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
     if outcome.clean:
         return up
     errors = [
-        *(outcome.routes.errors[key] for key, _ in host_routes(endpoint) if key in outcome.routes.errors),
-        *(outcome.sysctls.errors[key] for key, _ in sysctls(endpoint) if key in outcome.sysctls.errors),
-        *(outcome.nft.errors[key] for key in dispatch(endpoint, "", "") if key in outcome.nft.errors),
+        *(outcome.routes.errors[key] for key in host_routes(endpoint) if key in outcome.routes.errors),
+        *(outcome.sysctls.errors[key] for key in sysctls(endpoint) if key in outcome.sysctls.errors),
+        *(outcome.nft.errors[key] for key in _elements(endpoint) if key in outcome.nft.errors),
         *filter(None, (outcome.nft.failure, outcome.routes.failure, outcome.sysctls.failure)),
     ]
     return EndpointState(state="error", reason=str(errors[0])) if errors else up
+
+
+def _elements(endpoint: Endpoint) -> Iterable[Element]:
+    return dispatch(endpoint.interface, endpoint.addresses, endpoint.spoofs, "", "")
 
 
 def _host(host: Host, outcome: Outcome) -> EndpointState:
