@@ -8,19 +8,25 @@ No subnet and no bridge: to the pod, everything lies behind its gateway. The hos
 ARP (felix sees to that), so nobody has that address; the IPv6 one is the host end's own, from its MAC. The route on the
 host, the sysctls of its end, and policy are felix's: until it has been there, the pod is cut off.
 
+    attach     the pair, up at both ends: before the addresses are known, while the datastore decides
+    furnish    addresses, routes and sysctls of the pod's end
+    look       how both ends are
+    detach     away with it
+
 Every step may be done again. Nothing here awaits, because a network namespace belongs to the thread.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
+from pathlib import Path
 from typing import Final
 
-from core.addr import Address, Family, Interface, host_prefix
+from core.addr import Address, Family, Interface, Network, host_prefix
 from core.errors import MuslinError
 from linux import interfaces, netns, sysctl
 from linux.interfaces import End
@@ -31,26 +37,50 @@ HOST_MAC: Final = "ee:ee:ee:ee:ee:ee"
 GATEWAYS: Final = {Family.V4: ip_address("169.254.1.1"), Family.V6: ip_address("fe80::ecee:eeff:feee:eeee")}
 """What a pod takes for its router."""
 
+EVERYWHERE: Final = {Family.V4: ip_network("0.0.0.0/0"), Family.V6: ip_network("::/0")}
+
 _LINK_LOCAL: Final = ip_interface(f"{GATEWAYS[Family.V6]}/64")
-_EVERYWHERE: Final = {4: ip_network("0.0.0.0/0"), 6: ip_network("::/0")}
+_FORWARDING: Final = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Place:
-    """Where a wire goes: its host end's name, and its name inside the namespace at the path `netns`."""
+    """Where a wire goes: its host end's name, and its name `inside` the namespace.
+
+    `netns` is an open descriptor of that namespace (None: it is not there), `path` what the runtime calls it.
+    """
 
     host: str
-    netns: str
     inside: str
+    path: str
+    netns: int | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wire:
-    """Both ends of a wire that is there, and the addresses of the pod's end."""
+    """Both ends of a wire that is there; `made` says that it was not there before."""
 
     host: Link
     pod: Link
-    addresses: tuple[Interface, ...]
+    made: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Furniture:
+    """What the pod's end is to have. `forward` lets the pod route for others."""
+
+    addresses: tuple[Address, ...]
+    routes: tuple[Network, ...]
+    forward: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class View:
+    """A wire as it was found: the addresses of the pod's end, and what leads out of it through a gateway."""
+
+    wire: Wire
+    addresses: frozenset[Interface]
+    routes: frozenset[Network]
 
 
 class NoNamespace(MuslinError):
@@ -61,50 +91,97 @@ class OwnNamespace(MuslinError):
     """The pod's network namespace is the node's."""
 
 
+class Taken(MuslinError):
+    """The pod has an interface of that name already, and it is not ours."""
+
+
 def require(place: Place) -> None:
     """Raise `NoNamespace` or `OwnNamespace` unless a pod can be wired there."""
     try:
-        there, ours = os.stat(place.netns), os.stat("/proc/thread-self/ns/net")
+        there, ours = os.stat(_file(place)), os.stat("/proc/thread-self/ns/net")
     except OSError as error:
-        raise NoNamespace(f"there is no network namespace at {place.netns}: {error.strerror}") from error
+        raise NoNamespace(f"there is no network namespace at {place.path}: {error.strerror}") from error
     if (there.st_dev, there.st_ino) == (ours.st_dev, ours.st_ino):
-        raise OwnNamespace(f"{place.netns} is the node's own network namespace; a pod has one of its own")
+        raise OwnNamespace(f"{place.path} is the node's own network namespace; a pod has one of its own")
 
 
-def attach(place: Place, addresses: Iterable[Address], mtu: int) -> Wire:
-    """Make the wire, or what is missing of it. A host end that leads elsewhere, left by a pod of old, is replaced.
+def routes_of(addresses: Iterable[Address], wanted: Sequence[Network] | None) -> tuple[Network, ...]:
+    """Where a pod with these addresses finds a way: to `wanted` in its families, None: everywhere."""
+    families = {Family(each.version) for each in addresses}
+    if wanted is None:
+        return tuple(EVERYWHERE[family] for family in sorted(families))
+    return tuple(each for each in wanted if each.version in families)
+
+
+def attach(place: Place, mtu: int, mac: str) -> Wire:
+    """Make the wire, or what is missing of it, up at both ends. A host end that leads elsewhere, left by a pod of old,
+    is replaced.
 
     Raises `MuslinError` when the pod has another interface of that name already, or is not there.
     """
-    own = tuple(addresses)
-    with Netlink() as node, _speaking_in(place) as pod:
-        if _paired(node, pod, place) is None:
-            _make(node, pod, place, mtu)
+    require(place)
+    with Netlink() as node, _inside(place), Netlink() as pod:
         found = _paired(node, pod, place)
+        made = found is None
         if found is None:
-            raise MuslinError(f"{place.host} went away while {place.inside} in {place.netns} was wired to it")
+            _make(node, pod, place, mtu, mac)
+            found = _paired(node, pod, place)
+        if found is None:
+            raise MuslinError(f"{place.host} went away while {place.inside} in {place.path} was wired to it")
         host, inside = found
-        if any(address.version == 6 for address in own):
-            _prepare_ipv6(place)
-        _finish_pod(pod, inside, own)
-        interfaces.set_link(node, host.index, up=True)
-        if any(address.version == 6 for address in own):
-            interfaces.add_address(node, host.index, _LINK_LOCAL)
-    wire = look(place)
-    if wire is None:
-        raise MuslinError(f"{place.host} went away as soon as it was made")
+        _no_duplicates(place.inside)
+        _batch(pod, [interfaces.link_change(inside.index, up=True, mtu=mtu)])
+    return _host_up(place, Wire(host=host, pod=inside, made=made), mtu)
+
+
+def _host_up(place: Place, wire: Wire, mtu: int) -> Wire:
+    with Netlink() as node:
+        _no_duplicates(place.host)
+        _batch(node, [interfaces.link_change(wire.host.index, up=True, mtu=mtu)])
     return wire
 
 
-def look(place: Place) -> Wire | None:
+def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> Wire:
+    """Give the pod's end what it is to have, and take other addresses from it. Raises `MuslinError` or OSError."""
+    families = {Family(each.version) for each in furniture.addresses}
+    own = [ip_interface(host_prefix(each)) for each in furniture.addresses]
+    requests = [interfaces.address_addition(wire.pod.index, each) for each in own]
+    if Family.V4 in families:
+        requests.append(interfaces.route_addition(host_prefix(GATEWAYS[Family.V4]), NextHop(wire.pod.index)))
+    for destination in furniture.routes:
+        hop = NextHop(wire.pod.index, GATEWAYS[Family(destination.version)])
+        requests.append(interfaces.route_addition(destination, hop))
+    with _inside(place), Netlink() as pod:
+        if Family.V6 in families:
+            _write(f"net/ipv6/conf/{place.inside}/disable_ipv6", "0")
+        for family in families:
+            _write(_FORWARDING[family], "1" if furniture.forward else "0")
+        if not wire.made:
+            for stale in _held(pod, wire.pod.index) - set(own):
+                interfaces.delete_address(pod, wire.pod.index, stale)
+        if wire.pod.mac != mac:
+            _batch(pod, [interfaces.link_change(wire.pod.index, mac=mac)])
+        _batch(pod, requests)
+    if Family.V6 in families:
+        _write(f"net/ipv6/conf/{place.host}/disable_ipv6", "0")
+        with Netlink() as node:
+            _batch(node, [interfaces.address_addition(wire.host.index, _LINK_LOCAL)])
+    return wire
+
+
+def look(place: Place) -> View | None:
     """The wire as it is; None unless both ends are there and are each other's."""
-    with Netlink() as node, _speaking_in(place) as pod:
+    with Netlink() as node, _inside(place), Netlink() as pod:
         found = _paired(node, pod, place)
         if found is None:
             return None
         host, inside = found
-        held = (address for index, address in interfaces.addresses(pod) if index == inside.index)
-        return Wire(host=host, pod=inside, addresses=tuple(each for each in held if not each.is_link_local))
+        ways = [each for version in (4, 6) for each in interfaces.routes(pod, version)]
+        return View(
+            wire=Wire(host=host, pod=inside),
+            addresses=frozenset(_held(pod, inside.index)),
+            routes=frozenset(destination for destination, hop in ways if hop.gateway is not None),
+        )
 
 
 def detach(place: Place, *, certain: bool) -> None:
@@ -115,62 +192,75 @@ def detach(place: Place, *, certain: bool) -> None:
 
 
 def _leads_there(node: Netlink, place: Place) -> bool:
-    if not place.netns:
+    if place.netns is None:
         return False
     try:
-        with _speaking_in(place) as pod:
+        with _inside(place), Netlink() as pod:
             return _paired(node, pod, place) is not None
     except NoNamespace:  # and the kernel takes the wire with it
         return False
 
 
+def _file(place: Place) -> str:
+    if place.netns is None:
+        raise NoNamespace(f"there is no network namespace at {place.path or 'CNI_NETNS, which is not set'}")
+    return f"/proc/self/fd/{place.netns}"
+
+
 @contextmanager
-def _speaking_in(place: Place) -> Iterator[Netlink]:
+def _inside(place: Place) -> Iterator[None]:
+    entering = netns.inside(_file(place))
     try:
-        with netns.inside(place.netns):
-            opened = Netlink()
+        entering.__enter__()
     except OSError as error:
-        raise NoNamespace(f"there is no network namespace at {place.netns}: {error.strerror}") from error
-    with opened:
-        yield opened
+        raise NoNamespace(f"{place.path} is not a network namespace: {error.strerror}") from error
+    try:
+        yield
+    finally:
+        entering.__exit__(None, None, None)
 
 
 def _paired(node: Netlink, pod: Netlink, place: Place) -> tuple[Link, Link] | None:
-    host, inside = interfaces.find(node, place.host), interfaces.find(pod, place.inside)
-    if host is None or inside is None:
+    outside, inside = interfaces.link_message(node, place.host), interfaces.link_message(pod, place.inside)
+    if outside is None or inside is None:
         return None
-    ends = interfaces.peer_index(node, place.host), interfaces.peer_index(pod, place.inside)
-    return (host, inside) if ends == (inside.index, host.index) else None
+    host, end = interfaces.unpack_link(outside), interfaces.unpack_link(inside)
+    if host is None or end is None:
+        return None
+    ends = interfaces.peer_of(outside), interfaces.peer_of(inside)
+    return (host, end) if ends == (end.index, host.index) else None
 
 
-def _make(node: Netlink, pod: Netlink, place: Place, mtu: int) -> None:
+def _make(node: Netlink, pod: Netlink, place: Place, mtu: int, mac: str) -> None:
     if interfaces.find(pod, place.inside) is not None:
-        raise MuslinError(f"{place.netns} has an interface {place.inside} already, and it is not ours")
+        raise Taken(f"{place.path} has an interface {place.inside} already, and it is not ours")
     interfaces.delete_link(node, place.host)
-    with open(place.netns) as there:
-        far = End(name=place.inside, namespace=there.fileno())
-        interfaces.add_veth(node, End(name=place.host, mac=HOST_MAC), far, mtu)
+    assert place.netns is not None
+    far = End(name=place.inside, mac=mac, namespace=place.netns)
+    interfaces.add_veth(node, End(name=place.host, mac=HOST_MAC), far, mtu)
 
 
-def _prepare_ipv6(place: Place) -> None:
+def _batch(netlink: Netlink, requests: Sequence[bytes]) -> None:
+    for refusal in netlink.batch(requests).values():
+        raise refusal
+
+
+def _held(pod: Netlink, index: int) -> set[Interface]:
+    return {each for at, each in interfaces.addresses(pod) if at == index and not each.is_link_local}
+
+
+def _no_duplicates(device: str) -> None:
     """Neither end looks for duplicates: the wire has two ends, and while one looks the pod has no gateway."""
-    _sysctls(place.host)
-    with netns.inside(place.netns):
-        _sysctls(place.inside)
+    _write(f"net/ipv6/conf/{device}/accept_dad", "0")
 
 
-def _sysctls(device: str) -> None:
-    sysctl.write(f"net/ipv6/conf/{device}/disable_ipv6", "0")
-    sysctl.write(f"net/ipv6/conf/{device}/accept_dad", "0")
-
-
-def _finish_pod(pod: Netlink, inside: Link, own: tuple[Address, ...]) -> None:
-    for address in own:
-        interfaces.add_address(pod, inside.index, ip_interface(host_prefix(address)))
-    interfaces.set_link(pod, inside.index, up=True)
-    for address in own:
-        gateway = GATEWAYS[Family(address.version)]
-        routes = [(_EVERYWHERE[address.version], NextHop(inside.index, gateway))]
-        if address.version == 4:
-            routes.insert(0, (host_prefix(gateway), NextHop(inside.index)))
-        interfaces.add_routes(pod, routes)
+def _write(key: str, value: str) -> None:
+    """Set a sysctl of the calling thread's namespace, unless it is so; a kernel without IPv6 has none of IPv6's."""
+    file = Path("/proc/sys", key)
+    try:
+        if file.read_text().strip() == value:
+            return
+    except FileNotFoundError:
+        if key.startswith("net/ipv6/") and not os.path.exists("/proc/sys/net/ipv6"):
+            return
+    sysctl.write(key, value)

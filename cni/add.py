@@ -1,0 +1,218 @@
+"""ADD: join a pod, or find that it is joined already.
+
+    read Pod, Namespace ──> wish ──> address + handle + endpoint, one transaction ──┐
+    make the wire (a thread) ───────────────────────────────────────────────────────┴─> furnish the pod's end
+        ──> felix says `up` ──> connections of former holders cut ──> the host leads here ──> result
+
+    anything fails, or nobody waits any more  ──> wire, endpoint and address are taken back, if the wire is ours
+
+The endpoint is written as if there were none. That there is one is seen by the conflict, and looked at then: the same
+container's is kept as it is, a former container's of the pod is replaced at the revision at which it was read. A wire
+that stood before is that of a pod that works (ADD is asked once more, or an agent died after it was made): what fails
+then takes nothing away, and the DEL that a runtime owes for a failed ADD does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from dataclasses import replace
+from ipaddress import ip_interface
+from typing import Final
+
+import structlog
+
+from cni import endpoint, gates, wiring
+from cni.annotations import Wish, wish
+from cni.call import ATTEMPTS, Call, Found
+from cni.result import Device, Joined
+from cni.spec import Code, Failure
+from cni.thread import in_thread, to_the_end
+from cni.wiring import GATEWAYS, Furniture, Wire
+from core.addr import Address, Family, host_prefix
+from core.errors import Conflict, Invalid, MuslinError
+from core.names import WORKLOAD_PREFIX
+from core.resources import Namespace, Pod, WorkloadEndpoint
+from core.validate import validate
+from datastore import objects
+from datastore.api import Operation
+from datastore.ipam.model import Grant, Owner, Request
+from linux.route_query import Way, way_to
+
+UNDO_WHY: Final = "ADD failed"
+
+log = structlog.get_logger()
+
+
+async def add(call: Call) -> Joined:
+    """Join the pod; what it has. Asked again, the same. Raises `MuslinError`, `OSError`, or a group of them."""
+    adding = _Adding(call)
+    try:
+        return await adding.run()
+    except BaseException:
+        if adding.wire is None or adding.wire.made:
+            await to_the_end(adding.undo())
+        raise
+
+
+class _Adding:
+    """One ADD under way. `wire` is None until there is one."""
+
+    def __init__(self, call: Call) -> None:
+        self._call, self._means = call, call.means
+        self.wire: Wire | None = None
+        self._pod: Pod | None = None
+        self._wish = Wish()
+        self._mac = ""
+
+    async def run(self) -> Joined:
+        """All of it."""
+        async with asyncio.TaskGroup() as both:
+            wiring_task = both.create_task(in_thread(self._attach), name="wire")
+            granting = both.create_task(self._grant(), name="addresses")
+        wire, (grant, revision) = wiring_task.result(), granting.result()
+        furniture = Furniture(
+            addresses=grant.addresses,
+            routes=wiring.routes_of(grant.addresses, self._call.conf.ipam.routes),
+            forward=self._call.conf.ip_forward,
+        )
+        wire = await in_thread(wiring.furnish, self._call.place, wire, furniture, self._mac)
+        await self._until_ready(revision, wire)
+        await self._means.flows.cut(grant.addresses)
+        await self._require_route(grant.addresses, wire)
+        log.info("cni.added", **self._call.who, addresses=[str(each) for each in grant.addresses])
+        return self._joined(furniture, wire)
+
+    async def undo(self) -> None:
+        """DEL's steps, each tried even when the one before fails; a DEL that follows does what could not be done."""
+        call = self._call
+        log.info("cni.undone", **call.who)
+        try:
+            await in_thread(wiring.detach, call.place, certain=self.wire is not None)
+        except (MuslinError, OSError) as error:
+            log.warning("cni.not_unwired", **call.who, why=str(error))
+        try:
+            await call.give_back(UNDO_WHY)
+        except MuslinError as error:
+            log.warning("cni.not_given_back", **call.who, why=str(error))
+
+    def _attach(self) -> Wire:
+        """In a thread; what it made is known also to an ADD that has been cancelled meanwhile."""
+        self.wire = wiring.attach(self._call.place, self._call.conf.mtu, endpoint.own_mac(self._call.handle))
+        return self.wire
+
+    async def _grant(self) -> tuple[Grant, int]:
+        """The addresses, and the revision of the endpoint that has them."""
+        call, at = self._call, self._call.at
+        self._pod, namespace = await asyncio.gather(
+            self._read_pod(), objects.read(self._means.store, Namespace, at.namespace)
+        )
+        around = namespace[0].metadata.annotations if namespace else {}
+        own = {**call.conf.asked.annotations, **(self._pod.metadata.annotations if self._pod else {})}
+        self._wish = wish(call.conf, at, own, around)
+        self._mac = self._wish.mac or endpoint.own_mac(call.handle)
+        if problems := validate(self._endpoint(())):
+            raise Invalid(problems)  # before anything is written
+        found = Found()
+        for _ in range(ATTEMPTS):
+            if call.is_beside(found) and found.endpoint:
+                why = f"pod {at.namespace}/{at.pod} has an interface, {found.endpoint.spec.endpoint}"
+                raise Failure(Code.ENVIRONMENT, f"{why}; muslin gives a pod one")
+            writing = _Writing(self, found)
+            try:
+                grant, revision = await self._means.ledger.assign(self._request(), along=writing)
+            except Conflict:
+                seen, found = found, await call.found()
+                if found.revision == seen.revision:
+                    raise
+                continue
+            return grant, (revision if writing.writes else found.revision)
+        raise Conflict(str(call.key), None, found.revision)
+
+    async def _read_pod(self) -> Pod | None:
+        found = await objects.read(self._means.store, Pod, self._call.at.pod, self._call.at.namespace)
+        return found[0] if found else None
+
+    def _request(self) -> Request:
+        call, wish = self._call, self._wish
+        owner = Owner(
+            node=self._means.node,
+            namespace=call.at.namespace,
+            pod=call.at.pod,
+            container=call.at.container,
+            interface=call.place.host,
+        )
+        return Request(
+            handle=call.handle,
+            owner=owner,
+            families=None if wish.addresses else wish.families,
+            pools=wish.pools,
+            addresses=wish.addresses,
+        )
+
+    def _endpoint(self, addresses: Sequence[Address]) -> WorkloadEndpoint:
+        return endpoint.endpoint(
+            self._means.node,
+            self._call.at,
+            addresses,
+            mac=self._mac,
+            pod=self._pod,
+            runtime_labels=self._call.conf.asked.labels,
+            sources=self._wish.sources,
+        )
+
+    async def _until_ready(self, revision: int, wire: Wire) -> None:
+        """Felix first: before it, nothing of the pod's can be reached."""
+        wait_s = self._call.conf.wait_s
+        if wait_s:
+            await self._means.outcomes.until_up(self._call.name, revision, wait_s, link=wire.host.index)
+        await gates.until_open(self._call.conf.gates, wait_s)
+
+    async def _require_route(self, addresses: Sequence[Address], wire: Wire) -> None:
+        """Raise unless the host leads to the pod: a route that somebody else left would send its packets elsewhere."""
+        if not self._call.conf.wait_s:
+            return
+        for address in addresses:
+            way = way_to(address)
+            if way.device == wire.host.name:
+                continue
+            if not await self._removed_stale(way):
+                where = f"{way.prefix or address} {'dev ' + way.device if way.device else way.kind}"
+                why = f"the host's route to {address} is not the pod's but somebody else's: {where} metric {way.metric}"
+                raise MuslinError(f"{why}, protocol {way.protocol}; remove it")
+
+    async def _removed_stale(self, way: Way) -> bool:
+        """Whether the route led to a former pod's interface, which no endpoint has any more, and is gone with it."""
+        if not way.device.startswith(WORKLOAD_PREFIX):
+            return False
+        for entry in (await self._means.store.list({WorkloadEndpoint.KIND})).entries:
+            found = await objects.read(self._means.store, WorkloadEndpoint, entry.key.name, entry.key.namespace)
+            if found and (found[0].spec.node, found[0].spec.interface_name) == (self._means.node, way.device):
+                return False
+        log.warning("cni.stale_interface", **self._call.who, stale=way.device)
+        await in_thread(wiring.detach, replace(self._call.place, host=way.device), certain=True)
+        return True
+
+    def _joined(self, furniture: Furniture, wire: Wire) -> Joined:
+        pod = Device(name=wire.pod.name, mac=self._mac, mtu=self._call.conf.mtu, sandbox=self._call.at.netns)
+        return Joined(
+            host=Device(name=wire.host.name, mac=wiring.HOST_MAC, mtu=self._call.conf.mtu),
+            pod=pod,
+            addresses=tuple(
+                (ip_interface(host_prefix(each)), GATEWAYS[Family(each.version)]) for each in furniture.addresses
+            ),
+            routes=tuple((each, GATEWAYS[Family(each.version)]) for each in furniture.routes),
+        )
+
+
+class _Writing:
+    """What is written along with the addresses: the endpoint, unless it is as it should be."""
+
+    def __init__(self, adding: _Adding, found: Found) -> None:
+        self._adding, self._found = adding, found
+        self.writes = False
+
+    def __call__(self, grant: Grant) -> Sequence[Operation]:
+        wanted, there = self._adding._endpoint(grant.addresses), self._found.endpoint
+        self.writes = there is None or not endpoint.same(there, wanted)
+        return [objects.put(wanted, self._found.revision)] if self.writes else []
