@@ -33,7 +33,7 @@ from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from datastore import objects
 from datastore.api import Delete
 from datastore.client import GrpcStore
-from datastore.ipam.thin import block_name
+from datastore.ipam.block import block_name
 from linux import netns
 from linux.rights import require_net_admin
 

@@ -35,6 +35,7 @@ from typing import Any, Final
 import structlog
 
 from core import clock
+from core.endpoint_feed import SOCKET, Feed
 from core.errors import Conflict, MuslinError
 from core.health import Health
 from core.latest import Latest
@@ -77,6 +78,7 @@ from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
 from datastore.follow import follow
+from datastore.ipam.ledger import Ledger
 from felix import filter as frame
 from felix import status, tunnel_address
 from felix.cutting import Cutter
@@ -212,6 +214,7 @@ class Agent:
         self._fought = ""
         self._settling: Latest[Snapshot] = Latest()
         self._said: Latest[FelixState] = Latest()
+        self._feed = Feed()
         self._since, self._ready = clock.now(), False
 
     def close(self) -> None:
@@ -231,6 +234,7 @@ class Agent:
             group.create_task(self._decide(), name="decide")
             group.create_task(self._keep_tunnel_address(), name="tunnel address")
             group.create_task(self._write_status(), name="status")
+            group.create_task(self._feed.serve(self._config.run_dir / SOCKET), name="feed")
             group.create_task(self._cutter.run(), name="connections")
             group.create_task(reconcile(reconcilers, self._wake, self._on_progress), name="reconcile")
 
@@ -364,6 +368,7 @@ class Agent:
         if said.ready is not self._ready:
             self._ready, self._since = said.ready, clock.now()
             said = status.state(wanted, outcome, self._programmed, self._since)
+        self._feed.tell(said)
         self._said.put(said)
         if self._metrics:
             self._metrics.tell(said, {name: each.writes for name, each in outcome})
@@ -375,10 +380,11 @@ class Agent:
         await keep_reported(self._said.get, write, pause_s=STATUS_EVERY_S)
 
     async def _keep_tunnel_address(self) -> None:
+        ledger = Ledger(self._store)
         while True:
             snapshot = await self._settling.get()
             try:
-                await tunnel_address.ensure(self._store, snapshot, self._config.node)
+                await tunnel_address.ensure(self._store, ledger, snapshot, self._config.node)
             except Conflict:
                 continue  # somebody else wrote the Node: the snapshot with that is on its way
             except MuslinError as error:

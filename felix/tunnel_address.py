@@ -1,30 +1,48 @@
-"""This node's own address inside the tunnel: allocated once from a pool that tunnels, kept in the Node object.
+"""This node's own address inside the tunnel: given once from a pool that tunnels, kept in the Node object.
+
+    IPAM    handle ipip-tunnel-addr-NODE ──┐ one transaction: neither
+    Node    spec.bgp.ipv4IPIPTunnelAddr  ──┘ is ever there without the other
 
 It is kept when every pool goes back to Never: a switch there and back must not renumber the node, and one address a
-node is a small price. It is given back, and another taken, only when its pool is gone.
+node is a small price. It is given back, and another taken, only when its pool is gone. An address that stands in the
+Node and that IPAM knows nothing of (written by hand, or restored) is claimed, lest a pod be given it; if another
+holds it already, the node gets a new one.
 """
 
 from __future__ import annotations
 
-from msgspec.structs import replace
+from contextlib import suppress
+from dataclasses import replace
+from ipaddress import ip_network
+from typing import Final
 
-from core.addr import Address, contains
+from msgspec import structs
+
+from core.addr import Address, Family, contains
 from core.names import TUNNEL_HANDLE
-from core.resources import IPPool, Node
+from core.resources import IPAMBlock, IPPool, Node
 from core.snapshot import Snapshot
 from datastore import objects
-from datastore.api import Store
-from datastore.ipam import thin as ipam
+from datastore.api import Operation, Store
+from datastore.ipam.block import block_name
+from datastore.ipam.ledger import Ledger
+from datastore.ipam.model import Exhausted, Grant, Owner, Request, Use
 from felix.overlay import may_tunnel, tunnel_address
+
+POOL_GONE: Final = "pool gone"
+"""Why an address is given back, as its record says."""
 
 
 def settled(snapshot: Snapshot, node: str) -> bool:
-    """Whether there is nothing to do: no pool tunnels, the node cannot, or its address lies in a pool."""
+    """Whether there is nothing to do: no pool tunnels, the node cannot, or its address is of a pool and is its own."""
     local = snapshot.get(Node, node)
     if local is None or local.address(4) is None or not any(map(may_tunnel, snapshot.of(IPPool).values())):
         return True
     address = tunnel_address(local)
-    return address is not None and _in_a_pool(snapshot, address)
+    pool = None if address is None else _pool_of(snapshot, address)
+    if address is None or pool is None:
+        return False
+    return not may_tunnel(pool) or _holds(snapshot, pool, address, node)
 
 
 def handle(node: str) -> str:
@@ -32,8 +50,8 @@ def handle(node: str) -> str:
     return f"{TUNNEL_HANDLE}{node}"
 
 
-async def ensure(store: Store, snapshot: Snapshot, node: str) -> None:
-    """Allocate the address and write it into the Node, unless `snapshot` is settled.
+async def ensure(store: Store, ledger: Ledger, snapshot: Snapshot, node: str) -> None:
+    """Take the address and write it into the Node, unless `snapshot` is settled.
 
     Raises `Exhausted`, `Conflict` (somebody else changed the Node: the next snapshot tells) or `Unavailable`.
     """
@@ -44,14 +62,36 @@ async def ensure(store: Store, snapshot: Snapshot, node: str) -> None:
         return
     local, revision = found
     present = tunnel_address(local)
+    if present is not None and _pool_of(snapshot, present) is None:
+        await ledger.release(handle(node), POOL_GONE, [objects.put(_with(local, ""), revision)])
+        return  # the Node has changed: the next snapshot finds it without an address
+
+    def into_node(grant: Grant) -> list[Operation]:
+        (address,) = grant.addresses
+        return [] if address == present else [objects.put(_with(local, str(address)), revision)]
+
+    request = Request(handle=handle(node), owner=Owner(node=node), families=(Family.V4,), use=Use.TUNNEL)
     if present is not None:
-        if _in_a_pool(snapshot, present):
-            return  # the store is ahead of the snapshot
-        await ipam.release(store, handle(node))
-    address = await ipam.allocate(store, ipam.Request(node=node, handle=handle(node), use=ipam.Use.TUNNEL))
-    bgp = replace(found[0].spec.bgp, ipv4_ipip_tunnel_addr=str(address))
-    await objects.write(store, replace(local, spec=replace(local.spec, bgp=bgp)), revision)
+        with suppress(Exhausted):  # another holds it
+            await ledger.assign(replace(request, addresses=(present,)), into_node)
+            return
+    await ledger.assign(request, into_node)
 
 
-def _in_a_pool(snapshot: Snapshot, address: Address) -> bool:
-    return any(contains(pool.spec.network, address) for pool in snapshot.of(IPPool).values())
+def _with(node: Node, address: str) -> Node:
+    """`node` with another tunnel address; "" for none."""
+    assert node.spec.bgp is not None
+    bgp = structs.replace(node.spec.bgp, ipv4_ipip_tunnel_addr=address)
+    return structs.replace(node, spec=structs.replace(node.spec, bgp=bgp))
+
+
+def _pool_of(snapshot: Snapshot, address: Address) -> IPPool | None:
+    pools = snapshot.of(IPPool).values()
+    return next((pool for pool in pools if contains(pool.spec.network, address)), None)
+
+
+def _holds(snapshot: Snapshot, pool: IPPool, address: Address, node: str) -> bool:
+    """Whether IPAM says of a pool's address that it is the node's."""
+    network = ip_network((int(address), pool.spec.block_length), strict=False)
+    block = snapshot.get(IPAMBlock, block_name(network))
+    return block is not None and block.spec.allocations.get(str(address)) == handle(node)

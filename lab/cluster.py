@@ -26,6 +26,7 @@ from core.addr import Address
 from core.errors import MuslinError, NotFound, Unavailable
 from core.resources import FelixStatus, Node, SpeakerStatus
 from datastore.api import Put, Store
+from datastore.ipam.ledger import Ledger
 from lab import capture, conditions, ip, manifests, pods, probe, processes, state, topology, underlay
 from lab.processes import Process
 from lab.routers import Router
@@ -196,9 +197,7 @@ class Cluster:
 
     async def _pods(self, store: Store) -> int:
         """Create every pod; the revision at which all their endpoints are known."""
-        found: dict[str, tuple[Address, ...]] = {}
-        for pod in self.topology.pods:
-            found[pod.name] = await pods.addresses(store, pod, self.topology.families)
+        found = await pods.addresses(Ledger(store), self.topology.pods, self.topology.families)
         self._record(pods={name: tuple(map(str, addresses)) for name, addresses in found.items()})
         pods.create(self.name, self.topology.pods, found)
         self._started(PROBE, pods.serve(self.name, self.topology, self.directory))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,8 +12,8 @@ from cni.spec import MTU
 from cni.wiring import Place, attach
 from core import names
 from core.addr import Address, Family
-from datastore.api import Store
-from datastore.ipam import thin as ipam
+from datastore.ipam.ledger import Ledger
+from datastore.ipam.model import Owner, Request
 from lab import processes, underlay
 from lab.manifests import handle
 from lab.processes import Process
@@ -22,12 +23,18 @@ from lab.wiring import UPLINK
 from linux import netns
 
 
-async def addresses(store: Store, pod: Pod, families: Iterable[Family]) -> tuple[Address, ...]:
-    """The pod's addresses, from a block of its node."""
-    requests = [
-        ipam.Request(node=pod.node, handle=handle(pod), family=family, namespace=pod.namespace) for family in families
-    ]
-    return tuple([await ipam.allocate(store, request) for request in requests])
+async def addresses(ledger: Ledger, pods: Sequence[Pod], families: Iterable[Family]) -> dict[str, tuple[Address, ...]]:
+    """The pods' addresses by the pods' names, each from a block of its node; many in one transaction."""
+    wanted = tuple(families)
+    async with asyncio.TaskGroup() as group:
+        asked = {pod.name: group.create_task(ledger.assign(_request(pod, wanted))) for pod in pods}
+    return {name: task.result()[0].addresses for name, task in asked.items()}
+
+
+def _request(pod: Pod, families: tuple[Family, ...]) -> Request:
+    interface = names.workload_interface(pod.namespace, pod.short)
+    owner = Owner(node=pod.node, namespace=pod.namespace, pod=pod.short, interface=interface)
+    return Request(handle=handle(pod), owner=owner, families=families)
 
 
 def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]) -> None:

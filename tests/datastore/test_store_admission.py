@@ -13,7 +13,8 @@ from core.resources.network import IPPoolSpec
 from core.resources.policy import NetworkPolicySpec, TierSpec
 from datastore.admission import admit
 from datastore.api import Delete, Present, Put, Store, Unchanged
-from datastore.ipam import thin as ipam
+from datastore.ipam.ledger import Ledger
+from datastore.ipam.model import Owner, Request
 from datastore.sqlite import SqliteStore
 
 
@@ -69,13 +70,15 @@ async def test_a_pool_stays_while_a_block_cannot_be_read(sqlite: Store) -> None:
 async def test_what_ipam_gave_keeps_its_block_and_its_node(sqlite: Store) -> None:
     node = Node(metadata=Metadata(name="n1"))
     await sqlite.txn([put(pool("a", "10.65.0.0/24")), put(node)])
-    address = await ipam.allocate(sqlite, ipam.Request(node="n1", handle="k8s.shop.web"))
+    ledger = Ledger(sqlite)
+    grant, _ = await ledger.assign(Request(handle="k8s.shop.web", owner=Owner(node="n1")))
+    (address,) = grant.addresses
     (block,) = (await sqlite.list({IPAMBlock.KIND})).entries
     for key, name in ((block.key, "IPAMBlock/10-65-0-"), (node.key, "Node/n1")):
         (said,) = await refusal(sqlite, Delete(key))
         assert said.startswith(name)
         assert f"1 of its addresses are in use ({address} by k8s.shop.web)" in said
-    assert await ipam.release(sqlite, "k8s.shop.web") == (address,)
+    assert (await ledger.release("k8s.shop.web", "DEL")).addresses == (address,)
     revision = (await sqlite.list(frozenset())).revision
     guards = await admit(sqlite, [Delete(block.key), Delete(node.key)])
     assert set(guards) == {Unchanged(IPAMBlock.KIND, revision), Unchanged(Node.KIND, revision)}

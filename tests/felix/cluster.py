@@ -30,7 +30,7 @@ from core.resources.network import (
 )
 from core.resources.policy import Action, EntityRule, GlobalNetworkPolicySpec, NetworkPolicySpec, Rule
 from core.snapshot import Snapshot
-from datastore.ipam.thin import block_name
+from datastore.ipam.block import block_name
 from felix.model import Config
 from linux.model import Facts, Link, Via
 
