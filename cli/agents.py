@@ -1,4 +1,7 @@
-"""datastore, felix, bgp, node: the processes that run on servers and nodes, and what keeps them alive."""
+"""datastore, felix, bgp, node: the processes that run on servers and nodes, and what keeps them alive.
+
+The CNI agent, which `node` keeps too, is in `cli.cni`.
+"""
 
 from __future__ import annotations
 
@@ -6,7 +9,7 @@ import asyncio
 from collections.abc import Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, NoReturn
+from typing import TYPE_CHECKING, Annotated, Final, NoReturn
 
 import msgspec
 import typer
@@ -23,7 +26,11 @@ if TYPE_CHECKING:
     from core.health import Exposition, Health
     from core.supervise import Service
 
-node = typer.Typer(help="Both agents of a node, kept alive; and what to do about a node.", invoke_without_command=True)
+node = typer.Typer(help="The agents of a node, kept alive; and what to do about a node.", invoke_without_command=True)
+
+AGENTS: Final = ("felix", "bgp", "cni")
+"""What a node runs, as it is started. It ends the other way round: first no pod begins here any more, while felix
+programs those whose ADD is under way; then routers are told; and policy is kept up to the last."""
 
 
 def register(app: typer.Typer) -> None:
@@ -65,7 +72,7 @@ def datastore(
         await asking.datastore(state, await bound.get())
 
     services: dict[str, Service] = {"datastore": lambda: serve(backend, addresses, on_ready=on_ready)}
-    _run({**services, "health questions": ask} if health else services, state, health)
+    run({**services, "health questions": ask} if health else services, state, health)
 
 
 def felix(
@@ -90,7 +97,7 @@ def felix(
     async def exposition() -> bytes:
         return await asyncio.to_thread(lambda: exposed(measured.families()))
 
-    _run({"felix": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
+    run({"felix": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
 
 
 def bgp(
@@ -115,10 +122,10 @@ def bgp(
     async def exposition() -> bytes:
         return exposed(measured.families())
 
-    _run({"bgp": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
+    run({"bgp": lambda: agent.run(config, state, measured)}, state, health, run_dir=run_dir, metrics=exposition)
 
 
-def _run(
+def run(
     services: Mapping[str, Service],
     state: Health,
     address: str | None,
@@ -142,7 +149,7 @@ def _run(
 
 
 @node.callback()
-def both(
+def every(
     context: typer.Context,
     name: Annotated[str | None, typer.Option("--node", help="The name of this host's Node object.")] = None,
     datastore: options.DatastoreOption = options.DATASTORE,
@@ -150,7 +157,7 @@ def both(
     health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
-    """Run felix and bgp, start again the one that dies, and end both, bgp first, when told to."""
+    """Run felix, bgp and the CNI agent, start again the one that dies, and end them, cni first, when told to."""
     if context.invoked_subcommand is not None:
         return
     if name is None:
@@ -161,17 +168,16 @@ def both(
     from core.health import Health
 
     log.configure(log_level)
-    names = ("felix", "bgp")
-    sockets = {agent: run_dir / f"{agent}.health" for agent in names} if health else {}
-    state = Health(names)
+    sockets = {agent: run_dir / f"{agent}.health" for agent in AGENTS} if health else {}
+    state = Health(AGENTS)
     services: dict[str, Service] = {}
-    for agent in names:
+    for agent in AGENTS:
         words = [agent, "--node", name, "--datastore", datastore, "--run-dir", str(run_dir), "--log-level", log_level]
         words += ["--health", f"unix:{sockets[agent]}"] if health else []
         services[agent] = kept(agent, muslin(*words))
     if health:
         services["health questions"] = lambda: asking.agents(state, sockets)
-    _run(services, state, health, run_dir=run_dir, grace_s=15.0, metrics=lambda: asking.metrics(sockets))
+    run(services, state, health, run_dir=run_dir, grace_s=15.0, metrics=lambda: asking.metrics(sockets))
 
 
 @node.command()

@@ -17,6 +17,8 @@ from importlib import resources
 from pathlib import Path
 from typing import Any, Final
 
+from cni import conf
+from cni.spec import Command
 from core.errors import Invalid, MuslinError, Problem, Unsupported
 
 BIN_DIR: Final = Path("/opt/cni/bin")
@@ -35,6 +37,9 @@ INTERPRETER: Final = Path("/usr/bin/python3")
 
 ANNOTATIONS: Final = "io.kubernetes.cri.pod-annotations"
 """The capability by which containerd and CRI-O pass a pod's annotations."""
+
+CAPABILITIES: Final = {"ips": True, "mac": True, ANNOTATIONS: True}
+"""What a runtime may ask of us for one pod."""
 
 CHAINABLE: Final[dict[str, dict[str, Any]]] = {
     "portmap": {"type": "portmap", "snat": True, "capabilities": {"portMappings": True}},
@@ -75,7 +80,8 @@ class Installed:
 
 
 def install(plan: Plan, *, force: bool = False) -> Installed:
-    """Write both files. Raises `Invalid` for a plan that cannot be, `MuslinError` for files that are not ours."""
+    """Write both files. Raises `Invalid` or `Failure` for a plan that cannot be, `MuslinError` for files that are not
+    ours."""
     if not INTERPRETER.exists():
         raise Unsupported(f"there is no {INTERPRETER} on this machine, which each pod needs; apt-get install python3")
     found = {name: folder for name in CHAINABLE if (folder := _folder(name, plan.bin_dir))}
@@ -123,7 +129,7 @@ def executable_text(socket: Path) -> str:
 
 def configuration(plan: Plan, chained: Sequence[str]) -> dict[str, Any]:
     """The network configuration list."""
-    own: dict[str, Any] = {"type": plan.kind, "capabilities": {ANNOTATIONS: True}}
+    own: dict[str, Any] = {"type": plan.kind, "capabilities": CAPABILITIES}
     if plan.mtu is not None:
         own["mtu"] = plan.mtu
     plugins = [own, *(CHAINABLE[name] for name in chained)]
@@ -150,6 +156,8 @@ def _refuse_unfit(plan: Plan, found: dict[str, Path]) -> None:
         problems.append(Problem(path="run-dir", why=f"{plan.socket.parent} is not an absolute path"))
     if problems:
         raise Invalid(problems)
+    network = configuration(plan, ())
+    conf.read({**network["plugins"][0], "name": network["name"]}, plan.version, Command.ADD, "", "")
 
 
 def _refuse_foreign(executable: Path, conflist: Path) -> None:

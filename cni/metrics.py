@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from itertools import accumulate
 from typing import Final
 
-from core.metrics import Family, Histogram
+from core.metrics import Family, Histogram, Source
 
 BOUNDS: Final = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0)
 """Seconds, as histograms count them."""
@@ -26,6 +26,11 @@ class Metrics:
         self._requests: Counter[tuple[str, str]] = Counter()
         self._counts: dict[str, list[int]] = {}  # by verb: how many fell between two bounds, and beyond the last
         self._seconds: defaultdict[str, float] = defaultdict(float)
+        self._others: list[Source] = []
+
+    def also(self, source: Source) -> None:
+        """Tell what another part measures, too."""
+        self._others.append(source)
 
     def began(self) -> None:
         """A question has been read."""
@@ -50,6 +55,8 @@ class Metrics:
 
     def families(self) -> Iterator[Family | Histogram]:
         """Everything, as of now."""
+        for source in self._others:
+            yield from source()
         yield Family(
             name="muslin_cni_requests_total",
             help="Questions of container runtimes, by the CNI error code they were answered with (0: done).",

@@ -1,4 +1,4 @@
-"""`muslin node` as an operator runs it: both agents in a node of their own, one killed, both ended, all removed."""
+"""`muslin node` as an operator runs it: its agents in a node of their own, one killed, all ended, all removed."""
 
 import asyncio
 import json
@@ -76,7 +76,7 @@ def metrics(socket: Path) -> set[str]:
 
 
 @pytest.mark.kernel
-def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
+def test_the_agents_are_kept_alive_and_leave_what_they_programmed(
     muslin: Muslin, datastore: str, namespace: str, tmp_path: Path
 ) -> None:
     (tmp_path / "cluster.yaml").write_text(yaml.safe_dump_all(CLUSTER))
@@ -94,13 +94,14 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
             done = muslin("rollout status --timeout 30")
             assert done.code == 0, done.err + (tmp_path / "log").read_text()
             first = agents(process.pid)
-            assert set(first) == {"felix", "bgp"}
+            assert set(first) == {"felix", "bgp", "cni"}
             deadline = time.monotonic() + 30
             while set(components(socket).values()) != {"ok"}:
                 assert time.monotonic() < deadline, components(socket)
                 time.sleep(0.1)
-            assert {"felix", "felix.nft", "bgp", "bgp.exabgp"} <= components(socket).keys()
-            while not {"muslin_felix_ready 1.0", "muslin_bgp_ready 1.0"} <= (measured := metrics(socket)):
+            assert {"felix", "felix.nft", "bgp", "bgp.exabgp", "cni", "cni.server"} <= components(socket).keys()
+            told = {"muslin_felix_ready 1.0", "muslin_bgp_ready 1.0", "muslin_cni_requests_in_flight 0.0"}
+            while not told <= (measured := metrics(socket)):
                 assert time.monotonic() < deadline, measured
                 time.sleep(0.1)
             os.kill(first["felix"], signal.SIGKILL)
@@ -108,7 +109,9 @@ def test_both_agents_are_kept_alive_and_leave_what_they_programmed(
             while agents(process.pid).get("felix", first["felix"]) == first["felix"]:
                 assert time.monotonic() < deadline, (tmp_path / "log").read_text()
                 time.sleep(0.05)
-            assert agents(process.pid)["bgp"] == first["bgp"]
+            assert {name: agents(process.pid)[name] for name in ("bgp", "cni")} == {
+                name: first[name] for name in ("bgp", "cni")
+            }
         finally:
             process.send_signal(signal.SIGTERM)
             code = process.wait(30)
