@@ -8,7 +8,7 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-from cni.spec import MTU
+from cni.conf import MTU
 from cni.wiring import Place, attach
 from core import names
 from core.addr import Address, Family
