@@ -111,7 +111,7 @@ class _Adding:
         own = {**call.conf.asked.annotations, **(self._pod.metadata.annotations if self._pod else {})}
         self._wish = wish(call.conf, at, own, around)
         self._mac = self._wish.mac or endpoint.own_mac(call.handle)
-        if problems := validate(self._endpoint(())):
+        if problems := validate(self.endpoint(())):
             raise Invalid(problems)  # before anything is written
         found = Found()
         for _ in range(ATTEMPTS):
@@ -150,14 +150,16 @@ class _Adding:
             addresses=wish.addresses,
         )
 
-    def _endpoint(self, addresses: Sequence[Address]) -> WorkloadEndpoint:
+    def endpoint(self, addresses: Sequence[Address], there: WorkloadEndpoint | None = None) -> WorkloadEndpoint:
+        """What it should be. The runtime's labels of `there`, the same container's, stay when it gives none now."""
+        kept = endpoint.runtime_labels(there) if there is not None and endpoint.is_of(there, self._call.at) else {}
         return endpoint.endpoint(
             self._means.node,
             self._call.at,
             addresses,
             mac=self._mac,
             pod=self._pod,
-            runtime_labels=self._call.conf.asked.labels,
+            runtime_labels=self._call.conf.asked.labels or kept,
             sources=self._wish.sources,
         )
 
@@ -213,6 +215,7 @@ class _Writing:
         self.writes = False
 
     def __call__(self, grant: Grant) -> Sequence[Operation]:
-        wanted, there = self._adding._endpoint(grant.addresses), self._found.endpoint
+        there = self._found.endpoint
+        wanted = self._adding.endpoint(grant.addresses, there)
         self.writes = there is None or not endpoint.same(there, wanted)
         return [objects.put(wanted, self._found.revision)] if self.writes else []

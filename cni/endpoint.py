@@ -89,7 +89,7 @@ def as_pod_says(endpoint: WorkloadEndpoint, pod: Pod | None) -> WorkloadEndpoint
     account = pod.service_account if pod else _DEFAULT
     labels = {
         **(pod.metadata.labels if pod else {}),
-        **_runtime_labels(endpoint),
+        **runtime_labels(endpoint),
         NAMESPACE_LABEL: namespace,
         ORCHESTRATOR_LABEL: "k8s",
         SERVICE_ACCOUNT_LABEL: account,
@@ -121,7 +121,8 @@ def same(one: WorkloadEndpoint, other: WorkloadEndpoint) -> bool:
     return said(one) == said(other)
 
 
-def _runtime_labels(endpoint: WorkloadEndpoint) -> Mapping[str, str]:
+def runtime_labels(endpoint: WorkloadEndpoint) -> Mapping[str, str]:
+    """The labels that the runtime gave it."""
     try:
         found = json.loads(endpoint.metadata.annotations.get(RUNTIME_LABELS, "{}"))
     except ValueError:

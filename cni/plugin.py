@@ -28,6 +28,7 @@ from cni.call import Call, Means
 from cni.check import check
 from cni.conf import Conf
 from cni.flows import Flows
+from cni.follow_pods import follow_pods
 from cni.model import Answer, Config, Question
 from cni.remove import remove
 from cni.spec import Code, Command, Failure
@@ -62,6 +63,10 @@ class Plugin:
     def collect_with(self, collector: Collecting) -> None:
         """Who does what GC asks; it may need `busy`, and so come later."""
         self._collector = collector
+
+    async def follow_pods(self) -> None:
+        """Bring later changes of Pods to this node's endpoints, until cancelled."""
+        await follow_pods(self._means.store, self._means.node)
 
     def busy(self) -> frozenset[str]:
         """The ids of the containers that are worked on now."""

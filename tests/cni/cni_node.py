@@ -9,23 +9,30 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from cni import model
+from cni.collector import Collector
+from cni.model import Config, Question
+from cni.plugin import Plugin
+from core.endpoint_feed import SOCKET, Outcomes
 from core.names import workload_interface
-from core.resources import IPAMBlock, IPPool, Metadata, Namespace, Node, Resource, WorkloadEndpoint
+from core.resources import IPAMBlock, IPAMHandle, IPPool, Metadata, Namespace, Node, Resource, WorkloadEndpoint
 from core.resources.network import IPPoolSpec
 from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
+from datastore.ipam.ledger import Ledger
 from linux import netns
 from tests.felix.host import Place
 
 HOUSE = Path(__file__).parents[2]
-PATIENCE_S = 20.0
+PATIENCE_S = 10.0
 NETWORK = "k8s-pod-network"
 NODE = "n1"
 
@@ -74,7 +81,6 @@ class Pod:
 
     def environment(self, command: str) -> dict[str, str]:
         return {
-            "PATH": os.environ["PATH"],
             "CNI_COMMAND": command,
             "CNI_CONTAINERID": self.container,
             "CNI_NETNS": f"/run/netns/{self.netns}",
@@ -82,6 +88,53 @@ class Pod:
             "CNI_ARGS": f"IgnoreUnknown=1;K8S_POD_NAMESPACE={self.namespace};K8S_POD_NAME={self.name};COLOUR=blue",
             "CNI_PATH": "/opt/cni/bin",
         }
+
+
+class Agent:
+    """The CNI plugin as its agent runs it: a thread in the node's namespace, with an event loop of its own."""
+
+    def __init__(self, namespace: str, datastore: str, run_dir: Path) -> None:
+        self._namespace, self._datastore, self._run_dir = namespace, datastore, run_dir
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._stop: asyncio.Event | None = None
+        self._began = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="cni agent")
+
+    def __enter__(self) -> Agent:
+        self._thread.start()
+        assert self._began.wait(PATIENCE_S)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        assert self._loop
+        assert self._stop
+        self._loop.call_soon_threadsafe(self._stop.set)
+        self._thread.join()
+
+    def _run(self) -> None:
+        with netns.inside(self._namespace):
+            asyncio.run(self._serve())
+
+    async def _serve(self) -> None:
+        config = Config(node=NODE, datastore=self._datastore, run_dir=self._run_dir)
+        store, outcomes = GrpcStore(self._datastore), Outcomes(self._run_dir / SOCKET)
+        self.plugin = Plugin(config, store, Ledger(store), outcomes)
+        collector = Collector(config, store, self.plugin.busy)
+        self.plugin.collect_with(collector)
+        self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
+        others = [asyncio.create_task(outcomes.run()), asyncio.create_task(self.plugin.follow_pods())]
+        self._began.set()
+        await self._stop.wait()
+        for each in others:
+            each.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await store.close()
+
+    async def ask(self, question: Question) -> model.Answer:
+        """What the plugin answers. Cancelled, so is the question."""
+        assert self._loop
+        asked = asyncio.run_coroutine_threadsafe(self.plugin.answer(question), self._loop)
+        return await asyncio.wrap_future(asked)
 
 
 @dataclass
@@ -92,6 +145,7 @@ class Runtime:
     datastore: str
     folder: Path
     felix: subprocess.Popen[bytes]
+    agent: Agent
     containers: list[str] = field(default_factory=list)
 
     def container(self, pod: str) -> Pod:
@@ -103,37 +157,39 @@ class Runtime:
         return Pod(pod, f"c{number}f00d{os.getpid():x}", made)
 
     def config(self, **more: object) -> dict[str, object]:
-        own = {"cniVersion": "1.0.0", "name": NETWORK, "type": "muslin", "datastore": self.datastore, "node": NODE}
-        return {**own, "log_file": str(self.folder / "cni.log"), **more}
+        return {"cniVersion": "1.0.0", "name": NETWORK, "type": "muslin", **more}
 
-    @contextlib.asynccontextmanager
-    async def begun(self, command: str, pod: Pod, **more: object) -> AsyncIterator[asyncio.subprocess.Process]:
-        """A call under way."""
-        process = await asyncio.create_subprocess_exec(
-            *netns.command(f"/run/netns/{self.namespace}", sys.executable, "-m", "cni"),
-            cwd=HOUSE,
-            env=pod.environment(command),
-            stdin=asyncio.subprocess.PIPE,
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.PIPE,
-        )
-        assert process.stdin
-        process.stdin.write(json.dumps(self.config(**more)).encode())
-        process.stdin.close()
+    async def ask(
+        self, environment: Mapping[str, str | None], given: Mapping[str, object] | bytes, agent: Agent | None = None
+    ) -> Answer:
+        """What the executable does: the environment, the configuration, and the namespace opened if it is there."""
+        known = {key: text for key, text in environment.items() if text is not None}
+        stdin = given if isinstance(given, bytes) else json.dumps(given).encode()
+        opened = None
+        with contextlib.suppress(OSError, KeyError):
+            opened = os.open(known["CNI_NETNS"], os.O_RDONLY | os.O_CLOEXEC)
         try:
-            yield process
+            async with asyncio.timeout(PATIENCE_S):
+                question = Question(environment=known, stdin=stdin, netns=opened)
+                answer = await (agent or self.agent).ask(question)
         finally:
-            if process.returncode is None:
-                process.kill()
-            await process.communicate()
+            if opened is not None:
+                os.close(opened)
+        return Answer(answer.status, json.loads(answer.stdout) if answer.stdout else {})
 
     async def call(self, command: str, pod: Pod, **more: object) -> Answer:
         """A call and its answer."""
-        async with asyncio.timeout(PATIENCE_S), self.begun(command, pod, **more) as process:
-            out, err = await process.communicate()
-            assert process.returncode is not None
-            assert not err, err
-            return Answer(process.returncode, json.loads(out) if out else {})
+        return await self.ask(pod.environment(command), self.config(**more))
+
+    @contextlib.asynccontextmanager
+    async def begun(self, command: str, pod: Pod, **more: object) -> AsyncIterator[asyncio.Task[Answer]]:
+        """A call under way."""
+        task = asyncio.create_task(self.call(command, pod, **more))
+        try:
+            yield task
+        finally:
+            task.cancel()
+            await asyncio.wait([task])
 
     async def add(self, pod: Pod, **more: object) -> Answer:
         answer = await self.call("ADD", pod, **more)
@@ -142,7 +198,7 @@ class Runtime:
 
     async def remove(self, pod: Pod) -> None:
         answer = await self.call("DEL", pod)
-        assert answer == Answer(0, {})
+        assert answer == Answer(0, {}), answer
 
     @contextlib.asynccontextmanager
     async def store(self) -> AsyncIterator[Store]:
@@ -153,7 +209,7 @@ class Runtime:
             await opened.close()
 
     async def left(self) -> tuple[list[str], list[str], list[str]]:
-        """Endpoints, handles with an address, and workload interfaces that are there."""
+        """Endpoints, handles (each twice: of its block, and its own), and workload interfaces that are there."""
         async with self.store() as store:
             endpoints = [str(each.key) for each in (await store.list({WorkloadEndpoint.KIND})).entries]
             handles = []
@@ -161,6 +217,7 @@ class Runtime:
                 found = await objects.read(store, IPAMBlock, entry.key.name)
                 assert found
                 handles += list(found[0].spec.allocations.values())
+            handles += [each.key.name for each in (await store.list({IPAMHandle.KIND})).entries]
         return endpoints, handles, self.interfaces()
 
     def interfaces(self) -> list[str]:
@@ -197,9 +254,10 @@ def node(datastore: str, folder: Path) -> Iterator[Runtime]:
     argv = [sys.executable, "-m", "felix", "--node", NODE, "--datastore", datastore, "--run-dir", str(folder / "run")]
     with (folder / "felix.log").open("wb") as log:
         felix = subprocess.Popen(netns.command(f"/run/netns/{name}", *argv), cwd=HOUSE, stderr=log)
-    made = Runtime(name, datastore, folder, felix)
+    made = Runtime(name, datastore, folder, felix, Agent(name, datastore, folder / "run"))
     try:
-        yield made
+        with made.agent:
+            yield made
     finally:
         felix.send_signal(signal.SIGCONT)
         felix.terminate()

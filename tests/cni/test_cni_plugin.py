@@ -13,7 +13,6 @@ from pathlib import Path
 import pytest
 from cni_node import NETWORK, NODE, Answer, Pod, Runtime, run, stopwatch, write
 
-from cni import lock
 from core.names import workload_endpoint_name
 from core.resources import Metadata, NetworkPolicy, WorkloadEndpoint
 from core.resources.policy import Action, EntityRule, NetworkPolicySpec, Rule
@@ -235,31 +234,12 @@ async def test_a_del_waits_for_the_add_of_its_pod(runtime: Runtime) -> None:
     pod = runtime.container("hasty")
     runtime.felix.send_signal(signal.SIGSTOP)
     try:
-        async with runtime.begun("ADD", pod) as adding:
+        async with runtime.begun("ADD", pod) as adding, runtime.begun("DEL", pod) as removing:
             await runtime.until(STEPS["an endpoint"])
-            async with runtime.begun("DEL", pod) as removing:
-                await runtime.until(lambda _: str(lock.FILE) in opened(removing.pid))
-                runtime.felix.send_signal(signal.SIGCONT)
-                out, _ = await adding.communicate()
-                assert adding.returncode == 0, out
-                assert await removing.wait() == 0
+            assert not removing.done()
+            runtime.felix.send_signal(signal.SIGCONT)
+            assert (await adding).status == 0
+            assert await removing == Answer(0, {})
     finally:
         runtime.felix.send_signal(signal.SIGCONT)
     assert await runtime.left() == NOTHING
-
-
-def opened(pid: int) -> set[str]:
-    """The files that a process has open."""
-    found = set()
-    for each in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):
-            found.add(str(each.readlink()))
-    return found
-
-
-async def test_a_log_without_a_file_goes_to_standard_error(runtime: Runtime) -> None:
-    pod = runtime.container("noisy")
-    async with runtime.begun("DEL", pod, log_file="") as process:
-        out, err = await process.communicate()
-    assert (process.returncode, out) == (0, b"")
-    assert json.loads(err)["event"] == "cni.removed"
