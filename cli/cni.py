@@ -43,7 +43,7 @@ def agent(
     if node is None:
         raise typer.BadParameter("the name of this host's Node object is needed", param_hint="--node")
     from cli import agents
-    from cni import agent
+    from cni.agent import COMPONENTS, run
     from cni.metrics import Metrics
     from cni.model import Config
     from core import log
@@ -51,13 +51,13 @@ def agent(
     from core.metrics import exposed
 
     log.configure(log_level)
-    config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(agent.COMPONENTS)
+    config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(COMPONENTS)
     measured = Metrics()
 
     async def exposition() -> bytes:
         return exposed(measured.families())
 
-    services = {"cni": lambda: agent.run(config, state, measured)}
+    services = {"cni": lambda: run(config, state, measured)}
     agents.run(services, state, health, run_dir=run_dir, grace_s=END_S, metrics=exposition)
 
 

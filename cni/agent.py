@@ -5,6 +5,7 @@
        └───────────────── answer ────────────┘               └─ up? <── Outcomes <── felix, over its socket
                                                                   │ busy
     Collector: what nobody uses ──> datastore  <──────────────────┘
+    follow_pods: labels of Pods that change later ──> endpoints
 
 It serves at once, also while the datastore or felix is away: a question then fails within its time with the reason, and
 the runtime asks again. When it is told to end nobody new is let in, calls under way finish while everything that they
@@ -34,7 +35,7 @@ from datastore.ipam.ledger import Ledger
 from linux import malloc, rights
 from linux.alone import alone
 
-COMPONENTS: Final = ("datastore", "felix", server.COMPONENT)
+COMPONENTS: Final = ("datastore", "felix", server.COMPONENT, "collector")
 """What the CNI agent says of its health."""
 
 LOOK_S: Final = 1.0
@@ -71,18 +72,23 @@ async def _serve(config: Config, store: Store, health: Health, metrics: Metrics)
     async with asyncio.TaskGroup() as group:
         group.create_task(outcomes.run(), name="outcomes")
         group.create_task(collector.run(), name="collector")
-        group.create_task(_watch_felix(outcomes, health), name="felix")
+        group.create_task(plugin.follow_pods(), name="pods")
+        group.create_task(_watch_parts(outcomes, collector, health), name="parts")
         group.create_task(_watch_datastore(config, store, health), name="datastore")
         # Not a task among them: when we are told to end, what the last calls need is ended after they are done.
         await Server(config.run_dir / server.SOCKET, plugin.answer, health, metrics).serve()
 
 
-async def _watch_felix(outcomes: Outcomes, health: Health) -> None:
+async def _watch_parts(outcomes: Outcomes, collector: Collector, health: Health) -> None:
     while True:
         if outcomes.said is None:
             health.degraded("felix", "felix on this node is away, or not done with its start: no pod can begin")
         else:
             health.ok("felix")
+        if collector.trouble:
+            health.degraded("collector", f"nothing is collected: {collector.trouble}")
+        else:
+            health.ok("collector")
         await asyncio.sleep(LOOK_S)
 
 

@@ -36,6 +36,9 @@ from linux.netlink import Netlink
 SCAN_S: Final = 300.0
 """Most seconds between two scans, as Calico's."""
 
+AGAIN_S: Final = 10.0
+"""Seconds after which a scan that could not be made is tried again."""
+
 HISTORY_S: Final = 3600.0
 """Seconds between two looks at the records of the past, which are many."""
 
@@ -64,8 +67,9 @@ class Counts:
 class Collector:
     """One node's.
 
-    `busy` gives the ids of the containers that the plugin is working on now. `namespace` is the node's network
-    namespace, by name or path; "" is the one of the thread that runs it.
+    `counts` and `trouble` ("": none) are of the last scan. `busy` gives the ids of the containers that the plugin is
+    working on now. `namespace` is the node's network namespace, by name or path; "" is the one of the thread that runs
+    it.
     """
 
     def __init__(
@@ -75,6 +79,7 @@ class Collector:
         self._holdings: Holdings | None = None
         self._collection = Collection()
         self.counts = Counts()
+        self.trouble = "it has not looked yet"
 
     async def run(self) -> None:
         """Collect until cancelled. Errors of the store and the kernel are waited out."""
@@ -83,13 +88,15 @@ class Collector:
             done = 0
             try:
                 done = await self.scan()
+                self.trouble = ""
                 if time.monotonic() - cleared >= HISTORY_S:
                     cleared = time.monotonic()
                     await self.forget()
             except (MuslinError, OSError) as error:
-                log.warning("collector.put_off", why=str(error))
+                self.trouble = str(error)
+                log.warning("collector.put_off", why=self.trouble)
             if not done:  # else there may be more: the last block of a pool goes before the pool
-                pause = min(self._config.leak_grace_s / 2, SCAN_S)
+                pause = min(self._config.leak_grace_s / 2, AGAIN_S if self.trouble else SCAN_S)
                 await asyncio.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311 - jitter, not a secret
 
     async def scan(self) -> int:
