@@ -13,7 +13,8 @@ namespace, the settings and the reservations are as they were.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address, ip_network
 
@@ -36,19 +37,34 @@ def assign(books: Books, request: Request, now: datetime) -> Step:
     return _Decision(books, request, now).step()
 
 
-def held(books: Books, seen: Seen[IPAMHandle]) -> dict[Address, Seen[IPAMBlock]]:
-    """What a handle that can be read holds, by its own word and the block's. An unreadable block is taken at its."""
+@dataclass(frozen=True, slots=True)
+class Held:
+    """What a handle holds, by its own word and the block's (an unreadable block has none).
+
+    `guards`: that blocks which do not have what the handle says are as they are known. They may be behind the handle,
+    and an address must not be forgotten for that.
+    """
+
+    places: Mapping[Address, Seen[IPAMBlock]]
+    guards: tuple[Guard, ...]
+
+
+def held(books: Books, seen: Seen[IPAMHandle]) -> Held:
+    """What a handle that can be read holds."""
     assert seen.resource is not None
     found: dict[Address, Seen[IPAMBlock]] = {}
+    guards: tuple[Guard, ...] = ()
     spec = seen.resource.spec
     for text in spec.addresses:
         address = ip_address(text)
         there = books.block_around(address)
         if there is None:
-            continue
-        if there.resource is None or there.resource.spec.allocations.get(text) == spec.handle_id:
+            guards += (books.none_since(IPAMBlock.KIND),)
+        elif there.resource is None or there.resource.spec.allocations.get(text) == spec.handle_id:
             found[address] = there
-    return found
+        else:
+            guards += books.present(there.key)
+    return Held(found, guards)
 
 
 class _Decision:
@@ -59,6 +75,7 @@ class _Decision:
         self._node = request.owner.node
         self._handle = books.handle(request.handle)
         self._rested = ""
+        self._doubted: tuple[Guard, ...] = ()
 
     def step(self) -> Step:
         """The step."""
@@ -82,23 +99,23 @@ class _Decision:
             return Step(changes=changes, guards=_once(guards, *(each.guards for each in begun)))
         return self._written(kept, given, guards)
 
-    def _kept(self) -> dict[Address, Seen[IPAMBlock]]:
+    def _kept(self) -> Mapping[Address, Seen[IPAMBlock]]:
         if self._handle is None:
             return {}
         if self._handle.resource is None:
             raise Exhausted(f"{self._handle.key} cannot be read, so what it holds is not known; repair or remove it")
         kept = held(self._books, self._handle)
-        for address, there in kept.items():
+        for address, there in kept.places.items():
             if there.resource is None:
                 raise Exhausted(f"{address} of {self._request.handle} lies in {there.key}, which cannot be read")
-        return kept
+        self._doubted = kept.guards
+        return kept.places
 
-    def _wanted(self, kept: dict[Address, Seen[IPAMBlock]]) -> list[tuple[Family, Address | None]]:
+    def _wanted(self, kept: Mapping[Address, Seen[IPAMBlock]]) -> list[tuple[Family, Address | None]]:
         request = self._request
         have = {Family(address.version): address for address in kept}
-        if not request.addresses and request.families is None and have:
-            have_all = have.keys()
-            return [(each, None) for each in families(self._books, request) if each not in have_all]
+        if have and not request.addresses and request.families is None:
+            return []  # a pool that has come since does not give a running pod another family
         asked = families(self._books, request)
         if not asked:
             raise Exhausted(exhaustion.nothing_serves(self._books, request))
@@ -115,7 +132,7 @@ class _Decision:
             address = self._next(room.block)
             if address is not None:
                 return room, address
-        claims = Claims(self._books, self._node, family, self._settings)
+        claims = Claims(self._books, self._node, family, self._settings, self._usable)
         found = claims.next(fit.pools)
         if isinstance(found, Begun):
             return found
@@ -136,7 +153,7 @@ class _Decision:
             for seen in mine:
                 assert seen.resource is not None
                 network = blocks.network(seen.resource)
-                if contains(pool.spec.network, network) and not blocks.full(seen.resource) and self._stays(network):
+                if contains(blocks.network(pool), network) and not blocks.full(seen.resource) and self._stays(network):
                     yield Room(seen.resource, seen.revision, pool, confirmed(self._books, self._node, network))
 
     def _stays(self, network: Network) -> bool:
@@ -149,7 +166,7 @@ class _Decision:
         """Blocks of other nodes that may have an address, in an order that the handle decides."""
         shuffled = random.Random(self._request.handle)  # noqa: S311 - to spread, not to hide
         for pool in pools:
-            names = self._books.roomy_within(pool.spec.network)
+            names = self._books.roomy_within(blocks.network(pool))
             for last in range(len(names), 0, -1):
                 chosen = shuffled.randrange(last)
                 names[chosen], names[last - 1] = names[last - 1], names[chosen]
@@ -160,6 +177,9 @@ class _Decision:
 
     def _next(self, block: IPAMBlock) -> Address | None:
         return blocks.next_free(block, self._rested, self._books.reserved_in(blocks.network(block)))
+
+    def _usable(self, block: IPAMBlock) -> bool:
+        return self._next(block) is not None
 
     def _this(self, address: Address) -> tuple[Room, Address] | Begun:
         """An address that was asked for by itself, and no other."""
@@ -204,7 +224,7 @@ class _Decision:
             if self._books.overlapping(network) or self._books.unplaced():
                 why = "blocks of another size are in the way" if not self._books.unplaced() else "a block is unreadable"
                 raise Exhausted(f"{address} for {self._request.handle}: no block can be made around it; {why}")
-        claims = Claims(self._books, self._node, family, self._settings)
+        claims = Claims(self._books, self._node, family, self._settings, self._usable)
         before = self._books.find(BlockAffinity, affinity_key(self._node, network))
         why = exhaustion.no_claim(self._node, claims.count, self._settings, begun=before is not None)
         if why and seen is not None:
@@ -220,7 +240,7 @@ class _Decision:
 
     def _written(
         self,
-        kept: dict[Address, Seen[IPAMBlock]],
+        kept: Mapping[Address, Seen[IPAMBlock]],
         given: list[tuple[Room, Address]],
         guards: tuple[Guard, ...],
     ) -> Step:
@@ -234,7 +254,7 @@ class _Decision:
             places[address] = room.block.spec.cidr
             pools += self._books.present(room.pool.key)
         changes.append(self._write_handle(places))
-        return Step(changes=tuple(changes), guards=_once(guards, pools), grant=self._grant(places))
+        return Step(changes=tuple(changes), guards=_once(guards, pools, self._doubted), grant=self._grant(places))
 
     def _write_handle(self, places: dict[Address, str]) -> Write:
         owner = self._request.owner
@@ -258,11 +278,11 @@ class _Decision:
         )
         return Write(made, ABSENT)
 
-    def _as_kept(self, kept: dict[Address, Seen[IPAMBlock]]) -> tuple[Guard, ...]:
+    def _as_kept(self, kept: Mapping[Address, Seen[IPAMBlock]]) -> tuple[Guard, ...]:
         keys = [seen.key for seen in kept.values()] + ([self._handle.key] if self._handle is not None else [])
         return _once(*(self._books.present(key) for key in keys))
 
-    def _grant(self, addresses: dict[Address, Seen[IPAMBlock]] | dict[Address, str]) -> Grant:
+    def _grant(self, addresses: Mapping[Address, Seen[IPAMBlock]] | Mapping[Address, str]) -> Grant:
         in_order = tuple(sorted(addresses, key=lambda address: (address.version, int(address))))
         return Grant(handle=self._request.handle, addresses=in_order)
 

@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from core.addr import Address, Network, contains
-from core.resources import IPAMBlock, Metadata
+from core.resources import BlockAffinity, IPAMBlock, IPPool, Metadata
 from core.resources.ipam import BlockSpec
 
 NOTHING: Final[AbstractSet[str]] = frozenset()
@@ -64,9 +64,9 @@ def _parsed(cidr: str) -> Network:
     return ip_network(cidr)
 
 
-def network(block: IPAMBlock) -> Network:
-    """The block's CIDR: `spec.network`, remembered."""
-    return _parsed(block.spec.cidr)
+def network(of: IPAMBlock | BlockAffinity | IPPool) -> Network:
+    """A CIDR: `spec.network`, remembered, as it is asked for many times an allocation."""
+    return _parsed(of.spec.cidr)
 
 
 def affinity_of(node: str) -> str:

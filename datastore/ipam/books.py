@@ -102,7 +102,6 @@ class Books:
     def __init__(self) -> None:
         self.revision = ABSENT
         self._seen: dict[Key, Seen[Resource]] = {}
-        self._newest: dict[Kind, int] = {}
         self._unreadable: dict[Kind, set[str]] = {}
         self._pools = Ranges()
         self._pool_order: dict[int, tuple[IPPool, ...]] = {}
@@ -115,7 +114,8 @@ class Books:
         self._reserved_in: dict[Network, frozenset[str]] = {}
 
     def caught_up(self, revision: int) -> None:
-        """Everything of `KINDS` up to `revision` has been seen."""
+        """All that was written up to `revision` of what is guarded as a kind (settings, reservations, blocks, claims)
+        has been seen. Own writes, and what is read alone, may be ahead of it."""
         self.revision = max(self.revision, revision)
 
     def see(self, key: Key, resource: Resource | None, revision: int) -> None:
@@ -124,7 +124,6 @@ class Books:
         after: Seen[Resource] | None = None
         if revision != ABSENT or resource is not None:
             after = self._seen[key] = Seen(key, _sound(resource), revision)
-            self._newest[key.kind] = max(self._newest.get(key.kind, ABSENT), revision)
         self._note_unreadable(key, after)
         match key.kind:
             case IPAMBlock.KIND:
@@ -166,8 +165,8 @@ class Books:
         return () if revision == ABSENT else (Present(key, revision),)
 
     def none_since(self, kind: Kind) -> Guard:
-        """The guard that nothing of a kind was written after what is known."""
-        return Unchanged(kind, max(self.revision, self._newest.get(kind, ABSENT)))
+        """The guard that nothing of a kind was written after all that was seen of it (`caught_up`)."""
+        return Unchanged(kind, self.revision)
 
     # pools
 
@@ -175,7 +174,7 @@ class Books:
         """The pools of a family that can be read, by name."""
         if family not in self._pool_order:
             found = [seen.resource for seen in self.everything(IPPool) if seen.resource is not None]
-            mine = [pool for pool in found if pool.spec.network.version == family]
+            mine = [pool for pool in found if blocks.network(pool).version == family]
             self._pool_order[family] = tuple(sorted(mine, key=lambda pool: pool.metadata.name))
         return self._pool_order[family]
 
@@ -327,9 +326,9 @@ class Books:
     def _index_pool(self, name: str, before: Seen[Resource] | None, after: Seen[Resource] | None) -> None:
         self._pool_order.clear()
         if before is not None and isinstance(before.resource, IPPool):
-            self._pools.remove(before.resource.spec.network, name)
+            self._pools.remove(blocks.network(before.resource), name)
         if after is not None and isinstance(after.resource, IPPool):
-            self._pools.add(after.resource.spec.network, name)
+            self._pools.add(blocks.network(after.resource), name)
 
     def _index_reservation(self, name: str, after: Seen[Resource] | None) -> None:
         self._reserved_in.clear()
@@ -342,10 +341,8 @@ def _sound(resource: Resource | None) -> Resource | None:
     """`resource`, or None when a prefix in it is none: as little use as if it could not be read."""
     try:
         match resource:
-            case IPAMBlock():
+            case IPPool() | IPAMBlock() | BlockAffinity():
                 blocks.network(resource)
-            case IPPool() | BlockAffinity():
-                ip_network(resource.spec.cidr)
             case IPReservation():
                 [ip_network(text) for text in resource.spec.reserved_cidrs]
     except ValueError:

@@ -12,7 +12,7 @@ Blocks are counted per family, as Calico counts them: a node of maxBlocksPerHost
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import msgspec
@@ -67,17 +67,19 @@ def affinity(node: str, network: Network, state: AffinityState) -> BlockAffinity
 
 
 class Claims:
-    """A node's way to more blocks of one family, as the books are."""
+    """A node's way to more blocks of one family, as the books are. `usable` blocks have an address to give."""
 
-    def __init__(self, books: Books, node: str, family: Family, settings: IPAMConfigurationSpec) -> None:
+    def __init__(
+        self,
+        books: Books,
+        node: str,
+        family: Family,
+        settings: IPAMConfigurationSpec,
+        usable: Callable[[IPAMBlock], bool],
+    ) -> None:
         self._books, self._node, self._settings = books, node, settings
-        self._family = family
+        self._family, self._usable = family, usable
         self.count = books.count_blocks(node, family)
-
-    @property
-    def spent(self) -> bool:
-        """Whether the node may not have another block."""
-        return self.count >= self._settings.most_blocks
 
     def next(self, pools: tuple[IPPool, ...]) -> Room | Begun | None:
         """The block that comes next: one to take from now, or what to write first; None when there is none."""
@@ -110,7 +112,7 @@ class Claims:
     def resume(self, seen: Seen[BlockAffinity], pool: IPPool) -> Room | None:
         """The block of a claim that was begun, for the second transaction; None when the claim is lost."""
         assert seen.resource is not None
-        network = seen.resource.spec.network
+        network = blocks.network(seen.resource)
         changes = confirmed(self._books, self._node, network)
         there = self._books.find(IPAMBlock, block_key(network))
         if there is None:
@@ -126,16 +128,15 @@ class Claims:
     def _resumed(self, seen: Seen[BlockAffinity], pools: tuple[IPPool, ...]) -> Room | Remove | None:
         if seen.resource is None:
             return None
-        spec = seen.resource.spec
-        network = spec.network
+        spec, network = seen.resource.spec, blocks.network(seen.resource)
         there = self._books.find(IPAMBlock, block_key(network))
         if there is not None and there.resource is not None and there.resource.spec.node == self._node:
             return None  # it is ours already, and was asked for its addresses
-        pool = next((each for each in pools if contains(each.spec.network, network)), None)
+        pool = next((each for each in pools if contains(blocks.network(each), network)), None)
         if pool is None or network.version != self._family:
             return None
         room = self.resume(seen, pool) if self.count <= self._settings.most_blocks else None
-        if room is not None and not self._books.wholly_reserved(network):
+        if room is not None and self._usable(room.block):
             return room
         return Remove(seen.key, seen.revision) if spec.state is AffinityState.PENDING else None
 
@@ -144,12 +145,11 @@ class Claims:
         for seen in self._books.blocks_of("", self._family):
             assert seen.resource is not None
             network = blocks.network(seen.resource)
-            if contains(pool.spec.network, network) and not blocks.full(seen.resource) and self._open(network):
+            if contains(blocks.network(pool), network) and self._unclaimed(network) and self._usable(seen.resource):
                 yield network
         for network in free_ranges(self._books, pool, self._node):
-            if self._open(network):
+            if self._unclaimed(network) and not self._books.wholly_reserved(network):
                 yield network
 
-    def _open(self, network: Network) -> bool:
-        unclaimed = self._books.at(affinity_key(self._node, network)) == ABSENT
-        return unclaimed and not self._books.wholly_reserved(network)
+    def _unclaimed(self, network: Network) -> bool:
+        return self._books.at(affinity_key(self._node, network)) == ABSENT

@@ -92,7 +92,7 @@ def _none(books: Books, family: Family, fit: Serving) -> str:
 
 def _count(books: Books, pool: IPPool, rested: str) -> _Count:
     count = _Count()
-    for seen in books.blocks_within(pool.spec.network):
+    for seen in books.blocks_within(blocks.network(pool)):
         if seen.resource is None:
             count.unreadable += 1
             continue
@@ -109,7 +109,7 @@ def _count(books: Books, pool: IPPool, rested: str) -> _Count:
 
 
 def _filled(pool: IPPool, count: _Count) -> str:
-    parts = [f"{count.held} of {pool.spec.network.num_addresses} held"]
+    parts = [f"{count.held} of {blocks.network(pool).num_addresses} held"]
     parts += [f"{number} {what}" for number, what in _rest(count) if number]
     return f"pool {pool.metadata.name} ({pool.spec.cidr}) has {', '.join(parts)}"
 

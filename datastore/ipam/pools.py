@@ -23,6 +23,7 @@ from core.names import Key
 from core.resources import EncapMode, IPPool, Namespace, Node, Resource
 from core.selector import SelectorError
 from datastore.api import Guard
+from datastore.ipam import block as blocks
 from datastore.ipam.books import Books
 from datastore.ipam.model import Request, Use
 
@@ -74,7 +75,7 @@ def serving_address(books: Books, request: Request, address: Address) -> Serving
     asked = request.pools.get(family)
     within = _asked_for(books, request, family, asked, refused) if asked else books.pools(family)
     for pool in within:
-        if contains(pool.spec.network, address):
+        if contains(blocks.network(pool), address):
             _sort_out(pool, _out_of_order(pool, request.use), fit, refused)
     return Serving(pools=tuple(fit), refused=refused)
 
@@ -92,7 +93,7 @@ def free_ranges(books: Books, pool: IPPool, node: str) -> Iterator[Network]:
 
     Blocks left from a pool of other block sizes are respected. Nothing while a block's range cannot be told.
     """
-    network, length = pool.spec.network, pool.spec.block_length
+    network, length = blocks.network(pool), pool.spec.block_length
     if books.unplaced() or books.taken_within(network) >= network.num_addresses:
         return
     count: int = 1 << (length - network.prefixlen)
@@ -128,7 +129,7 @@ def _asked_for(
 
 def _is(pool: IPPool, text: str) -> bool:
     try:
-        return "/" in text and ip_network(text) == pool.spec.network
+        return "/" in text and ip_network(text) == blocks.network(pool)
     except ValueError:
         return False
 

@@ -17,15 +17,16 @@ from core.addr import Address, Network
 from core.names import TUNNEL_HANDLE, Key
 from core.resources import IPAMBlock, IPAMHandle, IPAMRecord, Metadata
 from core.resources.ipam import HandleSpec, RecordSpec
-from datastore.api import ABSENT, Guard
+from datastore.api import ABSENT, Guard, Present
 from datastore.ipam import block as blocks
 from datastore.ipam.assign import held
-from datastore.ipam.books import Books, block_key, handle_name
+from datastore.ipam.books import Books, block_key, handle_key, handle_name
 from datastore.ipam.model import Change, Grant, Remove, Step, Write
 
 __all__ = [
     "handle_name",
     "is_tunnel",
+    "record",
     "record_name",
     "release",
     "release_address",
@@ -67,14 +68,15 @@ def release(books: Books, handle: str, why: str, now: datetime) -> Step:
         return Step(grant=Grant(handle=handle, addresses=()))
     freed = _Freed()
     kept: dict[str, str] = {}
-    for address, there in held(books, seen).items():
+    found = held(books, seen)
+    for address, there in found.places.items():
         if there.resource is None:
             kept[str(address)] = seen.resource.spec.addresses[str(address)]
         else:
             _give_back(books, there.key, address, seen.resource.spec, why, now, freed)
     if kept and not freed.addresses:
         return Step(grant=Grant(handle=handle, addresses=()))
-    return _step(handle, freed, _rest_of(seen.resource, kept, seen.revision))
+    return _step(handle, freed, _rest_of(seen.resource, kept, seen.revision), found.guards)
 
 
 def release_address(
@@ -101,7 +103,7 @@ def release_address(
     spec = seen.resource.spec if seen is not None and seen.resource is not None else None
     _give_back(books, there.key, address, spec or HandleSpec(handle_id=handle, addresses={}), why, now, freed)
     if seen is None or seen.resource is None:
-        return _step(handle, freed, None)
+        return _step(handle, freed, Remove(handle_key(handle), ABSENT))  # compares: it is not there
     kept = {each: cidr for each, cidr in seen.resource.spec.addresses.items() if each != text}
     return _step(handle, freed, _rest_of(seen.resource, kept, seen.revision))
 
@@ -152,27 +154,27 @@ def _give_back(
     assert isinstance(block, IPAMBlock)
     freed.blocks[key] = Write(blocks.give_back(block, address, now), books.at(key))
     freed.addresses.append(address)
+    freed.records.append(Write(record(block, address, spec, why, now), ABSENT))
+
+
+def record(block: IPAMBlock, address: Address, spec: HandleSpec, why: str, now: datetime) -> IPAMRecord:
+    """What is remembered of an address that `block`, as it was before, gave to the handle of that `spec`."""
     until = blocks.stamp(now)
-    freed.records.append(
-        Write(
-            IPAMRecord(
-                api_version=IPAMRecord.KIND.api_version,
-                kind=IPAMRecord.KIND.name,
-                metadata=Metadata(name=record_name(address, spec.handle_id, spec.since or until)),
-                spec=RecordSpec(
-                    address=str(address),
-                    handle_id=spec.handle_id,
-                    node=spec.node or block.spec.borrowers.get(str(address), block.spec.node),
-                    namespace=spec.namespace,
-                    pod=spec.pod,
-                    container=spec.container,
-                    since=spec.since,
-                    until=until,
-                    why=why,
-                ),
-            ),
-            ABSENT,
-        )
+    return IPAMRecord(
+        api_version=IPAMRecord.KIND.api_version,
+        kind=IPAMRecord.KIND.name,
+        metadata=Metadata(name=record_name(address, spec.handle_id, spec.since or until)),
+        spec=RecordSpec(
+            address=str(address),
+            handle_id=spec.handle_id,
+            node=spec.node or block.spec.borrowers.get(str(address), block.spec.node),
+            namespace=spec.namespace,
+            pod=spec.pod,
+            container=spec.container,
+            since=spec.since,
+            until=until,
+            why=why,
+        ),
     )
 
 
@@ -183,7 +185,8 @@ def _rest_of(handle: IPAMHandle, kept: dict[str, str], revision: int) -> Change:
     return Write(msgspec.structs.replace(handle, spec=msgspec.structs.replace(handle.spec, addresses=kept)), revision)
 
 
-def _step(handle: str, freed: _Freed, rest: Change | None) -> Step:
-    changes = (*freed.blocks.values(), *(() if rest is None else (rest,)), *freed.records)
+def _step(handle: str, freed: _Freed, rest: Change, guards: tuple[Guard, ...] = ()) -> Step:
+    changes = (*freed.blocks.values(), rest, *freed.records)
     addresses = tuple(sorted(freed.addresses, key=lambda each: (each.version, int(each))))
-    return Step(changes=changes, grant=Grant(handle=handle, addresses=addresses))
+    guards = tuple(each for each in guards if not (isinstance(each, Present) and each.key in freed.blocks))
+    return Step(changes=changes, guards=guards, grant=Grant(handle=handle, addresses=addresses))
