@@ -13,7 +13,7 @@ import sys
 
 import typer
 
-from cli import agents, bgp, cni, decisions, explain, labs, lint, objects, plan, policy_test, status
+from cli import agents, bgp, cni, decisions, explain, ipam, labs, lint, objects, plan, policy_test, status
 from core.errors import on_purpose
 
 app = typer.Typer(
@@ -22,7 +22,7 @@ app = typer.Typer(
     no_args_is_help=True,
     pretty_exceptions_enable=False,
 )
-for family in (agents, cni, bgp, objects, status, decisions, explain, plan, policy_test, lint, labs):
+for family in (agents, cni, bgp, objects, status, decisions, explain, ipam, plan, policy_test, lint, labs):
     family.register(app)
 
 

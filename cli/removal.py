@@ -8,17 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import assert_never
 
 from cli.changes import Outcome
 from cli.kinds import reference
-from core.manifest import encode
 from core.names import Key
 from core.resources import IPPool
-from datastore.api import Delete, Guard, Operation, Put
+from datastore.api import Delete, Guard, Operation
 from datastore.ipam.ending import Ending, ending
 from datastore.ipam.holders import Holdings
-from datastore.ipam.model import Change, Remove, Write
+from datastore.ipam.model import Remove
+from datastore.ipam.writing import operations as to_operations
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +44,7 @@ def removal(keys: Sequence[Key], revisions: Mapping[Key, int], seen: Holdings, n
             outcomes[key] = Outcome.DELETED
             continue
         end = ending(pool, seen, now)
-        operations |= {change.key: change for change in map(_operation, end.step.changes)}
+        operations |= {change.key: change for change in to_operations(end.step.changes)}
         guards += end.step.guards
         outcomes[key] = Outcome.DELETED if end.over else Outcome.TERMINATING
         outcomes |= {change.key: Outcome.DELETED for change in end.step.changes if isinstance(change, Remove)}
@@ -53,20 +52,10 @@ def removal(keys: Sequence[Key], revisions: Mapping[Key, int], seen: Holdings, n
     return Removal(tuple(operations.values()), tuple(guards), tuple(outcomes.items()), tuple(notes))
 
 
-def _operation(change: Change) -> Operation:
-    match change:
-        case Write(resource, revision):
-            return Put(resource.key, encode(resource), revision)
-        case Remove(key, revision):
-            return Delete(key, revision)
-        case _:
-            assert_never(change)
-
-
 def _notes(end: Ending) -> Iterator[str]:
     name = reference(end.pool.key)
-    if end.doubt:
-        yield f"{name} stays: {end.doubt}; mend or delete that, and delete {name} again"
+    if end.waits:
+        yield f"{name} gives no address any more, and goes later: {end.waits}"
     elif end.held:
         address, handle = min(end.held.items())
         many = f"{len(end.held)} of its addresses are" if len(end.held) > 1 else "one of its addresses is"

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from msgspec.structs import replace
 
@@ -22,38 +23,47 @@ from datastore.api import Unchanged
 from datastore.ipam.holders import Held, Holdings
 from datastore.ipam.model import Change, Remove, Step, Write
 
+MOST_CHANGES: Final = 100
+"""What one transaction removes; etcd takes 128 operations, as it is delivered."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ending:
     """What deleting a pool comes to now.
 
-    `held` maps the addresses that keep it to their handles; `doubt` is why nobody can tell. Without either, `step`
+    `held` maps the addresses that keep it to their handles; `waits` says what else it waits for. Without either, `step`
     removes the pool and what is left of it; with one, it marks the pool (or does nothing, if it is marked).
     """
 
     pool: IPPool
     held: Mapping[str, str]
-    doubt: str
+    waits: str
     step: Step
 
     @property
     def over(self) -> bool:
         """Whether `step` removes the pool."""
-        return not self.held and not self.doubt
+        return not self.held and not self.waits
 
 
 def ending(pool: Held[IPPool], seen: Holdings, now: str) -> Ending:
     """How a pool ends; `now` is RFC 3339."""
     terminates = pool.resource.terminating
     held = addresses_held(pool.resource, seen)
-    unread = min((str(entry.key) for entry in seen.unread_of(IPAMBlock)), default="")
-    if held or unread:
+    remains = tuple(_remains(pool, seen))
+    waits = _waits(seen, len(remains))
+    if held or waits:
         marked = () if terminates else (Write(terminating(pool.resource, now), pool.revision),)
-        doubt = f"{unread} cannot be read and may be of it" if unread else ""
-        return Ending(pool=pool.resource, held=held, doubt=doubt, step=Step(changes=marked))
+        return Ending(pool=pool.resource, held=held, waits=waits, step=Step(changes=marked))
     guards = () if terminates else (Unchanged(IPAMBlock.KIND, seen.revision),)
-    step = Step(changes=tuple(_remains(pool, seen)), guards=guards)
-    return Ending(pool=pool.resource, held=held, doubt="", step=step)
+    return Ending(pool=pool.resource, held=held, waits="", step=Step(changes=remains, guards=guards))
+
+
+def _waits(seen: Holdings, changes: int) -> str:
+    unread = min((str(entry.key) for entry in seen.unread_of(IPAMBlock)), default="")
+    if unread:
+        return f"{unread} cannot be read and may be of it; mend or delete that"
+    return f"its nodes give back their {changes - 1} blocks and claims first" if changes > MOST_CHANGES else ""
 
 
 def addresses_held(pool: IPPool, seen: Holdings) -> dict[str, str]:
