@@ -22,7 +22,7 @@ import asyncio
 import gc
 import sys
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -278,7 +278,7 @@ class Agent:
             sessions = self._course.speaker.sessions if self._course.speaker else ()
             self._learnt.learn_facts(self._peer_routes.find(sessions, self._course.facts))
 
-    def _on_drift(self) -> None:
+    def _on_drift(self, _devices: Collection[int]) -> None:
         """Somebody else's hand was on our routes."""
         self._kernel.distrust()
         self._wake_kernel.set()

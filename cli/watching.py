@@ -50,7 +50,7 @@ FOLLOWED: Final = frozenset(
         resources.WorkloadEndpoint,
     )
 )
-"""What felix follows (`felix.agent.KINDS`, which takes too long to import here): it programs no change of others."""
+"""What felix follows (`felix.kinds.KINDS`, which takes too long to import here): it programs no change of others."""
 
 
 async def page(opened: Store) -> tuple[Overview, int]:

@@ -56,7 +56,7 @@ class Memo:
     def each(self, make: Callable[..., _T | None], table: Mapping[_K, _V], *given: Hashable) -> Mapping[_K, _T]:
         """`make(value, *given)` of every value of `table` of which it is not None; costs what changed in `table`.
 
-        The same mapping as before while nothing in it is another.
+        The same mapping as before while nothing in it is another. A value stands under one key (`core.changes`).
         """
         before, made = self._tables.get((make, *given), ({}, MappingProxyType[Any, Any]({})))
         if before is not table:

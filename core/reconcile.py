@@ -24,7 +24,7 @@ import asyncio
 import contextlib
 import random
 import time
-from collections.abc import Awaitable, Callable, Hashable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from typing import Any, Final, Generic, Protocol, TypeVar
@@ -122,6 +122,7 @@ class Reconciler(Generic[K, V]):
         self._actual: dict[K, V] | Parts[K, V] | None = None
         self._seen: Mapping[K, V] = {}
         self._doubts = 0
+        self._lost: set[K] = set()
 
     def set_desired(self, desired: Mapping[K, V], revision: int, *, prune: bool = True) -> None:
         """State what should be; cheap, no I/O. With `prune` false nothing is removed (not everything is known yet)."""
@@ -154,6 +155,13 @@ class Reconciler(Generic[K, V]):
         self._actual = None
         self._doubts += 1
 
+    def forget(self, keys: Iterable[K]) -> None:
+        """What stood at `keys` may be gone: where something is wanted there, the next round writes it again.
+
+        Costs the keys, where `distrust` costs reading everything. Also during a round.
+        """
+        self._lost.update(keys)
+
     @property
     def seen(self) -> Mapping[K, V]:
         """What the last round that went well left programmed; for a status, which a doubt must not make empty."""
@@ -176,11 +184,14 @@ class Reconciler(Generic[K, V]):
         doubts = self._doubts
         actual = self._actual
         if actual is None:
+            self._lost.clear()
             actual = dict(await self.driver.read())
             self._changes = None
         plan = await self._plan(desired, actual)
         if not prune:
             plan = replace(plan, delete={})
+        if self._lost:
+            plan = self._with_lost(plan, desired, actual)
         errors: Mapping[K, Exception] = {}
         if plan:
             errors = await self.driver.apply(plan)
@@ -193,6 +204,15 @@ class Reconciler(Generic[K, V]):
             writes=len(plan.upsert) + len(plan.delete) - len(errors),
             revision=None if errors else revision,
         )
+
+    def _with_lost(self, plan: Plan[K, V], desired: Mapping[K, V], actual: dict[K, V] | Parts[K, V]) -> Plan[K, V]:
+        """`plan`, and what is wanted where something may be gone. What is to be deleted there still is."""
+        lost, self._lost = self._lost, set()
+        if not isinstance(actual, Parts):
+            for key in lost - plan.delete.keys():
+                actual.pop(key, None)
+        again = {key: desired[key] for key in lost if key in desired}
+        return replace(plan, upsert={**plan.upsert, **again})
 
     async def _plan(self, desired: Mapping[K, V], actual: dict[K, V] | Parts[K, V]) -> Plan[K, V]:
         if self._own is None:

@@ -28,7 +28,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import replace
 from typing import Any, Final
 
@@ -45,32 +45,6 @@ from core.nftables import Element
 from core.reconcile import Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.report import keep_reported
-from core.resources import (
-    AdminNetworkPolicy,
-    BaselineAdminNetworkPolicy,
-    BGPConfiguration,
-    BGPPeer,
-    ClusterNetworkPolicy,
-    EndpointSlice,
-    FelixConfiguration,
-    GlobalNetworkPolicy,
-    GlobalNetworkSet,
-    HostEndpoint,
-    IPAMBlock,
-    IPPool,
-    KubernetesNetworkPolicy,
-    Namespace,
-    NetworkPolicy,
-    NetworkSet,
-    Node,
-    Profile,
-    ServiceAccount,
-    StagedGlobalNetworkPolicy,
-    StagedKubernetesNetworkPolicy,
-    StagedNetworkPolicy,
-    Tier,
-    WorkloadEndpoint,
-)
 from core.resources.status import FelixState
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
@@ -83,6 +57,8 @@ from felix import filter as frame
 from felix import status, tunnel_address
 from felix.cutting import Cutter
 from felix.desired import Judge, desired
+from felix.endpoints import device_sysctls, lost_routes
+from felix.kinds import KINDS
 from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
 from felix.quarrel import CALM_S, Quarrel
@@ -98,34 +74,6 @@ from linux.routes import RouteDriver
 from linux.sysctl import SysctlDriver
 from linux.tunnels import TunnelDriver
 
-KINDS: Final = (
-    AdminNetworkPolicy,
-    BaselineAdminNetworkPolicy,
-    BGPConfiguration,
-    BGPPeer,
-    ClusterNetworkPolicy,
-    EndpointSlice,
-    FelixConfiguration,
-    GlobalNetworkPolicy,
-    GlobalNetworkSet,
-    HostEndpoint,
-    IPAMBlock,
-    IPPool,
-    KubernetesNetworkPolicy,
-    Namespace,
-    NetworkPolicy,
-    NetworkSet,
-    Node,
-    Profile,
-    ServiceAccount,
-    StagedGlobalNetworkPolicy,
-    StagedKubernetesNetworkPolicy,
-    StagedNetworkPolicy,
-    Tier,
-    WorkloadEndpoint,
-)
-"""What felix decides on."""
-
 COMPONENTS: Final = ("datastore", "breaker", "sysctls", "tunnels", "addresses", "nft", "routes")
 """What felix says of its health."""
 
@@ -134,6 +82,9 @@ CLOSED: Final = flatten(frame.closed())
 
 STATUS_EVERY_S: Final = 0.1
 """The least time between two writes of the status."""
+
+SETTLE_S: Final = 0.001
+"""How long what the kernel says of links is gathered: a pod waits for it."""
 
 RETRY_S: Final = 1.0
 """How long to wait before something that the datastore refused is tried again."""
@@ -266,17 +217,23 @@ class Agent:
                 self._changed.set()
 
     async def _watch_links(self) -> None:
-        def drift() -> None:
-            self._routes.distrust()
-            self._addresses.distrust()
-            self._wake.set()
+        def drift(devices: Collection[int]) -> None:
+            wanted = self._wanted.get(self._generation)
+            if devices and wanted and (keys := lost_routes(wanted.endpoints, self._facts, devices)) is not None:
+                self._routes.forget(keys)
+            else:
+                self._routes.distrust()
+                self._addresses.distrust()
+            self._changed.set()  # first of all it is decided by what is there now
 
-        async for facts in watch_facts(ports=(self._routes_driver.port,), on_drift=drift):
+        ours = (self._routes_driver.port,)
+        async for facts in watch_facts(ports=ours, on_drift=drift, settle_s=SETTLE_S):
             before, self._facts = self._facts or facts, facts
-            if any(
-                name not in facts.links or facts.links[name].index != each.index for name, each in before.links.items()
-            ):
-                self._sysctls.distrust()  # a link of that name that comes again has the kernel's defaults
+            for name, link in before.links.items():
+                if facts.links.get(name) is not link and (
+                    name not in facts.links or facts.links[name].index != link.index
+                ):
+                    self._sysctls.forget(device_sysctls(name))  # one of that name that comes again has the defaults
             self._changed.set()
 
     async def _watch_rules(self) -> None:

@@ -11,7 +11,7 @@ Anti-spoofing is exact and ours (`felix.filter`), so a workload interface's `rp_
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from ipaddress import IPv4Network, IPv6Network, collapse_addresses, ip_network
 from types import MappingProxyType
@@ -24,8 +24,9 @@ from core.resources import IPAMBlock, IPPool, Node, WorkloadEndpoint
 from core.routing import Metric
 from core.snapshot import Snapshot
 from felix.claims import Books, nobodys
+from felix.hosts import is_workloads
 from felix.view import seen
-from linux.model import Link, NextHop, Route, RouteKey
+from linux.model import Facts, Link, NextHop, Route, RouteKey
 
 INTERFACE: Final = re.compile(rf"(?!muslin){WORKLOAD_PREFIX}[0-9A-Za-z_-]{{1,12}}")
 """A workload interface's name: at most 15 bytes, nothing that nft would read as syntax, and not one of our tunnels."""
@@ -218,3 +219,20 @@ def sysctls(endpoint: Endpoint) -> Mapping[str, str]:
     for version in {address.version for address in endpoint.addresses}:
         found |= {path.format(name): value for path, value in _SYSCTLS[version].items()}
     return found
+
+
+def device_sysctls(name: str) -> Iterator[str]:
+    """Every sysctl that any part of felix sets for the device called `name`."""
+    for paths in _SYSCTLS.values():
+        yield from (path.format(name) for path in paths)
+    yield f"net/ipv4/conf/{name}/rp_filter"
+
+
+def lost_routes(local: Iterable[Endpoint], facts: Facts | None, devices: Collection[int]) -> Iterable[RouteKey] | None:
+    """The routes that may be gone with these devices; None when others than endpoints' own may be."""
+    if facts is None:
+        return None
+    gone = set(devices)
+    if any(link.index in gone and not is_workloads(name) for name, link in facts.links.items()):
+        return None
+    return [key for each in local if each.link and each.link.index in gone for key in host_routes(each)]

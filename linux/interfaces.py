@@ -49,7 +49,8 @@ IFINFO: Final = struct.Struct("=BxHiII")  # family, ARP type, index, flags, mask
 IFADDR: Final = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 
 IFF_UP: Final = 0x1
-IFF_RUNNING: Final = 0x40
+IFF_LOWER_UP: Final = 0x10000
+"""Carrier. IFF_RUNNING says the same, but for a veth up to a second later (net/core/link_watch.c)."""
 IFLA_ADDRESS: Final = 1
 IFLA_IFNAME: Final = 3
 IFLA_MTU: Final = 4
@@ -94,7 +95,7 @@ def unpack_link(data: bytes) -> Link | None:
     return Link(
         name=text(found[IFLA_IFNAME]),
         index=index,
-        up=bool(flags & IFF_UP and flags & IFF_RUNNING),
+        up=bool(flags & IFF_UP and flags & IFF_LOWER_UP),
         mtu=_U32.unpack(found[IFLA_MTU])[0] if IFLA_MTU in found else 0,
         mac=mac.hex(":") if len(mac) == 6 else "",
         kind=text(link_info(found).get(IFLA_INFO_KIND, b"")),

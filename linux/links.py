@@ -1,6 +1,6 @@
 """What the kernel says of this host, kept current: links, their addresses, and other writers' gateway routes.
 
-    notifications ──> Fold ──(settle)──> Facts, when they differ from the last
+    notifications ──(settle)──> Fold ──> Facts, when they differ from the last
                        ^
                        └── a full dump: at the start, and whenever the socket lost something
 
@@ -9,7 +9,8 @@ IPv4 replacement does not say what it replaced and a link that goes down takes i
 
 Our own writes are kept out by a filter in the kernel: a hundred thousand routes of ours put nothing in this socket.
 What does get through about our routes is drift: somebody else deleted or replaced one, or a link or an address that
-may have carried some went away. Then `on_drift` is called, and the agent distrusts what it believes is programmed.
+may have carried some went away. Then `on_drift` is called, and the agent distrusts what it believes is programmed: of
+the devices named, or all of it.
 """
 
 from __future__ import annotations
@@ -48,6 +49,9 @@ from linux.routes import (
 _LINK, _IPV4_ADDRESS, _IPV4_ROUTE, _IPV6_ADDRESS, _IPV6_ROUTE = 1, 5, 7, 9, 11  # RTNLGRP_*
 _SO_ATTACH_FILTER: Final = 26
 _SETTLE_S: Final = 0.02
+_ANYTHING: Final = -1
+"""Drift of no one device."""
+
 _PROTOCOL_AT: Final = 5  # of the rtmsg's bytes
 _OURS: Final = frozenset(int(each) for each in RouteProtocol)
 _METRICS: Final = frozenset(int(each) for each in Metric)
@@ -59,13 +63,15 @@ async def watch_facts(
     *,
     protocol: RouteProtocol = RouteProtocol.FELIX,
     ports: Collection[int] = (),
-    on_drift: Callable[[], None] | None = None,
+    on_drift: Callable[[Collection[int]], None] | None = None,
     settle_s: float = _SETTLE_S,
 ) -> AsyncIterator[Facts]:
-    """The facts now, and again whenever they change; bursts within `settle_s` seconds come as one.
+    """The facts now, and again whenever they change; bursts within `settle_s` seconds come as one, and those of others'
+    gateway routes within more.
 
     `on_drift` is called when routes of `protocol` may have changed by another hand than the sockets whose `ports`
-    are given (`RouteDriver.port`). Works in the namespace of the thread that takes the first value. Raises OSError
+    are given (`RouteDriver.port`): with the indexes of the devices through which some may be gone, or with none when
+    any may be another. Works in the namespace of the thread that takes the first value. Raises OSError
     if the kernel cannot be asked at all.
     """
     groups = (_LINK, _IPV4_ADDRESS, _IPV6_ADDRESS, _IPV4_ROUTE, _IPV6_ROUTE)
@@ -87,18 +93,22 @@ async def watch_facts(
                 loop.remove_reader(events.fileno())  # or the loop would spin until the burst is read
                 await asyncio.sleep(settle_s)
                 heard.clear()
-                if _drain(events, fold) and on_drift is not None:
-                    on_drift()
+                drift = _drain(events, fold)
+                if fold.behind and settle_s < _SETTLE_S:
+                    await asyncio.sleep(_SETTLE_S)  # a routing daemon may write as many as the Internet has
+                    drift |= _drain(events, fold)
+                if drift and on_drift is not None:
+                    on_drift(() if _ANYTHING in drift else drift)
         finally:
             loop.remove_reader(events.fileno())
 
 
-def _drain(events: Netlink, fold: _Fold) -> bool:
-    """Fold everything heard; whether some of it means drift. Lost messages mean both a new dump and drift."""
-    drift = False
+def _drain(events: Netlink, fold: _Fold) -> set[int]:
+    """Fold everything heard; the devices of which it means drift. Lost messages mean both a new dump and drift."""
+    drift: set[int] = set()
     try:
         for message in events.notifications():
-            drift = fold.hear(message) or drift
+            drift.update(fold.hear(message))
     except OSError as lost:
         if lost.errno != errno.ENOBUFS:
             raise
@@ -107,7 +117,7 @@ def _drain(events: Netlink, fold: _Fold) -> bool:
             for _ in events.notifications():
                 pass
         fold.reload()
-        return True
+        return {_ANYTHING}
     return drift
 
 
@@ -118,6 +128,7 @@ class _Fold:
         self._asking = asking
         self._protocol = int(protocol)
         self._links: dict[int, Link] = {}
+        self._whole: dict[int, Link] = {}  # with their addresses
         self._raised: set[int] = set()
         self._addresses: dict[int, set[Interface]] = {}
         self._gateways: tuple[Via, ...] | None = None
@@ -125,43 +136,44 @@ class _Fold:
     def reload(self) -> None:
         """Forget everything and ask the kernel."""
         self._links, self._addresses, self._gateways = {}, {}, None
-        self._raised = set()
+        self._whole, self._raised = {}, set()
         for data in interfaces.link_messages(self._asking):
             self._link(interfaces.RTM_NEWLINK, data)
         for index, interface in interfaces.addresses(self._asking):
             self._addresses.setdefault(index, set()).add(interface)
 
+    @property
+    def behind(self) -> bool:
+        """Whether others' routes have to be read again for the next facts."""
+        return self._gateways is None
+
     def facts(self) -> Facts:
-        """The state now."""
+        """The state now. What has not changed is the same object as before."""
         if self._gateways is None:
             self._gateways = tuple(sorted(set(self._read_gateways()), key=_via_order))
+        for index in self._links.keys() - self._whole.keys():
+            addresses = tuple(sorted(self._addresses.get(index, ()), key=_address_order))
+            self._whole[index] = replace(self._links[index], addresses=addresses)
         return Facts(
-            links=MappingProxyType(
-                {
-                    link.name: replace(
-                        link, addresses=tuple(sorted(self._addresses.get(index, ()), key=_address_order))
-                    )
-                    for index, link in sorted(self._links.items())
-                }
-            ),
+            links=MappingProxyType({(link := self._whole[index]).name: link for index in sorted(self._links)}),
             gateways=self._gateways,
         )
 
-    def hear(self, message: Message) -> bool:
-        """Fold one notification; whether routes of ours may have gone with it."""
+    def hear(self, message: Message) -> Collection[int]:
+        """Fold one notification; the devices through which routes of ours may have gone with it."""
         kind, flags, _, data = message
         if kind in (interfaces.RTM_NEWLINK, interfaces.RTM_DELLINK):
             return self._link(kind, data)
         if kind in (interfaces.RTM_NEWADDR, interfaces.RTM_DELADDR):
             return self._address(kind, data)
-        if kind in (RTM_NEWROUTE, RTM_DELROUTE):
-            return self._route(kind, flags, data)
-        return False
+        if kind in (RTM_NEWROUTE, RTM_DELROUTE) and self._route(kind, flags, data):
+            return (_ANYTHING,)
+        return ()
 
-    def _link(self, kind: int, data: bytes) -> bool:
+    def _link(self, kind: int, data: bytes) -> Collection[int]:
         link = interfaces.unpack_link(data)
         if link is None:
-            return False
+            return ()
         raised = kind == interfaces.RTM_NEWLINK and bool(interfaces.IFINFO.unpack_from(data)[3] & interfaces.IFF_UP)
         fell = not raised and link.index in self._raised
         if raised:
@@ -169,22 +181,29 @@ class _Fold:
         else:
             self._raised.discard(link.index)
         if fell:
-            self._gateways = None
+            self._lose_gateways(link.index)
+        self._whole.pop(link.index, None)
         if kind == interfaces.RTM_NEWLINK:
             self._links[link.index] = link
         else:
             self._links.pop(link.index, None)
             self._addresses.pop(link.index, None)
-        return fell
+        return (link.index,) if fell else ()
 
-    def _address(self, kind: int, data: bytes) -> bool:
+    def _address(self, kind: int, data: bytes) -> Collection[int]:
         index, interface = interfaces.unpack_address(data)
+        self._whole.pop(index, None)
         if kind == interfaces.RTM_NEWADDR:
             self._addresses.setdefault(index, set()).add(interface)
-            return False
+            return ()
         self._addresses.get(index, set()).discard(interface)
-        self._gateways = None
-        return True
+        self._lose_gateways(index)
+        return (index,)
+
+    def _lose_gateways(self, device: int) -> None:
+        """Read others' routes again if one went by that device: the kernel may not have said that it is gone."""
+        if self._gateways and any(via.device == device for via in self._gateways):
+            self._gateways = None
 
     def _route(self, kind: int, flags: int, data: bytes) -> bool:
         table, protocol = data[_PROTOCOL_AT - 1], data[_PROTOCOL_AT]

@@ -19,7 +19,7 @@ from core.resources.status import EndpointState, FelixState, SessionState, Speak
 from core.snapshot import Snapshot
 from datastore.api import Put
 from datastore.client import GrpcStore
-from felix import agent
+from felix.kinds import KINDS
 from policy.compile import compile as compile_policy
 
 Muslin = Callable[[str], Any]
@@ -174,7 +174,7 @@ def test_rollout_waits_for_the_last_node(muslin: Muslin, datastore: str, tmp_pat
 
 
 def test_status_measures_felix_by_what_felix_follows() -> None:
-    assert {cls.KIND for cls in agent.KINDS} == FOLLOWED
+    assert {cls.KIND for cls in KINDS} == FOLLOWED
 
 
 class Watched(Snapshot):
@@ -191,7 +191,7 @@ def test_felix_follows_all_that_policy_asks() -> None:
     (pod,) = manifest.load(yaml.safe_dump(endpoint("web", "10.244.0.1")), "web")
     compile_policy(Watched().apply(1, [(pod.key, pod)]), [pod.key])
     assert HostEndpoint in Watched.asked
-    assert Watched.asked <= set(agent.KINDS)
+    assert Watched.asked <= set(KINDS)
 
 
 def test_explain_reads_what_felix_follows(datastore: str, muslin: Muslin, tmp_path: Path) -> None:

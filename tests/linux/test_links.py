@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Collection
 from ipaddress import ip_address, ip_interface, ip_network
 
 import pytest
@@ -33,11 +33,16 @@ class Watched:
         self.facts = Facts()
         self.seen = 0
         self.drift = asyncio.Event()
+        self.devices: list[Collection[int]] = []
         self._latest: Latest[Facts] = Latest()
+
+    def _drifted(self, devices: Collection[int]) -> None:
+        self.devices.append(set(devices))
+        self.drift.set()
 
     async def run(self, port: int) -> None:
         async for facts in watch_facts(
-            protocol=RouteProtocol.FELIX, ports=(port,), on_drift=self.drift.set, settle_s=0.005
+            protocol=RouteProtocol.FELIX, ports=(port,), on_drift=self._drifted, settle_s=0.005
         ):
             self.facts = facts
             self.seen += 1
