@@ -32,7 +32,8 @@ LEAST_MTU: Final = 1280
 WAIT_S: Final = 10.0
 """Seconds that ADD gives felix to program the pod."""
 
-MOST_WAIT_S: Final = 300.0
+MOST_WAIT_S: Final = 60.0
+"""The executable gives the agent up after 90 s."""
 
 VALID: Final = ("cni.dev/valid-attachments", "cni.dev/attachments")
 """What GC is told is in use: the specification's name, and the one that its first text and libcni had."""

@@ -14,8 +14,8 @@ from pathlib import Path
 import pytest
 from asking import Executable, door, install, until
 
+from cni import conf, spec
 from cni import executable as source
-from cni import spec
 from cni.model import Answer, Question
 from cni.server import MOST_CONNECTIONS
 
@@ -226,6 +226,7 @@ async def test_it_says_what_it_was_made_for() -> None:
     assert (source.TRY_AGAIN, source.NOT_AVAILABLE) == (spec.Code.TRY_AGAIN, spec.Code.NOT_AVAILABLE)
     assert (source.UNREADABLE, source.IO) == (spec.Code.DECODING, spec.Code.IO)
     assert MOST_CONNECTIONS * 2 < 1024
+    assert source.LIMIT_S >= conf.MOST_WAIT_S + 30
 
 
 async def test_the_good_path_imports_nothing_from_a_file(executable: Executable) -> None:
