@@ -13,7 +13,9 @@ old: a step made from them is refused by the store, never wrong.
     pools      which pools may serve a request, and where a node looks for a new block in them
     assign     a request's addresses: own blocks, a new block in two phases, a borrowed address
     release    a handle's end, or an address's; a block's and an affinity's
-    collect    what nobody uses: two observations and a live check
+    holders    who holds addresses and who says that he uses them, of a whole listing
+    collect    what nobody uses: two observations and a live check; unused (containers, tunnels), idle (blocks, pools)
+    history    how long records of the past are kept
     split      a pool in n
     audit      every inconsistency there can be, and mend: what is safe to repair
     ledger     the edge: reads, writes in groups, retries

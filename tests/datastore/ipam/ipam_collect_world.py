@@ -28,7 +28,9 @@ from datastore.ipam.block import block_name
 from datastore.ipam.books import handle_name
 from datastore.ipam.collect import Candidate, Collection, Live, Scene, observe
 from datastore.ipam.holders import Holdings
+from datastore.ipam.model import Remove, Step, Write
 
+B0, B1, B2 = "10.0.0.0/26", "10.0.0.64/26", "10.0.0.128/26"
 NOW = datetime(2026, 1, 31, 12, 0, 0, tzinfo=UTC)
 GRACE = 10.0
 
@@ -169,3 +171,11 @@ class World:
 
 def world(*resources: Resource, node: str = "n1", interfaces: Iterable[str] = ()) -> World:
     return World(node=node, interfaces=set(interfaces)).put(*resources)
+
+
+def writes(step: Step) -> dict[str, Resource]:
+    return {str(each.resource.key): each.resource for each in step.changes if isinstance(each, Write)}
+
+
+def removals(step: Step) -> dict[Key, int]:
+    return {each.key: each.if_revision for each in step.changes if isinstance(each, Remove)}
