@@ -9,7 +9,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from cni.conf import MTU
-from cni.wiring import Place, attach
+from cni.endpoint import own_mac
+from cni.wiring import Furniture, Place, attach, furnish, routes_of
 from core import names
 from core.addr import Address, Family
 from datastore.ipam.ledger import Ledger
@@ -40,14 +41,18 @@ def _request(pod: Pod, families: tuple[Family, ...]) -> Request:
 def create(lab: str, pods: Sequence[Pod], found: Mapping[str, Sequence[Address]]) -> None:
     """Make the pods' namespaces, and wire them to their nodes as the CNI plugin does; the rest is felix's to do."""
     for pod in pods:
-        netns.create(underlay.namespace(lab, pod.name))
-        place = Place(
-            host=names.workload_interface(pod.namespace, pod.short),
-            netns=netns.path(underlay.namespace(lab, pod.name)),
-            inside=UPLINK,
-        )
-        with netns.inside(underlay.namespace(lab, pod.node)):
-            attach(place, found[pod.name], MTU)
+        inside = underlay.namespace(lab, pod.name)
+        netns.create(inside)
+        host = names.workload_interface(pod.namespace, pod.short)
+        join(underlay.namespace(lab, pod.node), inside, host, found[pod.name], own_mac(handle(pod)))
+
+
+def join(node: str, pod: str, host: str, addresses: Sequence[Address], mac: str, mtu: int = MTU) -> None:
+    """The CNI plugin's wire from the namespace `node`, where its end is called `host`, to the namespace `pod`."""
+    with open(netns.path(pod)) as there, netns.inside(node):
+        place = Place(host=host, inside=UPLINK, path=netns.path(pod), netns=there.fileno())
+        furniture = Furniture(addresses=tuple(addresses), routes=routes_of(addresses, None))
+        furnish(place, attach(place, mtu, mac), furniture, mac)
 
 
 def serve(lab: str, topology: Topology, directory: Path) -> Process:

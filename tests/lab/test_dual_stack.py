@@ -235,8 +235,7 @@ def test_a_pod_has_its_ipv6_gateway_as_soon_as_its_link_is_up(ground: Callable[[
         argv = netns.command(made.namespace(pod.name), "ping", "-c1", "-W1", f"{GATEWAYS[Family.V6]}%eth0")
         assert subprocess.run(argv, capture_output=True, check=False).returncode == 0
         end, inside = workload_interface(pod.namespace, pod.short), netns.path(made.namespace(pod.name))
-        place = Place(host=end, netns=inside, inside="eth0")
-        with netns.inside(made.namespace(pod.node)):
-            wire = look(place)
-        assert wire is not None, "the plugin would know it for its own"
-        assert (wire.host.mtu, wire.pod.mtu) == (1480, 1480), "there is room for a tunnel in every mode"
+        with open(inside) as there, netns.inside(made.namespace(pod.node)):
+            view = look(Place(host=end, path=inside, netns=there.fileno(), inside="eth0"))
+        assert view is not None, "the plugin would know it for its own"
+        assert (view.wire.host.mtu, view.wire.pod.mtu) == (1480, 1480), "there is room for a tunnel in every mode"

@@ -21,7 +21,7 @@ from dataclasses import dataclass, field
 from ipaddress import ip_address
 from pathlib import Path
 
-from cni.wiring import Place, attach
+from cni.endpoint import own_mac
 from core.manifest import decode
 from core.names import Key, workload_interface
 from core.resources import FelixStatus, IPPool, Metadata, Node, Resource, Tier
@@ -32,6 +32,7 @@ from datastore import objects
 from datastore.api import Changes, Delete
 from datastore.client import GrpcStore
 from lab import ip, processes
+from lab.pods import join
 from lab.routers import forward
 from linux import netns
 from tests.packets.cases import OUTSIDE
@@ -232,9 +233,8 @@ def _outside_routes(made: Ground, host: str, own: tuple[str, str]) -> None:
 
 def _attach(made: Ground, pod: str, own: tuple[str, str]) -> None:
     """The CNI plugin's wire; the route on the node and everything else is felix's."""
-    place = Place(host=workload_interface(*pod.split("/")), netns=netns.path(space(pod)), inside="eth0")
-    with netns.inside(space(made.place(pod))):
-        attach(place, [ip_address(each) for each in own], MTU)
+    addresses = [ip_address(each) for each in own]
+    join(space(made.place(pod)), space(pod), workload_interface(*pod.split("/")), addresses, own_mac(pod), MTU)
 
 
 def _node(name: str) -> Node:
