@@ -283,7 +283,9 @@ class Ledger:
         attempts = max(call.attempts for call in group.callers)
         key = group.about(conflict)
         try:
-            if key is None or attempts > PATIENCE or (key.kind == IPAMBlock.KIND and conflict.expected == ABSENT):
+            if key is not None and key.kind == IPAMHandle.KIND:  # of which reading all knows nothing
+                await self._view.look(key)
+            elif key is None or attempts > PATIENCE or (key.kind == IPAMBlock.KIND and conflict.expected == ABSENT):
                 await self._view.read_all()
             else:
                 await self._view.look(key)
