@@ -27,7 +27,7 @@ from core.names import WORKLOAD_PREFIX
 from core.resources import IPAMBlock, IPAMRecord, WorkloadEndpoint
 from datastore.api import Delete, Entry, Store
 from datastore.ipam import history, idle, unused
-from datastore.ipam.collect import Candidate, Collection, Live, Scene, confirm, observe, operations
+from datastore.ipam.collect import Candidate, Collection, Live, Scene, Written, confirm, observe, operations
 from datastore.ipam.holders import KINDS, Held, Holder, Holdings
 from datastore.ipam.model import Step
 from linux import interfaces, netns
@@ -105,10 +105,16 @@ class Collector:
         now, grace = time.monotonic(), self._config.leak_grace_s
         self._collection, due = observe(self._collection, found, now, grace)
         self.counts = _counts(scene, len(found), self.counts.reclaimed)
-        if not due:
-            return 0
-        checked = confirm(due, (await self._look())[1])
-        return sum([await self._carry_out(each) for each in checked])
+        done = 0
+        for _ in range(ATTEMPTS if due else 0):
+            scene, found = await self._look()
+            checked = confirm(due, found)
+            written = Written(scene.holdings, scene.now)
+            carried = sum([await self._carry_out(each, written) for each in checked])
+            done += carried
+            if carried == len(checked):
+                break
+        return done
 
     async def forget(self) -> int:
         """Remove old records of the past; how many."""
@@ -128,26 +134,25 @@ class Collector:
         CNI 1.1's GC. Done again it does nothing; what cannot be done is told at the end, in one `MuslinError`. A
         container that is worked on just now stays.
         """
-        stays, failed = frozenset(containers), dict[str, str]()
+        stays, failed = frozenset(containers), dict[str, Exception]()
         for _ in range(ATTEMPTS):
             scene, _ = await self._look()
+            written = Written(scene.holdings, scene.now)
             failed = {}
-            lost = False
             for text, holder in sorted(scene.holdings.holders.items()):
                 ours = holder.node == scene.node and bool(holder.container) and text == f"{network}.{holder.container}"
                 if not ours or holder.container in stays or holder.container in self._under_way():
                     continue
                 try:
-                    await self._remove(scene, holder)
+                    await self._remove(scene, holder, written)
                 except (MuslinError, OSError) as error:
-                    failed[text] = str(error)
-                    lost = lost or isinstance(error, Conflict)
-            if not lost:
+                    failed[text] = error
+            if not any(isinstance(error, Conflict) for error in failed.values()):
                 break
         if failed:
             raise MuslinError("; ".join(f"{text}: {why}" for text, why in failed.items()))
 
-    async def _remove(self, scene: Scene, holder: Holder) -> None:
+    async def _remove(self, scene: Scene, holder: Holder, written: Written) -> None:
         endpoints = unused.endpoints_of(scene, holder.container, [holder])
         for held in endpoints:
             spec = held.resource.spec
@@ -158,9 +163,12 @@ class Collector:
         for name in _wires(scene, holder, endpoints):
             with self._here(), Netlink() as netlink:
                 interfaces.delete_link(netlink, name)
-        step = Step(changes=tuple(unused.freeing([holder], endpoints, scene.now, "GC")))
-        await self._store.txn(operations(step), step.guards)
+        await self._write(Step(changes=tuple(unused.freeing([holder], endpoints, scene.now, "GC"))), written)
         log.info("collector.not_valid", handle=holder.text, addresses=[str(each) for each in holder.addresses])
+
+    async def _write(self, step: Step, written: Written) -> None:
+        fresh = written.rebased(step)
+        written.note(fresh, await self._store.txn(operations(fresh), fresh.guards))
 
     async def _look(self) -> tuple[Scene, tuple[Candidate, ...]]:
         """The store, then the kernel: what an ADD makes between is seen. What is under way before or after is alive."""
@@ -173,11 +181,10 @@ class Collector:
         scene = Scene(holdings=self._holdings, live=live, node=self._config.node, now=datetime.now(UTC))
         return scene, await asyncio.to_thread(_candidates, scene)
 
-    async def _carry_out(self, candidate: Candidate) -> bool:
+    async def _carry_out(self, candidate: Candidate, written: Written) -> bool:
         """Whether it was done."""
-        step = candidate.step
         try:
-            await self._store.txn(operations(step), step.guards)
+            await self._write(candidate.step, written)
         except Unavailable:
             raise
         except MuslinError as error:

@@ -13,7 +13,7 @@
    was given again in between begins again. Grace is of this process and its steady clock: a restart begins anew.
 2. *A live check.* What is due is judged once more on a new listing and a new look into the kernel.
 3. *Compare-and-swap.* The step compares with the revisions that the check saw, so whoever is faster wins, another
-   collector too.
+   collector too. Only of blocks that we have written ourselves since is it the revision that we made (`Written`).
 4. *Unknown is in use.* A handle of a form that we do not make, one whose node or container is not known, one that any
    endpoint of any node speaks for, one that an unreadable object may have to do with: never a candidate.
 
@@ -30,16 +30,19 @@ one that is dead costs a grace. That two act at once is harmless (3).
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
+from ipaddress import ip_address
 from typing import Final, NewType
 
 from core.names import Key
+from core.resources import IPAMBlock
 from datastore import objects
 from datastore.api import Delete, Operation
-from datastore.ipam.holders import Holdings
-from datastore.ipam.model import Step, Write
+from datastore.ipam.block import give_back, given_to
+from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.model import Change, Remove, Step, Write
 
 MOST_PATIENCE: Final = 4
 """Graces after which all other nodes act for one that is gone, if those that were to act first are gone too."""
@@ -133,6 +136,38 @@ def operations(step: Step) -> list[Operation]:
         else Delete(change.key, change.if_revision)
         for change in step.changes
     ]
+
+
+class Written:
+    """The blocks that one look's steps have written: the next step on the same block goes by them."""
+
+    def __init__(self, seen: Holdings, now: datetime) -> None:
+        self._seen, self._now = seen.of(IPAMBlock), now
+        self._blocks: dict[Key, Held[IPAMBlock]] = {}
+
+    def rebased(self, step: Step) -> Step:
+        """What `step` does, to the blocks as they are now."""
+        return replace(step, changes=tuple(map(self._rebased, step.changes)))
+
+    def note(self, step: Step, revision: int) -> None:
+        """A rebased step was made, at that revision."""
+        for change in step.changes:
+            if isinstance(change, Write) and isinstance(change.resource, IPAMBlock):
+                self._blocks[change.resource.key] = Held(change.resource, revision)
+
+    def _rebased(self, change: Change) -> Change:
+        if not isinstance(change, Write):
+            mine = self._blocks.get(change.key)
+            return change if mine is None else Remove(change.key, mine.revision)
+        wanted, mine = change.resource, self._blocks.get(change.resource.key)
+        if mine is None or not isinstance(wanted, IPAMBlock):
+            return change
+        before, block = self._seen[wanted.key].resource.spec, mine.resource
+        for text in sorted(before.allocations.keys() - wanted.spec.allocations.keys()):
+            block = give_back(block, ip_address(text), self._now)
+        if wanted.spec.affinity != before.affinity:
+            block = given_to(block, wanted.spec.node)
+        return Write(block, mine.revision)
 
 
 def _weight(about: str, node: str) -> bytes:

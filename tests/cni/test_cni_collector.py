@@ -128,6 +128,14 @@ async def test_a_node_that_was_wiped_gives_back_what_its_old_pods_had(store: Sto
     assert len(await claims(store)) == 2  # one block of each family stays
 
 
+async def test_one_scan_gives_back_all_that_is_due(store: Store, n1: GcNode) -> None:
+    for number in range(12):
+        await n1.add(f"web-{number}", f"c{number}", wire=False)
+    assert len(await claims(store)) == 2  # all in one block of each family
+    assert await observed_twice(n1.collector()) == 12
+    assert await held(store) == {}
+
+
 async def test_what_the_plugin_works_on_is_left_alone(store: Store, n1: GcNode) -> None:
     await n1.add("web", "c1", wire=False)
     n1.busy.add("c1")
@@ -220,6 +228,14 @@ async def test_gc_removes_what_the_runtime_does_not_name_and_nothing_else(store:
     revision = (await store.list(KINDS)).revision
     await collector.valid(NETWORK, {"c0"})
     assert (await store.list(KINDS)).revision == revision
+
+
+async def test_gc_removes_a_whole_block_of_pods(store: Store, n1: GcNode) -> None:
+    for number in range(12):
+        await n1.add(f"web-{number}", f"c{number}")
+    await n1.collector().valid(NETWORK, {"c7"})
+    assert set((await held(store)).values()) == {"net.c7"}
+    assert n1.wires() == {workload_interface("shop", "web-7")}
 
 
 async def test_gc_goes_on_after_what_it_cannot_do_and_tells_it(store: Store, n1: GcNode) -> None:

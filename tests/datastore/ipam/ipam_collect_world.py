@@ -22,7 +22,7 @@ from core.resources import (
 )
 from core.resources.ipam import AffinitySpec, AffinityState, BlockSpec, HandleSpec, IPAMConfigurationSpec
 from core.resources.network import IPPoolSpec, WorkloadEndpointSpec
-from datastore.api import Entry, Listing
+from datastore.api import ABSENT, Entry, Listing
 from datastore.ipam import idle, unused
 from datastore.ipam.block import block_name
 from datastore.ipam.books import handle_name
@@ -179,3 +179,19 @@ def writes(step: Step) -> dict[str, Resource]:
 
 def removals(step: Step) -> dict[Key, int]:
     return {each.key: each.if_revision for each in step.changes if isinstance(each, Remove)}
+
+
+def carried_out(seen: World, step: Step) -> bool:
+    """As a store does: all, if each object is at its revision, or nothing."""
+    for change in step.changes:
+        key = change.resource.key if isinstance(change, Write) else change.key
+        found = seen.entries.get(key)
+        if (found.revision if found else ABSENT) != change.if_revision:
+            return False
+    seen.revision += 1
+    for change in step.changes:
+        if isinstance(change, Write):
+            seen.entries[change.resource.key] = Entry(change.resource.key, encode(change.resource), seen.revision)
+        else:
+            del seen.entries[change.key]
+    return True

@@ -9,14 +9,24 @@ from ipaddress import ip_network
 
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from ipam_collect_world import GRACE, World, affinity, bare_handle, block, endpoint, handle, node, pool, world
+from ipam_collect_world import (
+    GRACE,
+    World,
+    affinity,
+    bare_handle,
+    block,
+    carried_out,
+    endpoint,
+    handle,
+    node,
+    pool,
+    world,
+)
 
-from core.manifest import decode, encode
+from core.manifest import decode
 from core.names import workload_interface
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, R, WorkloadEndpoint
-from datastore.api import ABSENT, Entry
 from datastore.ipam.collect import Candidate, Collection, observe
-from datastore.ipam.model import Step, Write
 
 CIDRS = [f"10.0.0.{number * 8}/29" for number in range(4)]
 NODES = ["n1", "n2", "gone"]
@@ -88,22 +98,6 @@ def needed(seen: World) -> set[str]:
         if one.spec.node != "n1" or not one.spec.container_id or one.spec.interface_name in interfaces:
             kept |= {str(address) for address in one.spec.addresses}
     return kept
-
-
-def carried_out(seen: World, step: Step) -> bool:
-    """As a store does: all, if each object is at its revision, or nothing."""
-    for change in step.changes:
-        key = change.resource.key if isinstance(change, Write) else change.key
-        found = seen.entries.get(key)
-        if (found.revision if found else ABSENT) != change.if_revision:
-            return False
-    seen.revision += 1
-    for change in step.changes:
-        if isinstance(change, Write):
-            seen.entries[change.resource.key] = Entry(change.resource.key, encode(change.resource), seen.revision)
-        else:
-            del seen.entries[change.key]
-    return True
 
 
 def due(seen: World, collector: str) -> list[Candidate]:

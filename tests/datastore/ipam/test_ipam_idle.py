@@ -17,6 +17,7 @@ from ipam_collect_world import (
     affinity,
     bare_handle,
     block,
+    carried_out,
     cooldown,
     endpoint,
     handle,
@@ -31,7 +32,7 @@ from core.manifest import encode
 from core.resources import IPAMBlock, IPAMRecord, Resource
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import Entry
-from datastore.ipam.collect import MOST_PATIENCE
+from datastore.ipam.collect import MOST_PATIENCE, Written
 from datastore.ipam.history import BATCH, MOST_RECORDS, OLDEST, outdated
 from datastore.ipam.release import record
 
@@ -78,6 +79,24 @@ def test_a_block_that_others_use_outlives_its_node() -> None:
     assert (left.spec.affinity, left.spec.allocations) == ("", used.spec.allocations)
     assert left.spec.borrowers == {"10.0.0.7": "n2", "10.0.0.8": "n1"}
     assert set(removals(step)) == {affinity(B0, "n2").key}
+
+
+def test_steps_on_one_block_are_laid_over_one_another() -> None:
+    seen = world(
+        *(pool(), node("n1"), block(B0, "n2", _7="net.c1", _8="net.c2", _9="somebody"), affinity(B0, "n2")),
+        *(handle("c1", "10.0.0.7", B0, owner="n2"), handle("c2", "10.0.0.8", B0, owner="n2")),
+    )
+    scene, found = seen.scene(), seen.candidates()
+    assert set(found) == {"handle net.c1", "handle net.c2", "owner 10.0.0.0/26"}
+    written = Written(scene.holdings, scene.now)
+    for each in found.values():
+        fresh = written.rebased(each.step)
+        assert carried_out(seen, fresh)
+        written.note(fresh, seen.revision)
+    left = seen.scene().holdings.of(IPAMBlock)[block(B0).key].resource.spec
+    assert (left.affinity, left.allocations, left.borrowers) == ("", {"10.0.0.9": "somebody"}, {"10.0.0.9": "n2"})
+    assert sorted(left.freed) == ["10.0.0.7", "10.0.0.8"]
+    assert seen.candidates() == {}
 
 
 def test_endpoints_of_a_node_that_is_gone_keep_what_is_theirs() -> None:
