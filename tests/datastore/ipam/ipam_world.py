@@ -1,15 +1,33 @@
-"""A store in a dict, as `datastore/api.py` says, and nodes that see it late: what the model test plays in."""
+"""A store in a dict, as `datastore/api.py` says, and those who see it: late, or as it is."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from ipaddress import ip_network
 from random import Random
+from typing import Any
 
 from core.names import Key, Kind
-from core.resources import Resource
+from core.resources import (
+    BlockAffinity,
+    IPAMBlock,
+    IPAMConfiguration,
+    IPPool,
+    IPReservation,
+    Metadata,
+    Node,
+    Resource,
+)
+from core.resources.ipam import AffinityState, BlockSpec, IPAMConfigurationSpec, ReservationSpec
+from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT, Present, Unchanged
+from datastore.ipam.assign import assign
+from datastore.ipam.block import block_name
 from datastore.ipam.books import KINDS, Books
-from datastore.ipam.model import Remove, Step, Write
+from datastore.ipam.claim import affinity
+from datastore.ipam.model import Owner, Remove, Request, Step, Write
+from datastore.ipam.release import release
 
 
 class World:
@@ -111,3 +129,89 @@ class Watcher:
         if self.seen.get(key, ABSENT) < revision:
             self.seen[key] = revision
             self.books.see(key, resource, revision if resource is not None else ABSENT)
+
+
+class Cluster:
+    """A world, one node's books that are up to date, and requests that are carried out until they are granted."""
+
+    def __init__(self, *resources: Resource) -> None:
+        self.world = World()
+        self.world.write(*resources)
+        self.now = datetime(2026, 1, 1, 12, tzinfo=UTC)
+
+    @property
+    def books(self) -> Books:
+        watcher = Watcher("", self.world)
+        watcher.catch_up()
+        return watcher.books
+
+    def put(self, *resources: Resource) -> None:
+        self.world.write(*resources)
+
+    def hide(self, resource: Resource) -> Books:
+        """The books when an object is there that cannot be read."""
+        self.put(resource)
+        books = self.books
+        books.see(resource.key, None, self.world.revision)
+        return books
+
+    def decide(self, handle: str, node: str = "a", **fields: Any) -> Step:
+        return assign(self.books, request(handle, node, **fields), self.now)
+
+    def give(self, handle: str, node: str = "a", **fields: Any) -> list[str]:
+        """The addresses of a handle, however many steps it takes."""
+        for _ in range(4):
+            step = self.decide(handle, node, **fields)
+            assert self.world.txn(step)
+            if step.grant is not None:
+                return [str(address) for address in step.grant.addresses]
+        raise AssertionError(f"{handle} is not done")
+
+    def carry_out(self, step: Step) -> None:
+        assert self.world.txn(step)
+
+    def take_back(self, handle: str, why: str = "DEL") -> list[str]:
+        step = release(self.books, handle, why, self.now)
+        self.carry_out(step)
+        assert step.grant is not None
+        return [str(address) for address in step.grant.addresses]
+
+    def block(self, cidr: str) -> BlockSpec:
+        found = self.world.of(IPAMBlock.KIND)[block_name(ip_network(cidr))]
+        assert isinstance(found, IPAMBlock)
+        return found.spec
+
+    def names(self, cls: type[Resource]) -> list[str]:
+        return sorted(self.world.of(cls.KIND))
+
+
+def request(handle: str, node: str = "a", **fields: Any) -> Request:
+    namespace = fields.pop("namespace", "")
+    return Request(handle=handle, owner=Owner(node=node, namespace=namespace, pod=handle), **fields)
+
+
+def pool(name: str, cidr: str, **fields: Any) -> IPPool:
+    metadata = Metadata(name=name, deletion_timestamp=fields.pop("deleted", None))
+    return IPPool(metadata=metadata, spec=IPPoolSpec(cidr=cidr, **fields))
+
+
+def node(name: str, **labels: str) -> Node:
+    return Node(metadata=Metadata(name=name, labels=labels))
+
+
+def settings(**fields: Any) -> IPAMConfiguration:
+    return IPAMConfiguration(metadata=Metadata(name="default"), spec=IPAMConfigurationSpec(**fields))
+
+
+def reservation(*cidrs: str) -> IPReservation:
+    return IPReservation(metadata=Metadata(name="kept"), spec=ReservationSpec(reserved_cidrs=list(cidrs)))
+
+
+def block(cidr: str, owner: str = "", **spec: Any) -> IPAMBlock:
+    affinity = f"host:{owner}" if owner else ""
+    name = block_name(ip_network(cidr))
+    return IPAMBlock(metadata=Metadata(name=name), spec=BlockSpec(cidr=cidr, affinity=affinity, **spec))
+
+
+def claim(owner: str, cidr: str, state: AffinityState = AffinityState.PENDING) -> BlockAffinity:
+    return affinity(owner, ip_network(cidr), state)
