@@ -283,8 +283,9 @@ class Ledger:
         attempts = max(call.attempts for call in group.callers)
         key = group.about(conflict)
         try:
-            if key is not None and key.kind == IPAMHandle.KIND:  # of which reading all knows nothing
-                await self._view.look(key)
+            if key is not None and key.kind == IPAMHandle.KIND:  # and so, maybe, are others' handles
+                for call in group.callers:
+                    call.wants = _Wants.HANDLE
             elif key is None or attempts > PATIENCE or (key.kind == IPAMBlock.KIND and conflict.expected == ABSENT):
                 await self._view.read_all()
             else:

@@ -190,6 +190,21 @@ async def test_what_a_handle_has_is_kept_and_written_again_with_what_is_brought_
     assert all(b'"why":"DEL"' in each.value for each in records)
 
 
+async def test_a_restarted_process_that_is_asked_everything_again_finds_it_in_few_transactions(
+    counted: Counted,
+) -> None:
+    await put(counted, pool("pods", "10.0.0.0/24", block_size=25))
+    names = [f"p{number}" for number in range(110)]
+    ledger = Ledger(counted)
+    given = await asyncio.gather(*(ledger.assign(pod(name, "a")) for name in names[:100]))
+    counted.txns = 0
+    restarted = Ledger(counted)
+    again = await asyncio.gather(*(restarted.assign(pod(name, "a")) for name in names))
+    assert again[:100] == given
+    assert counted.txns <= 10
+    assert len((await Said.by(counted)).by_handle) == 110
+
+
 async def test_what_others_released_meanwhile_is_not_said_to_be_held(store: SqliteStore) -> None:
     await put(store, pool("pods", "10.0.0.0/30", block_size=30))
     one, other = Ledger(store), Ledger(store)
