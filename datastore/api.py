@@ -25,6 +25,7 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, Iterator, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Protocol, TypeAlias
 
 from core.errors import Invalid, Problem
@@ -207,8 +208,12 @@ def _check_guard(guard: Guard) -> Iterator[Problem]:
             yield Problem(what=str(guard), why=f"compares with revision {revision}; use 1 or more")
 
 
+@lru_cache(maxsize=1 << 12)
 def addressable(key: Key) -> bool:
-    """Whether `key` can be told from its path: no empty part, no slash inside one, valid Unicode."""
+    """Whether `key` can be told from its path: no empty part, no slash inside one, valid Unicode.
+
+    Remembered, as a key is judged on its way from the wire, by the server and by the backend.
+    """
     try:
         key.path.encode()
         return bool(key.name) and (bool(key.namespace) or not key.kind.namespaced) and parse_path(key.path) == key
