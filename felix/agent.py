@@ -145,6 +145,7 @@ class Agent:
         self._judged: tuple[Snapshot, Judged] | None = None
         self._changed = asyncio.Event()
         self._wake = asyncio.Event()
+        self._tried = asyncio.Condition()
         self._routes_driver = RouteDriver(RouteProtocol.FELIX)
         self._nft_driver = NftDriver()
         self._flattener = Flattener()
@@ -157,6 +158,7 @@ class Agent:
         self._addresses = Reconciler(self._address_driver)
         self._nft = Reconciler(self._nft_driver)
         self._routes = Reconciler(self._routes_driver)
+        self._each = (self._sysctls, self._tunnels, self._addresses, self._nft, self._routes)
         self._wanted: dict[int, Desired] = {}  # by generation: a number for each state that was ever decided
         self._generation = 0
         self._programmed = 0
@@ -177,7 +179,6 @@ class Agent:
     async def serve(self) -> None:
         """Run every part until cancelled, or until one fails."""
         await self._close_what_is_open()
-        reconcilers = (self._sysctls, self._tunnels, self._addresses, self._nft, self._routes)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._follow(), name="snapshots")
             group.create_task(self._watch_links(), name="facts")
@@ -187,7 +188,7 @@ class Agent:
             group.create_task(self._write_status(), name="status")
             group.create_task(self._feed.serve(self._config.run_dir / SOCKET), name="feed")
             group.create_task(self._cutter.run(), name="connections")
-            group.create_task(reconcile(reconcilers, self._wake, self._on_progress), name="reconcile")
+            group.create_task(reconcile(self._each, self._wake, self._on_progress), name="reconcile")
 
     async def _close_what_is_open(self) -> None:
         """Give a host without our table the frame, so that no workload is ever forwarded unjudged.
@@ -277,6 +278,8 @@ class Agent:
                 gc.freeze()
             self._settling.put(snapshot)
             self._wake.set()
+            async with self._tried:  # what changes meanwhile is decided together: no state is worked out to be skipped
+                await self._tried.wait_for(lambda: min(each.progress.tried for each in self._each) >= self._generation)
 
     async def _older_than_the_kernel(self, snapshot: Snapshot) -> bool:
         """Whether `snapshot` is from disk, where it may lag, while what an earlier felix programmed still stands."""
@@ -306,6 +309,8 @@ class Agent:
 
     async def _on_progress(self, progress: Sequence[Progress]) -> None:
         sysctls, tunnels, addresses, nft, routes = progress
+        async with self._tried:
+            self._tried.notify_all()
         programmed = self._wanted.get(nft.revision)
         if nft.revision == self._generation and self._judged and not self._judged[1].settled:
             self._changed.set()  # what borrowed its number may have its own now

@@ -6,6 +6,10 @@
     CrossSubnet       same subnet: via the node, metric 300; else as Always
     Fallback          as Always; BGP's better route wins while it stands
 
+An address that a pod of another node holds ("borrowed") is a block of one address of that node: /32 or /128, longer
+than the block it lies in and than its owner's blackhole, and a blackhole of its own where it was borrowed to, lest the
+owner and the borrower send packets for a pod that is no more to and fro.
+
 `core.routing.carriers` decides; this module only writes it down. A tunnel route needs the device: where the kernel
 has no ipip the routes are left out, the status says so, and everything else works.
 
@@ -20,7 +24,7 @@ from dataclasses import dataclass, field
 from ipaddress import IPv4Address, IPv4Interface, ip_network
 from typing import Final
 
-from core.addr import Address, Network
+from core.addr import Address, Network, contains
 from core.names import IPIP_DEVICE, Key
 from core.resources import EncapMode, IPAMBlock, IPPool, Node
 from core.routing import Carrier, Metric, carriers, pool_of
@@ -40,7 +44,7 @@ class Placed:
 
     network: Network
     node: str
-    borrowed: tuple[tuple[str, str], ...] = ()
+    borrowed: tuple[tuple[Network, str], ...] = ()
 
 
 @dataclass(slots=True, kw_only=True)
@@ -100,8 +104,12 @@ def sysctls(device: str) -> Mapping[str, str]:
 def placed(block: IPAMBlock) -> Placed:
     """Where a block is: what stays when an address of it is given or freed on the block's own node."""
     spec = block.spec
-    borrowed = tuple(sorted((address, node) for address, node in spec.borrowers.items() if node))
-    return Placed(network=spec.network, node=spec.node, borrowed=borrowed)
+    network, borrowed = spec.network, list[tuple[Network, str]]()
+    for address, node in spec.borrowers.items():
+        prefix = ip_network(address)
+        if contains(network, prefix) and node not in ("", spec.node):  # another block's address is not its to lend
+            borrowed.append((prefix, node))
+    return Placed(network=network, node=spec.node, borrowed=tuple(borrowed))
 
 
 def overlay(blocks: Mapping[Key, Placed], snapshot: Snapshot, facts: Facts, local: Node | None, node: str) -> Overlay:
@@ -113,14 +121,16 @@ def overlay(blocks: Mapping[Key, Placed], snapshot: Snapshot, facts: Facts, loca
         network = block.network
         if block.node == node and network.prefixlen < network.max_prefixlen:
             found.routes[RouteKey(network, Metric.BLACKHOLE)] = BLACKHOLE
+        mine = [address for address, borrower in block.borrowed if borrower == node]
+        found.routes.update((RouteKey(address, Metric.BLACKHOLE), BLACKHOLE) for address in mine)
         pool = pool_of(network, pools) if local else None
         if pool is None or local is None:
             continue
         if block.node not in ("", node):
             _remote(found, facts, (pool, network), local, snapshot.get(Node, block.node) or block.node)
         for address, borrower in block.borrowed:
-            if borrower not in (node, block.node):
-                _remote(found, facts, (pool, ip_network(address)), local, snapshot.get(Node, borrower) or borrower)
+            if borrower != node:
+                _remote(found, facts, (pool, address), local, snapshot.get(Node, borrower) or borrower)
     return found
 
 

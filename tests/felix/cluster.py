@@ -47,8 +47,13 @@ def node(name: str, address: str = "", tunnel: str = "", v6: str = "", **annotat
     return Node(metadata=Metadata(name=name, annotations=annotations), spec=NodeSpec(bgp=bgp))
 
 
-def block(cidr: str, owner: str, allocations: Mapping[str, str] = MappingProxyType({})) -> IPAMBlock:
-    spec = BlockSpec(cidr=cidr, affinity=f"host:{owner}", allocations=allocations)
+def block(
+    cidr: str,
+    owner: str,
+    allocations: Mapping[str, str] = MappingProxyType({}),
+    borrowers: Mapping[str, str] = MappingProxyType({}),
+) -> IPAMBlock:
+    spec = BlockSpec(cidr=cidr, affinity=f"host:{owner}", allocations=allocations, borrowers=borrowers)
     return IPAMBlock(metadata=Metadata(name=block_name(ip_network(cidr))), spec=spec)
 
 

@@ -64,6 +64,22 @@ async def test_a_pool_goes_through_the_tunnel_and_back(cluster: Cluster) -> None
     assert ip("route", "show", "10.0.0.64/26") == ""
 
 
+async def test_an_address_of_our_own_block_that_another_node_borrowed_is_reached_there(cluster: Cluster) -> None:
+    join_the_other_node(cluster)
+    lent = "10.0.0.9"
+    ip("-n", cluster.host.outside.namespace, "addr", "add", f"{lent}/32", "dev", "lo")
+    await cluster.write(node("b", f"{OUTSIDE}/24"), block("10.0.0.0/26", "a", borrowers={lent: "b"}))
+    await cluster.start()
+    await switch(cluster, EncapMode.ALWAYS)
+    receiver = cluster.host.outside.udp(lent, 53)
+    cluster.web.udp("10.0.0.1").sendto(b"lent", (lent, 53))
+    assert await first_datagram(receiver) == (b"lent", "10.0.0.1")
+    assert carried(cluster) == 1
+    await cluster.write(block("10.0.0.0/26", "a"))
+    assert ip("route", "show", lent) == ""
+    assert ip("route", "show", "10.0.0.0/26").startswith("blackhole")
+
+
 def wrapped(text: bytes) -> bytes:
     """A datagram from the far pod to a pod here, as it travels inside the tunnel."""
     udp = struct.pack("!HHHH", 5000, 53, 8 + len(text), 0) + text

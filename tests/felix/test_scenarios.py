@@ -45,6 +45,10 @@ NODES = (
     namespace("shop"),
 )
 BLOCKS = (block("10.0.0.0/26", "a"), block("10.0.0.64/26", "b"), block("10.0.0.128/26", "c"))
+LENT = (
+    block("10.0.0.0/26", "a", borrowers={"10.0.0.9": "b", "10.0.0.10": "c", "10.0.0.11": "a", "10.0.0.130": "b"}),
+    block("10.0.0.64/26", "b", borrowers={"10.0.0.70": "c", "10.0.0.71": "a", "10.0.0.72": "gone"}),
+)
 FOUR, SIX = pool("pods", "10.0.0.0/16"), pool("six", "fd00::/64")
 PODS = (SIX, pod("web", "10.0.0.1", "fd00::1"), pod("db", "10.0.0.2"), pod("far", "10.0.0.65", on="b"))
 HOME = (UPLINK, link(WEB, 5), link(DB, 6, up=False))
@@ -83,6 +87,7 @@ class Scenario:
 
 
 OWN = {"10.0.0.0/26 1000": BLACKHOLE}
+BORROWED = {**OWN, "10.0.0.71/32 1000": BLACKHOLE}
 WEB_UP = {"10.0.0.1/32 100": via(5), "fd00::1/128 100": via(5)}
 
 SCENARIOS = {
@@ -146,6 +151,40 @@ SCENARIOS = {
         routes(**OWN, **{"10.0.0.64/26 300": via(2, "10.1.0.2"), "10.0.0.128/26 400": via(9, "10.2.0.3", onlink=True)}),
         tunnels=frozenset({IPIP_DEVICE}),
         check=lambda d: d.tunnels[IPIP_DEVICE].mtu == 1400,
+    ),
+    "borrowed addresses go to their borrower through the tunnel": Scenario(
+        (*NODES, *LENT, pool("pods", "10.0.0.0/16", ipip_mode=EncapMode.ALWAYS)),
+        facts(UPLINK, TUNNEL),
+        routes(
+            **BORROWED,
+            **{
+                "10.0.0.9/32 400": via(9, "10.1.0.2", onlink=True),
+                "10.0.0.10/32 400": via(9, "10.2.0.3", onlink=True),
+                "10.0.0.64/26 400": via(9, "10.1.0.2", onlink=True),
+                "10.0.0.70/32 400": via(9, "10.2.0.3", onlink=True),
+            },
+        ),
+        tunnels=frozenset({IPIP_DEVICE}),
+        check=lambda d: any("10.0.0.72/32 belongs to node gone" in each for each in d.problems),
+    ),
+    "borrowed addresses go to a neighbour directly": Scenario(
+        (*NODES, *LENT, pool("pods", "10.0.0.0/16", ipip_mode=EncapMode.CROSS_SUBNET)),
+        facts(UPLINK, TUNNEL),
+        routes(
+            **BORROWED,
+            **{
+                "10.0.0.9/32 300": via(2, "10.1.0.2"),
+                "10.0.0.10/32 400": via(9, "10.2.0.3", onlink=True),
+                "10.0.0.64/26 300": via(2, "10.1.0.2"),
+                "10.0.0.70/32 400": via(9, "10.2.0.3", onlink=True),
+            },
+        ),
+        tunnels=frozenset({IPIP_DEVICE}),
+    ),
+    "borrowed addresses of a pool that does not tunnel are BGP's": Scenario(
+        (*NODES, *LENT, block("fd00::/122", "a", borrowers={"fd00::9": "b"}), FOUR, SIX),
+        facts(UPLINK),
+        routes(**BORROWED, **{"fd00::/122 1000": BLACKHOLE}),
     ),
     "a kernel without ipip": Scenario(
         (*NODES, *BLOCKS, *PODS, pool("pods", "10.0.0.0/16", ipip_mode=EncapMode.ALWAYS)),
