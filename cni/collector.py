@@ -88,7 +88,6 @@ class Collector:
             done = 0
             try:
                 done = await self.scan()
-                self.trouble = ""
                 if time.monotonic() - cleared >= HISTORY_S:
                     cleared = time.monotonic()
                     await self.forget()
@@ -105,6 +104,7 @@ class Collector:
         now, grace = time.monotonic(), self._config.leak_grace_s
         self._collection, due = observe(self._collection, found, now, grace)
         self.counts = _counts(scene, len(found), self.counts.reclaimed)
+        self.trouble = scene.elsewhere
         done = 0
         for _ in range(ATTEMPTS if due else 0):
             scene, found = await self._look()
@@ -137,6 +137,8 @@ class Collector:
         stays, failed = frozenset(containers), dict[str, Exception]()
         for _ in range(ATTEMPTS):
             scene, _ = await self._look()
+            if scene.elsewhere:
+                raise MuslinError(scene.elsewhere)
             written = Written(scene.holdings, scene.now)
             failed = {}
             for text, holder in sorted(scene.holdings.holders.items()):
@@ -176,7 +178,8 @@ class Collector:
         listing = await self._store.list(KINDS)
         with self._here(), Netlink() as netlink:
             names = frozenset(link.name for link in interfaces.links(netlink))
-        live = Live(interfaces=names, busy=busy | self._under_way())
+            own = frozenset(address.ip for _, address in interfaces.addresses(netlink))
+        live = Live(interfaces=names, addresses=own, busy=busy | self._under_way())
         self._holdings = await asyncio.to_thread(Holdings, listing, self._holdings)
         scene = Scene(holdings=self._holdings, live=live, node=self._config.node, now=datetime.now(UTC))
         return scene, await asyncio.to_thread(_candidates, scene)

@@ -15,7 +15,8 @@
 3. *Compare-and-swap.* The step compares with the revisions that the check saw, so whoever is faster wins, another
    collector too. Only of blocks that we have written ourselves since is it the revision that we made (`Written`).
 4. *Unknown is in use.* A handle of a form that we do not make, one whose node or container is not known, one that any
-   endpoint of any node speaks for, one that an unreadable object may have to do with: never a candidate.
+   endpoint of any node speaks for, one that an unreadable object may have to do with: never a candidate. A kernel that
+   has none of the Node's addresses is not the node's (`Scene.elsewhere`).
 
 An endpoint is a user whatever its node, unless it is ours to judge: of this node, of a container, and its interface is
 not in this kernel. So the endpoints of a node that is gone stay until somebody deletes them: nobody can look there, and
@@ -33,11 +34,12 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import datetime
 from hashlib import sha256
-from ipaddress import ip_address
+from ipaddress import ip_address, ip_interface
 from typing import Final, NewType
 
+from core.addr import Address
 from core.names import Key
-from core.resources import IPAMBlock
+from core.resources import IPAMBlock, Node
 from datastore import objects
 from datastore.api import Delete, Operation
 from datastore.ipam.block import give_back, given_to
@@ -56,10 +58,11 @@ Witness = tuple[tuple[Key, int], ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Live:
-    """What is alive on this node: the names of all interfaces in its kernel; and containers that the CNI agent is
-    working on just now, whose interfaces may be on their way."""
+    """What is alive on this node: the names of all interfaces in its kernel, and their addresses; and containers that
+    the CNI agent is working on just now, whose interfaces may be on their way."""
 
     interfaces: frozenset[str]
+    addresses: frozenset[Address] = frozenset()
     busy: frozenset[str] = frozenset()
 
 
@@ -71,6 +74,22 @@ class Scene:
     live: Live
     node: str
     now: datetime
+
+    @property
+    def elsewhere(self) -> str:
+        """Why this kernel may not be the node's, and so says nothing of its pods; "" when it is.
+
+        Two hosts that were given one name, or an agent in the wrong network namespace, would take each other's pods
+        for gone.
+        """
+        found = self.holdings.of(Node).get(Key(Node.KIND, "", self.node))
+        if found is None:
+            return f"there is no Node {self.node} that can be read"
+        addresses = _addresses(found.resource)
+        if addresses and not addresses & self.live.addresses:
+            listed = ", ".join(sorted(map(str, addresses)))
+            return f"Node {self.node} has {listed}, and this host has none of them; is it that node?"
+        return ""
 
     def rank(self, about: str) -> int | None:
         """How many graces this node leaves others the first go at what no node owns; None: it has no say."""
@@ -168,6 +187,13 @@ class Written:
         if wanted.spec.affinity != before.affinity:
             block = given_to(block, wanted.spec.node)
         return Write(block, mine.revision)
+
+
+def _addresses(node: Node) -> frozenset[Address]:
+    """Those that a Node says its interfaces have; one that another machine translates, or a range, says nothing."""
+    found = {each.ip for each in (node.spec.bgp.interfaces if node.spec.bgp else ())}
+    listed = (ip_interface(each.address) for each in node.spec.addresses if each.type != "ExternalIP")
+    return frozenset(found | {each.ip for each in listed if each.network.num_addresses == 1})
 
 
 def _weight(about: str, node: str) -> bytes:

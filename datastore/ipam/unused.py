@@ -28,7 +28,8 @@ ORCHESTRATOR = "k8s"
 
 def candidates(scene: Scene) -> Iterator[Candidate]:
     """Every holder that nobody seems to use, and every endpoint whose wire is gone."""
-    yield from _containers_here(scene)
+    if not scene.elsewhere:
+        yield from _containers_here(scene)
     yield from _left_behind(scene)
 
 

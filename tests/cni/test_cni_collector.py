@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator, Iterator
+from ipaddress import ip_interface
 
 import pytest
 from collector_node import (
@@ -19,13 +20,14 @@ from collector_node import (
     start,
     until_gone,
 )
+from msgspec.structs import replace
 
 from cni.collector import Collector, families
 from core.errors import Conflict, MuslinError
 from core.metrics import exposed
 from core.names import workload_interface
 from core.resources import EncapMode, IPAMHandle, IPAMRecord, IPPool, Metadata, Node, WorkloadEndpoint
-from core.resources.network import IPPoolSpec
+from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
@@ -33,7 +35,8 @@ from datastore.ipam.collect import operations
 from datastore.ipam.ending import ending
 from datastore.ipam.holders import KINDS, Holdings
 from datastore.ipam.model import Owner, Request, Use
-from linux import netns
+from linux import interfaces, netns
+from linux.netlink import Netlink
 from tests.conftest import served
 
 PATIENCE_S = 20.0
@@ -266,6 +269,37 @@ async def test_gc_is_of_this_node_only(store: Store, n1: GcNode) -> None:
     await elsewhere.add("far", "c1", wire=False)
     await n1.collector().valid(NETWORK, ())
     assert set((await held(store)).values()) == {"net.c1"}
+
+
+async def test_an_agent_on_another_host_takes_nothing(store: Store, n1: GcNode) -> None:
+    await n1.add("web", "c1")
+    bgp = NodeBGPSpec(ipv4_address="192.0.2.7/24")
+    await objects.write(store, Node(metadata=Metadata(name="n1"), spec=NodeSpec(bgp=bgp)))
+    n1.wipe()
+    collector = n1.collector()
+    assert await observed_twice(collector) == 0
+    assert "Node n1 has 192.0.2.7, and this host has none of them" in collector.trouble
+    with pytest.raises(MuslinError, match=r"is it that node"):
+        await collector.valid(NETWORK, ())
+    assert set((await held(store)).values()) == {"net.c1"}
+    with netns.inside(n1.namespace), Netlink() as netlink:
+        interfaces.add_address(netlink, 1, ip_interface("192.0.2.7/24"))
+    await collector.valid(NETWORK, ())
+    assert await held(store) == {}
+
+
+async def test_what_is_long_past_is_forgotten(store: Store, n1: GcNode) -> None:
+    await n1.add("web", "c1", wire=False)
+    collector = n1.collector()
+    await observed_twice(collector)
+    young = await every(store, IPAMRecord)
+    old = [
+        replace(each, metadata=Metadata(name=f"old-{name}"), spec=replace(each.spec, until="2020-01-31T12:00:00Z"))
+        for name, each in young.items()
+    ]
+    await store.txn([objects.put(each) for each in old])
+    assert await collector.forget() == len(old) == 2
+    assert await every(store, IPAMRecord) == young
 
 
 # What it tells

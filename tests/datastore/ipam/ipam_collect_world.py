@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from ipaddress import ip_network
 
+from core.addr import Address
 from core.manifest import encode
 from core.names import Key, workload_endpoint_name, workload_interface
 from core.resources import (
@@ -123,6 +124,7 @@ class World:
     node: str = "n1"
     interfaces: set[str] = field(default_factory=set)
     busy: set[str] = field(default_factory=set)
+    addresses: set[Address] = field(default_factory=set)
     entries: dict[Key, Entry] = field(default_factory=dict)
     revision: int = 1
     now: datetime = NOW
@@ -150,7 +152,11 @@ class World:
     def scene(self, order: Sequence[Key] | None = None) -> Scene:
         keys = sorted(self.entries, key=lambda key: key.path) if order is None else order
         listing = Listing(self.revision, tuple(self.entries[key] for key in keys))
-        live = Live(interfaces=frozenset(self.interfaces), busy=frozenset(self.busy))
+        live = Live(
+            interfaces=frozenset(self.interfaces),
+            addresses=frozenset(self.addresses),
+            busy=frozenset(self.busy),
+        )
         return Scene(holdings=Holdings(listing), live=live, node=self.node, now=self.now)
 
     def candidates(self, order: Sequence[Key] | None = None) -> dict[str, Candidate]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from datetime import timedelta
+from ipaddress import ip_address
 
 import pytest
 from ipam_collect_world import (
@@ -23,7 +24,8 @@ from ipam_collect_world import (
 )
 
 from core.names import Key, workload_interface
-from core.resources import IPAMBlock, IPAMRecord, WorkloadEndpoint
+from core.resources import IPAMBlock, IPAMRecord, Metadata, Node, WorkloadEndpoint
+from core.resources.network import NodeAddress, NodeBGPSpec, NodeSpec
 from datastore.ipam.collect import MOST_PATIENCE, Collection, confirm, observe
 from datastore.ipam.model import Write
 
@@ -202,6 +204,39 @@ def test_a_handle_of_no_known_node_is_in_use() -> None:
 def test_two_nodes_that_claim_one_container_settle_nothing() -> None:
     seen = leaked().put(node("n2"), handle("c1", "10.0.0.9", B0, owner="n2", network="other"))
     assert seen.due() == set()
+
+
+# Whose kernel it is
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        NodeSpec(bgp=NodeBGPSpec(ipv4_address="192.0.2.7/24", ipv6_address="2001:db8::7/64")),
+        NodeSpec(addresses=[NodeAddress(address="2001:db8::7"), NodeAddress(address="192.0.2.8", type="ExternalIP")]),
+    ],
+)
+def test_a_host_that_is_not_the_node_says_nothing_of_its_pods(spec: NodeSpec) -> None:
+    seen = wiped().put(Node(metadata=Metadata(name="n1"), spec=spec))
+    seen.addresses = {ip_address("192.0.2.8")}
+    assert seen.due() == set()
+    assert "is it that node?" in seen.scene().elsewhere
+    seen.addresses.add(ip_address("2001:db8::7"))
+    assert seen.due() == {"container c1"}
+
+
+def test_a_node_that_says_no_address_of_its_own_is_believed() -> None:
+    outside = [NodeAddress(address="198.51.100.7", type="ExternalIP"), NodeAddress(address="10.9.0.0/24")]
+    seen = wiped().put(Node(metadata=Metadata(name="n1"), spec=NodeSpec(addresses=outside)))
+    assert seen.due() == {"container c1"}
+
+
+def test_who_is_no_node_or_an_unreadable_one_judges_no_pods() -> None:
+    seen = wiped()
+    seen.spoil(node("n1"))
+    assert seen.due() == set()
+    seen.drop(node("n1"))
+    assert seen.due(1 + MOST_PATIENCE) == set()
 
 
 # Without a handle object
