@@ -43,7 +43,7 @@ USES: Final = ("Workload", "Tunnel", "LoadBalancer")
 MOST_FAILSAFES: Final = 256
 """Failsafe ports of one direction."""
 
-_CONTAINER_ID: Final = re.compile(r"[a-zA-Z0-9]([-a-zA-Z0-9]*[a-zA-Z0-9])?")
+_CONTAINER_ID: Final = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]*")  # as CNI has it
 
 ipv4 = partial(values.address, version=4)
 ipv6 = partial(values.address, version=6)

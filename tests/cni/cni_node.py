@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
+
 from cni import model
 from cni.collector import Collector
 from cni.model import Config, Question
@@ -78,6 +80,15 @@ class Pod:
         finally:
             for opened in made.sockets:
                 opened.close()
+
+    @contextlib.contextmanager
+    def opened(self) -> Iterator[int]:
+        """A descriptor of its namespace."""
+        opened = os.open(f"/run/netns/{self.netns}", os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            yield opened
+        finally:
+            os.close(opened)
 
     def environment(self, command: str) -> dict[str, str]:
         return {
@@ -219,6 +230,20 @@ class Runtime:
                 handles += list(found[0].spec.allocations.values())
             handles += [each.key.name for each in (await store.list({IPAMHandle.KIND})).entries]
         return endpoints, handles, self.interfaces()
+
+    @contextlib.asynccontextmanager
+    async def without_pool(self, name: str) -> AsyncIterator[None]:
+        """While the pool is disabled."""
+        async with self.store() as store:
+            found = await objects.read(store, IPPool, name)
+            assert found
+            pool = found[0]
+            disabled = msgspec.structs.replace(pool, spec=msgspec.structs.replace(pool.spec, disabled=True))
+            await objects.write(store, disabled)
+            try:
+                yield
+            finally:
+                await objects.write(store, pool)
 
     def interfaces(self) -> list[str]:
         listed = json.loads(run(self.namespace, "ip", "-j", "link", "show"))

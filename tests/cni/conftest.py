@@ -10,7 +10,7 @@ from cni_node import Runtime, node
 from tests.conftest import served
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def node_runtime(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runtime]:
     with served() as datastore, node(datastore, tmp_path_factory.mktemp("cni")) as made:
         yield made
