@@ -223,6 +223,13 @@ def test_max_blocks_per_host_caps_the_blocks_of_each_family() -> None:
     assert cluster.give("x", "b")
 
 
+def test_a_claim_that_was_begun_counts_against_the_limit() -> None:
+    off = pool("off", "10.1.0.0/28", block_size=30, disabled=True)
+    cluster = Cluster(PODS, off, claim("a", "10.1.0.0/30"), settings(strict_affinity=True, max_blocks_per_host=1))
+    with pytest.raises(Exhausted, match="node a has 1 blocks of the 1 that maxBlocksPerHost allows"):
+        cluster.decide("h")
+
+
 def test_a_claim_near_the_limit_is_guarded_against_another_process_of_the_node() -> None:
     near = Cluster(PODS, settings(max_blocks_per_host=1)).decide("h")
     far = Cluster(PODS, settings(max_blocks_per_host=20)).decide("h")

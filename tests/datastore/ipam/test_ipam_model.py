@@ -238,12 +238,11 @@ class Play:
             self.world.write(self._pool(network, other))
 
     def turn_node(self, watcher: Watcher) -> None:
-        """A node is deleted when nothing is on it, or is back."""
+        """A node is deleted, sometimes with all that is on it, or is back. Its agent may not know for a while."""
         there = key(Node, watcher.name)
         if there not in self.world.objects:
             self.world.write(Node(metadata=Metadata(name=watcher.name)))
-        elif watcher.name not in self.on.values():
-            self.asking.pop(watcher.name, None)
+        elif watcher.name not in self.on.values() or self.random.random() < 0.5:
             self.world.write(gone=[there])
 
     # the rules
@@ -407,6 +406,7 @@ ACTIONS: tuple[Callable[[Play, Watcher], None], ...] = (
 WEIGHTS = (40, 25, 22, 8, 1, 0.6, 0.6, 0.6, 0.6)
 
 
+@pytest.mark.timeout(600)
 @pytest.mark.parametrize("seed", [int(os.environ.get("MUSLIN_IPAM_SEED", "5"))])
 def test_no_address_is_given_twice_and_none_is_lost(seed: int) -> None:
     play = Play(seed)
@@ -419,6 +419,5 @@ def test_no_address_is_given_twice_and_none_is_lost(seed: int) -> None:
             raise AssertionError(f"seed {seed}, operation {number}: {error}") from error
     counts = play.counts
     play.settle()
-    print(counts)
     for what in ("granted", "borrowed", "claims", "conflicts", "exhausted"):
         assert counts[what] > OPERATIONS // 500, f"seed {seed}: hardly any {what}: {counts}"
