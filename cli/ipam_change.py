@@ -223,7 +223,8 @@ def configure(
     terminal.show(Table(part.head, tuple(row.cells for row in part.rows)))
     lent = sum(each.borrowed for all_of in scene.uses.allocations.values() for each in all_of)
     if strict_affinity is Truth.TRUE and lent:
-        terminal.tell(f"{lent} addresses are borrowed and stay until their pods go: muslin ipam show --borrowed")
+        many = f"{lent} addresses are borrowed and stay" if lent > 1 else "one address is borrowed and stays"
+        terminal.tell(f"{many} so until the pod goes: muslin ipam show --borrowed")
 
 
 async def _configure(target: str, asked: dict[str, object]) -> Scene:

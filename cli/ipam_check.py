@@ -99,8 +99,8 @@ def _write(file: Path, said: dict[str, Any]) -> None:
 def _show(checked: Checked, *, every: bool, addresses: bool) -> None:
     report, mended = checked.report, checked.mended
     held = [given for given, _ in report.allocations]
-    counts = f"{len(held)} addresses, {report.handles} handles, {report.blocks} blocks, {report.pools} pools"
-    terminal.show_lines([f"{counts} at revision {report.revision}"])
+    counts = f"addresses: {len(held)}, handles: {report.handles}, blocks: {report.blocks}, pools: {report.pools}"
+    terminal.show_lines([f"{counts}, revision: {report.revision}"])
     tables = [
         *([Table(FOUND, tuple(map(_cells, mended.done)), title="mended")] if mended and mended.done else []),
         *([Table(FOUND, _found(report.findings, every=every))] if report.findings else []),

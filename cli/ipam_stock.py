@@ -133,8 +133,13 @@ def configuration(scene: Scene) -> Part:
         "kubeVirtVMAddressPersistence": spec.kube_virt_vm_address_persistence or "Enabled",
     }
     shown = {name: str(value).lower() if isinstance(value, bool) else str(value) for name, value in values.items()}
-    rows = tuple(Row((), (f"{name[0].upper()}{name[1:]}", text)) for name, text in shown.items())
+    rows = tuple(Row((), (_title(name), text)) for name, text in shown.items())
     return Part(CONFIGURATION, rows, [values])
+
+
+def _title(field: str) -> str:
+    """A setting as Calico's tables spell it."""
+    return f"{field[0].upper()}{field[1:]}".replace("IpC", "IPC")
 
 
 def settings(scene: Scene) -> IPAMConfigurationSpec:

@@ -116,8 +116,8 @@ def _leak(uses: Uses, given: Allocation, now: datetime) -> Finding:
         fault=Fault.LEAK,
         what=str(given.address),
         who=given.handle,
-        why=f"{told}, and no endpoint or Node says that it uses it",
-        remedy=f"node {node or '(unknown)'} looks into its kernel and gives it back; to do so by hand: "
+        why=f"{told}; no endpoint and no Node uses it",
+        remedy=f"node {node or '(unknown)'} collects what its kernel has no pod of; by hand: "
         f"muslin ipam release --ip {given.address}",
     )
     if not _left_behind(uses, holder):

@@ -56,9 +56,12 @@ async def mend(store: Store, agreed: AbstractSet[Identity], now: Callable[[], da
         for finding in certain:
             assert finding.step is not None
             changes = operations(finding.step.changes)
-            if written.isdisjoint(each.key for each in changes):
-                written.update(each.key for each in changes)
+            keys = {each.key for each in changes}
+            if written.isdisjoint(keys):
+                written |= keys
                 await _carry_out(store, finding, changes, done, refused)
+            elif keys <= written:
+                done[finding.identity] = finding  # what was written for another mends it too, if it is gone at the end
     left = await look(store, now())
     there_still = {each.identity for each in left.findings}
     return Mended(
