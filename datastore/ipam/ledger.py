@@ -45,6 +45,9 @@ BACKOFF_MAX_S: Final = 0.25
 PATIENCE: Final = 2
 """After how many lost races everything is read, not only what was named."""
 
+RECENT_S: Final = 1.0
+"""Age of books on which a block may be claimed or an address borrowed: on older ones the race is likely lost."""
+
 STALE_S: Final = 30.0
 """Age at which books are read again before anything is decided on them: there may be a new pool, or a block to use."""
 
@@ -208,7 +211,8 @@ class Ledger:
             except (Exhausted, Invalid) as error:
                 if not self._view.is_since(call.began):
                     call.wants = _Wants.EVERYTHING
-                elif not group.callers:  # else it may be otherwise when what the group does is not made
+                    return
+                if not group.callers:  # else it may be otherwise when what the group does is not made
                     call.fail(error)
             except Exception as error:  # a fault in the caller's own `along`
                 call.fail(error)
@@ -221,9 +225,9 @@ class Ledger:
             call.wants = _Wants.HANDLE
             return True
         step = call.decide(books)
-        if not self._view.is_since(call.began) and _reaches_out(step, call.node):
+        if _reaches_out(step, call.node) and not self._view.is_since(min(call.began, time.monotonic() - RECENT_S)):
             call.wants = _Wants.EVERYTHING
-            return True
+            return False  # most likely the others would have to reach out too
         if step.grant is not None and not step.changes:
             if not call.looked:
                 call.wants = _Wants.HANDLE

@@ -126,12 +126,17 @@ class View:
                 self.books.see(key, seen.resource, revision)
                 self._remember(key)
         self._under.clear()
+        if revision == self.books.revision + 1:  # nobody else wrote anything meanwhile
+            self.books.caught_up(revision)
         for operation in along:
-            if operation.key.kind in ALONE:
-                if isinstance(operation, Put):
-                    self._note(Entry(operation.key, operation.value, revision))
-                else:
-                    self._forget(operation.key)
+            if operation.key.kind not in KINDS:
+                continue
+            if operation.key.kind not in ALONE:
+                self._began = None  # to be read with all the others
+            elif isinstance(operation, Put):
+                self._note(Entry(operation.key, operation.value, revision))
+            else:
+                self._forget(operation.key)
 
     async def _look_at_handle(self, key: Key) -> None:
         await self._get(key)
