@@ -4,9 +4,9 @@
     Node    spec.bgp.ipv4IPIPTunnelAddr  ──┘ is ever there without the other
 
 It is kept when every pool goes back to Never: a switch there and back must not renumber the node, and one address a
-node is a small price. It is given back, and another taken, only when its pool is gone. An address that stands in the
-Node and that IPAM knows nothing of (written by hand, or restored) is claimed, lest a pod be given it; if another
-holds it already, the node gets a new one.
+node is a small price. It is given back, and another taken, only when its pool is gone, or is being deleted and waits for
+nothing but tunnels. An address that stands in the Node and that IPAM knows nothing of (written by hand, or restored) is
+claimed, lest a pod be given it; if another holds it already, the node gets a new one.
 """
 
 from __future__ import annotations
@@ -36,10 +36,15 @@ POOL_GONE: Final = "pool gone"
 def settled(snapshot: Snapshot, node: str) -> bool:
     """Whether there is nothing to do: no pool tunnels, the node cannot, or its address is of a pool and is its own."""
     local = snapshot.get(Node, node)
-    if local is None or local.address(4) is None or not any(map(may_tunnel, snapshot.of(IPPool).values())):
+    if local is None or local.address(4) is None:
         return True
     address = tunnel_address(local)
     pool = None if address is None else _pool_of(snapshot, address)
+    if pool is not None and _waits_for_tunnels(snapshot, pool):
+        return False
+    tunnelling = (each for each in snapshot.of(IPPool).values() if may_tunnel(each))
+    if all(_waits_for_tunnels(snapshot, each) for each in tunnelling):
+        return True
     if address is None or pool is None:
         return False
     return not may_tunnel(pool) or _holds(snapshot, pool, address, node)
@@ -62,7 +67,8 @@ async def ensure(store: Store, ledger: Ledger, snapshot: Snapshot, node: str) ->
         return
     local, revision = found
     present = tunnel_address(local)
-    if present is not None and _pool_of(snapshot, present) is None:
+    pool = None if present is None else _pool_of(snapshot, present)
+    if present is not None and (pool is None or _waits_for_tunnels(snapshot, pool)):
         await ledger.release(handle(node), POOL_GONE, [objects.put(_with(local, ""), revision)])
         return  # the Node has changed: the next snapshot finds it without an address
 
@@ -88,6 +94,16 @@ def _with(node: Node, address: str) -> Node:
 def _pool_of(snapshot: Snapshot, address: Address) -> IPPool | None:
     pools = snapshot.of(IPPool).values()
     return next((pool for pool in pools if contains(pool.spec.network, address)), None)
+
+
+def _waits_for_tunnels(snapshot: Snapshot, pool: IPPool) -> bool:
+    """Whether a pool is being deleted and no pod has an address of it: it would wait for its tunnels' for ever."""
+    if not pool.terminating or any(key.kind == IPAMBlock.KIND for key in snapshot.problems):
+        return False
+    blocks = (
+        block.spec for block in snapshot.of(IPAMBlock).values() if contains(pool.spec.network, block.spec.network)
+    )
+    return all(holder.startswith(TUNNEL_HANDLE) for block in blocks for holder in block.allocations.values())
 
 
 def _holds(snapshot: Snapshot, pool: IPPool, address: Address, node: str) -> bool:

@@ -16,6 +16,7 @@ from core.resources.network import EncapMode
 from core.snapshot import Snapshot
 from datastore import objects
 from datastore.api import Entry, Put
+from datastore.ipam.ending import terminating
 from datastore.ipam.ledger import Ledger
 from datastore.ipam.model import Exhausted, Grant, Owner, Request
 from datastore.sqlite import SqliteStore
@@ -89,6 +90,26 @@ class Hurried(SqliteStore):
         if entry is not None and key.kind == Node.KIND:
             await self.txn([Put(key, entry.value)])
         return entry
+
+
+async def test_a_pool_that_is_deleted_does_not_wait_for_tunnels(store: SqliteStore) -> None:
+    one, ledger = pool("one", "10.0.0.0/24", ipip_mode=EncapMode.ALWAYS), Ledger(store)
+    await ensure(store, ledger, await given(store, node("a", "10.1.0.1/24"), one), "a")
+    first = await address(store)
+    await ledger.assign(Request(handle="k8s.c1", owner=Owner(node="a")))
+    await given(store, terminating(one, "2026-01-31T12:00:00Z"))
+    assert settled(await seen(store), "a"), "a pod's packets go through the tunnel yet"
+    await ledger.release("k8s.c1", "DEL")
+    assert not settled(await seen(store), "a")
+    await ensure(store, ledger, await seen(store), "a")
+    assert (await address(store), await ledger.held_by(handle("a"))) == (
+        "None",
+        Grant(handle=handle("a"), addresses=()),
+    )
+    assert settled(await seen(store), "a"), "nobody needs another"
+    await given(store, pool("two", "10.2.0.0/24", ipip_mode=EncapMode.ALWAYS))
+    await ensure(store, ledger, await seen(store), "a")
+    assert await address(store) not in ("None", first)
 
 
 async def test_the_node_and_ipam_never_say_different_things(tmp_path: Path) -> None:
