@@ -1,8 +1,9 @@
 """ADD: join a pod, or find that it is joined already.
 
     read Pod, Namespace ──> wish ──> address + handle + endpoint, one transaction ──┐
-    make the wire (a thread) ───────────────────────────────────────────────────────┴─> furnish the pod's end
-        ──> felix says `up` ──> connections of former holders cut ──> the host leads here ──> result
+    make the wire (a thread) ───────────────────────────────────────────────────────┴─┬─> furnish the pod's end ──┐
+                                                                                      └─> felix says `up` ────────┤
+        result <── the host leads to the pod <── connections of former holders cut <──────────────────────────────┘
 
     anything fails, or nobody waits any more  ──> wire, endpoint and address are taken back, if the wire is ours
 
@@ -37,7 +38,7 @@ from core.validate import validate
 from datastore import objects
 from datastore.api import Operation
 from datastore.ipam.model import Grant, Owner, Request
-from linux.route_query import Way, way_to
+from linux.route_query import Way, Ways, way_to
 
 UNDO_WHY: Final = "ADD failed"
 
@@ -76,8 +77,9 @@ class _Adding:
             routes=wiring.routes_of(grant.addresses, self._call.conf.ipam.routes),
             forward=self._call.conf.ip_forward,
         )
-        wire = await in_thread(wiring.furnish, self._call.place, wire, furniture, self._mac)
-        await self._until_ready(revision, wire)
+        async with asyncio.TaskGroup() as both:
+            both.create_task(in_thread(wiring.furnish, self._call.place, wire, furniture, self._mac), name="furnish")
+            both.create_task(self._until_ready(revision, wire), name="felix")
         await self._means.flows.cut(grant.addresses)
         await self._require_route(grant.addresses, wire)
         log.info("cni.added", **self._call.who, addresses=[str(each) for each in grant.addresses])
@@ -174,10 +176,10 @@ class _Adding:
         """Raise unless the host leads to the pod: a route that somebody else left would send its packets elsewhere."""
         if not self._call.conf.wait_s:
             return
-        for address in addresses:
+        with Ways({wire.host.index: wire.host.name}) as ways:
+            astray = [address for address in addresses if ways.to(address).device != wire.host.name]
+        for address in astray:
             way = way_to(address)
-            if way.device == wire.host.name:
-                continue
             if not await self._removed_stale(way):
                 where = f"{way.prefix or address} {'dev ' + way.device if way.device else way.kind}"
                 why = f"the host's route to {address} is not the pod's but somebody else's: {where} metric {way.metric}"

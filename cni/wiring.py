@@ -141,7 +141,7 @@ def _host_up(place: Place, wire: Wire, mtu: int) -> Wire:
     return wire
 
 
-def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> Wire:
+def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
     """Give the pod's end what it is to have, and take other addresses from it. Raises `MuslinError` or OSError."""
     families = {Family(each.version) for each in furniture.addresses}
     own = [ip_interface(host_prefix(each)) for each in furniture.addresses]
@@ -166,7 +166,6 @@ def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> Wire:
         _write(f"net/ipv6/conf/{place.host}/disable_ipv6", "0")
         with Netlink() as node:
             _batch(node, [interfaces.address_addition(wire.host.index, _LINK_LOCAL)])
-    return wire
 
 
 def look(place: Place) -> View | None:

@@ -63,13 +63,14 @@ def way_to(destination: Address) -> Way:
 class Ways:
     """The ways out of the network namespace in which this is made, whichever thread asks. Blocks.
 
-    What `devices` found is remembered until `forget`. All but that may raise OSError.
+    What `devices` found is remembered until `forget`. All but that may raise OSError. With `names`, interfaces by their
+    index, the others have none and need not be read first.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, names: Mapping[int, str] | None = None) -> None:
         self._netlink = Netlink()
         self._netlink.raw.settimeout(_PATIENCE_S)
-        self._names: Mapping[int, str] | None = None
+        self._names = names
         self._asked = 0
         self._known: dict[Address, tuple[str, ...]] = {}
 
