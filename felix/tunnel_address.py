@@ -4,9 +4,9 @@
     Node    spec.bgp.ipv4IPIPTunnelAddr  ──┘ is ever there without the other
 
 It is kept when every pool goes back to Never: a switch there and back must not renumber the node, and one address a
-node is a small price. It is given back, and another taken, only when its pool is gone, or is being deleted and waits for
-nothing but tunnels. An address that stands in the Node and that IPAM knows nothing of (written by hand, or restored) is
-claimed, lest a pod be given it; if another holds it already, the node gets a new one.
+node is a small price. It is given back, and another taken, only when its pool is gone, or is being deleted and waits
+for nothing but tunnels. An address that stands in the Node and that IPAM knows nothing of (written by hand, or
+restored) is claimed, lest a pod be given it; if another holds it already, the node gets a new one.
 """
 
 from __future__ import annotations

@@ -11,12 +11,15 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from core.addr import Family
 from core.errors import Invalid
 from core.manifest import decode, encode
 from core.names import Key
 from core.resources import IPAMBlock, IPAMConfiguration, IPAMHandle, IPPool, Node, Resource, WorkloadEndpoint
 from datastore.api import Delete, Operation, Put
 from datastore.client import GrpcStore
+from datastore.ipam.ledger import Ledger
+from datastore.ipam.model import Exhausted, Owner, Request
 from tests.datastore.ipam import ipam_audit_world as w
 
 Muslin = Callable[[str], Any]
@@ -57,9 +60,7 @@ def free_everything(address: str) -> None:
         store = GrpcStore(address)
         try:
             listing = await store.list(KINDS)
-            blocks = [
-                each for each in (decode(e.key, e.value) for e in listing.entries if e.key.kind == IPAMBlock.KIND)
-            ]
+            blocks: Any = [decode(e.key, e.value) for e in listing.entries if e.key.kind == IPAMBlock.KIND]
             emptied = [replace(each, spec=replace(each.spec, allocations={}, borrowers={})) for each in blocks]
             gone = [Delete(e.key) for e in listing.entries if e.key.kind != IPAMBlock.KIND]
             if emptied or gone:
@@ -355,6 +356,31 @@ def test_a_pool_in_use_ends_with_its_last_address(cluster: Muslin, datastore: st
     ]
     assert read(datastore, pool.key) is None
     assert cluster("get blocks -o name").out == "ipamblock/fd00-10---122\n"
+
+
+def test_nothing_is_given_from_a_pool_that_ends_and_what_it_gave_stays(muslin: Muslin, datastore: str) -> None:
+    """The ledger that nodes use, another process's `delete`, and the end."""
+    put(datastore, w.pool(), w.node("a"))
+
+    async def used(handle: str, *, release: bool = False) -> str:
+        store = GrpcStore(datastore)
+        try:
+            ledger = Ledger(store)
+            if release:
+                return ",".join(map(str, (await ledger.release(handle, "DEL")).addresses))
+            grant, _ = await ledger.assign(Request(handle=handle, owner=Owner(node="a"), families=(Family.V4,)))
+            return ",".join(map(str, grant.addresses))
+        finally:
+            await store.close()
+
+    first = asyncio.run(used("k8s.c1"))
+    assert muslin("delete ippool pods").out.splitlines()[0] == "ippool/pods terminating"
+    assert asyncio.run(used("k8s.c1")) == first
+    with pytest.raises(Exhausted, match="pods is being deleted"):
+        asyncio.run(used("k8s.c2"))
+    assert asyncio.run(used("k8s.c1", release=True)) == first
+    assert muslin("delete ippool pods").out.splitlines()[0] == "ippool/pods deleted"
+    assert muslin("get blocks -o name").out == muslin("get handles -o name").out == ""
 
 
 def test_an_empty_pool_goes_at_once_with_what_is_left_of_it(muslin: Muslin, datastore: str) -> None:
