@@ -166,12 +166,7 @@ class _Decision:
         """Blocks of other nodes that may have an address, in an order that the handle decides."""
         shuffled = random.Random(self._request.handle)  # noqa: S311 - to spread, not to hide
         for pool in pools:
-            names = self._books.roomy_within(blocks.network(pool))
-            for last in range(len(names), 0, -1):
-                chosen = shuffled.randrange(last)
-                names[chosen], names[last - 1] = names[last - 1], names[chosen]
-                seen = self._books.block(names[last - 1])
-                assert seen is not None
+            for seen in self._books.roomy_within(blocks.network(pool), shuffled):
                 if seen.resource is not None and seen.resource.spec.node != self._node:
                     yield Room(seen.resource, seen.revision, pool)
 

@@ -163,6 +163,30 @@ def changed(block: IPAMBlock, **fields: object) -> IPAMBlock:
     return msgspec.structs.replace(block, spec=msgspec.structs.replace(block.spec, **fields))
 
 
+def spelt(block: IPAMBlock) -> IPAMBlock:
+    """`block` with each address in the one spelling by which it is looked up: IPv6 has many (`FD00::1`, `fd00:0::1`).
+
+    Raises `ValueError` for what is no address, and for one address under two spellings.
+    """
+    spec = block.spec
+    if isinstance(network(block), IPv4Network):
+        return block  # IPv4 has one
+    maps = {"allocations": spec.allocations, "borrowers": spec.borrowers, "freed": spec.freed}
+    wrong = {name: given for name, given in maps.items() if any(text != _spelling(text) for text in given)}
+    if not wrong:
+        return block
+    right = {name: {_spelling(text): value for text, value in given.items()} for name, given in wrong.items()}
+    for name, given in right.items():
+        if len(given) < len(maps[name]):
+            raise ValueError(f"{block.spec.cidr}: {name} has an address twice")
+    return changed(block, **right)
+
+
+@lru_cache(maxsize=1 << 16)
+def _spelling(text: str) -> str:
+    return str(ip_address(text))
+
+
 def texts_within(cidr: Network, ranges: Iterable[Network]) -> frozenset[str]:
     """The addresses of `cidr`, a block's, that lie in any of `ranges`."""
     first, texts = int(cidr.network_address), _texts(cidr)

@@ -22,6 +22,7 @@ from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from functools import lru_cache
 from ipaddress import ip_network
+from random import Random
 from typing import Final, Generic
 
 from core.addr import Address, Family, Network, contains
@@ -211,9 +212,9 @@ class Books:
         """The blocks in a prefix, unreadable ones too, by address."""
         return self._named(self._blocks.within(network))
 
-    def roomy_within(self, network: Network) -> list[str]:
-        """The names of the blocks in a prefix, of any node or none, in which not every address is held; by address."""
-        return list(self._roomy.within(network))
+    def roomy_within(self, network: Network, random: Random) -> Iterator[Seen[IPAMBlock]]:
+        """The blocks in a prefix, of any node or none, in which not every address is held; in random order."""
+        return self._named(self._roomy.shuffled_within(network, random))
 
     def taken_within(self, network: Network) -> int:
         """How many addresses of a prefix lie in blocks."""
@@ -338,10 +339,12 @@ class Books:
 
 
 def _sound(resource: Resource | None) -> Resource | None:
-    """`resource`, or None when a prefix in it is none: as little use as if it could not be read."""
+    """`resource`, or None when a prefix or an address in it is none: as little use as if it could not be read."""
     try:
         match resource:
-            case IPPool() | IPAMBlock() | BlockAffinity():
+            case IPAMBlock():
+                return blocks.spelt(resource)
+            case IPPool() | BlockAffinity():
                 blocks.network(resource)
             case IPReservation():
                 [ip_network(text) for text in resource.spec.reserved_cidrs]

@@ -10,6 +10,7 @@ from __future__ import annotations
 from bisect import bisect_left, insort
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from random import Random
 from typing import Final
 
 from core.addr import Address, Network
@@ -68,6 +69,21 @@ class Ranges:
         for length, first, last in self._within(outer):
             for start in length.starts[first:last]:
                 yield from sorted(length.names[start])
+
+    def shuffled_within(self, outer: Network, random: Random) -> Iterator[str]:
+        """As `within`, in random order. Each costs the same however many there are: the rest is not looked at."""
+        spans = list(self._within(outer))
+        count = sum(last - first for _, first, last in spans)
+        moved: dict[int, int] = {}  # a shuffle of 0..count that keeps only what is not in its place
+        for end in range(count - 1, -1, -1):
+            chosen = random.randint(0, end)
+            index = moved.get(chosen, chosen)
+            moved[chosen] = moved.pop(end, end)
+            for length, first, last in spans:
+                if index < last - first:
+                    yield from sorted(length.names[length.starts[first + index]])
+                    break
+                index -= last - first
 
     def count_within(self, outer: Network) -> int:
         """How many addresses of `outer` those within it take, if none overlaps another."""

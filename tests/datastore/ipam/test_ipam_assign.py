@@ -401,6 +401,18 @@ def test_what_a_handle_holds_in_an_unreadable_block_is_neither_granted_nor_repla
         assign(books, request("h"), cluster.now)
 
 
+def test_an_address_in_another_spelling_is_held_and_one_in_two_makes_its_block_unreadable() -> None:
+    odd = block("fd00::/126", "a", allocations={"FD00:0::0": "x"}, freed={"fd00:0::3": "2026-01-01T00:00:00Z"})
+    cluster = Cluster(pool("six", "fd00::/126", block_size=126), odd)
+    with pytest.raises(Exhausted, match="is held by x"):
+        cluster.decide("h", addresses=wanted("fd00::"))
+    assert [cluster.give(handle) for handle in "hij"] == [["fd00::1"], ["fd00::2"], ["fd00::3"]]
+    assert cluster.block("fd00::/126").allocations["fd00::"] == "x"
+    cluster.put(block("fd00::/126", "a", allocations={"FD00::": "x", "fd00::": "y"}))
+    with pytest.raises(Exhausted, match="cannot be read"):
+        cluster.decide("k")
+
+
 # guards
 
 
