@@ -32,7 +32,7 @@ from datastore.ipam.assign import assign
 from datastore.ipam.block import block_name
 from datastore.ipam.books import Books, handle_key
 from datastore.ipam.group import Group
-from datastore.ipam.model import Exhausted, Grant, Request, Step, Write
+from datastore.ipam.model import Exhausted, Grant, Owner, Request, Step, Write
 from datastore.ipam.release import release
 from datastore.ipam.view import View
 
@@ -48,8 +48,8 @@ PATIENCE: Final = 2
 RECENT_S: Final = 1.0
 """Age of books on which a block may be claimed or an address borrowed: on older ones the race is likely lost."""
 
-STALE_S: Final = 30.0
-"""Age at which books are read again before anything is decided on them: there may be a new pool, or a block to use."""
+STALE_S: Final = 10.0
+"""Age at which pools, reservations and settings are looked at again: a pool of another family is to serve soon."""
 
 EVERYBODY: Final = 1 << 30
 
@@ -72,13 +72,13 @@ class _Wants(Enum):
 class _Call:
     """Somebody who waits for what `handle` gets, or for its end.
 
-    `node` is where addresses are used, "" when none are asked for; `company` how many may share a transaction with it.
+    `owner` is None when no addresses are asked for; `company` is how many may share a transaction with it.
     """
 
     handle: str
     decide: Callable[[Books], Step]
     along: Along | None
-    node: str
+    owner: Owner | None
     done: asyncio.Future[tuple[Grant, int]]
     began: float = field(default_factory=time.monotonic)
     wants: _Wants = _Wants.NOTHING
@@ -120,7 +120,7 @@ class Ledger:
         were lost or something in `along` is not at its revision.
         """
         return await self._ask(
-            request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, request.owner.node
+            request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, request.owner
         )
 
     async def release(self, handle: str, why: str, along: Sequence[Operation] = ()) -> Grant:
@@ -140,9 +140,9 @@ class Ledger:
         return await held_by(self._store, handle)
 
     async def _ask(
-        self, handle: str, decide: Callable[[Books], Step], along: Along | None, node: str = ""
+        self, handle: str, decide: Callable[[Books], Step], along: Along | None, owner: Owner | None = None
     ) -> tuple[Grant, int]:
-        call = _Call(handle, decide, along, node, asyncio.get_running_loop().create_future())
+        call = _Call(handle, decide, along, owner, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._run(), name="ipam-ledger")
@@ -180,14 +180,14 @@ class Ledger:
             await self._carry_out(group)
 
     async def _read(self, waiting: Sequence[_Call]) -> None:
-        wants = {call.wants for call in waiting}
-        if _Wants.EVERYTHING in wants or not self._view.is_since(time.monotonic() - STALE_S):
+        if any(call.wants is _Wants.EVERYTHING for call in waiting):
             await self._view.read_all()
+        await self._view.keep_up(time.monotonic() - STALE_S)
         unknown = [call for call in waiting if call.wants is _Wants.HANDLE]
         try:
             async with asyncio.TaskGroup() as looks:
-                for handle in {call.handle for call in unknown}:
-                    looks.create_task(self._view.look_up(handle))
+                for call in unknown:
+                    looks.create_task(self._view.look_up(call.handle, call.owner))
         except BaseExceptionGroup as errors:
             raise next(iter(on_purpose(errors)), errors) from None
         for call in waiting:
@@ -220,12 +220,15 @@ class Ledger:
     def _join(self, call: _Call, group: Group[_Call]) -> bool:
         """Decide for one caller; False when nobody else goes into the group."""
         books = self._view.books
-        known = books.at(handle_key(call.handle)) != ABSENT
-        if not call.node and not known and not call.looked:
+        if call.owner is None:
+            unknown = books.at(handle_key(call.handle)) == ABSENT
+        else:
+            unknown = bool(self._view.unknown(call.owner))
+        if unknown and not call.looked:
             call.wants = _Wants.HANDLE
             return True
         step = call.decide(books)
-        if _reaches_out(step, call.node) and not self._view.is_since(min(call.began, time.monotonic() - RECENT_S)):
+        if _reaches_out(step, call.owner) and not self._view.is_since(min(call.began, time.monotonic() - RECENT_S)):
             call.wants = _Wants.EVERYTHING
             return False  # most likely the others would have to reach out too
         if step.grant is not None and not step.changes:
@@ -238,7 +241,7 @@ class Ledger:
         along: Sequence[Operation] = ()
         if step.grant is not None and call.along is not None:
             along = call.along(step.grant)
-            if call.node:
+            if call.owner is not None:
                 step = self._handle_written(call, step)
         if not group.add(call, step, along):
             return False
@@ -315,14 +318,17 @@ def _refused(calls: Sequence[_Call], error: Invalid) -> None:
         call.company = max(1, len(calls) // 2)
 
 
-def _reaches_out(step: Step, node: str) -> bool:
-    """Whether a block or a claim to one is made, or an address borrowed: by what others have, not what `node` has."""
-    if not node:
+def _reaches_out(step: Step, owner: Owner | None) -> bool:
+    """Whether a block or a claim to one is made, or an address borrowed: by what others have, not what the node has."""
+    if owner is None:
         return False
     written = (change for change in step.changes if isinstance(change, Write))
     return any(
         isinstance(each.resource, IPAMBlock | BlockAffinity)
-        and (each.if_revision == ABSENT or (isinstance(each.resource, IPAMBlock) and each.resource.spec.node != node))
+        and (
+            each.if_revision == ABSENT
+            or (isinstance(each.resource, IPAMBlock) and each.resource.spec.node != owner.node)
+        )
         for each in written
     )
 

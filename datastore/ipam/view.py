@@ -1,6 +1,7 @@
 """What one ledger sees of the store: its books, when they were read, and what it is about to write on top.
 
     read_all ── list ──> books           all but the handles
+    keep_up  ── list ──> pools, reservations, settings: all, if one of them is not as it is known
     look     ── get ───> one object; of a handle also the blocks that it names
     lay      ── a step is laid over the books, at the revisions it compares with ──┬── settle(revision): it was made
                                                                                    └── undo: it was not
@@ -19,6 +20,7 @@ from typing import Final
 
 import structlog
 
+from core.addr import Family
 from core.errors import Invalid
 from core.manifest import decode
 from core.names import Key, Kind
@@ -26,7 +28,10 @@ from core.resources import (
     BY_KIND,
     BlockAffinity,
     IPAMBlock,
+    IPAMConfiguration,
     IPAMHandle,
+    IPPool,
+    IPReservation,
     Namespace,
     Node,
     Resource,
@@ -34,13 +39,16 @@ from core.resources import (
 from datastore.api import ABSENT, Entry, Operation, Put, Store
 from datastore.ipam.block import block_name
 from datastore.ipam.books import KINDS, Books, Seen, handle_key
-from datastore.ipam.model import Change, Write
+from datastore.ipam.model import Change, Owner, Write
 
 LISTED: Final[frozenset[Kind]] = KINDS - {IPAMHandle.KIND}
 """What is read whole."""
 
 ALONE: Final[frozenset[Kind]] = frozenset(cls.KIND for cls in (IPAMBlock, BlockAffinity, IPAMHandle, Node, Namespace))
 """What may be looked at alone. Pools may not, nor what is guarded as a kind: see `datastore.ipam.books`."""
+
+STEERING: Final[frozenset[Kind]] = frozenset(cls.KIND for cls in (IPPool, IPReservation, IPAMConfiguration))
+"""What decides which addresses are given at all: few objects, whose change is to count soon."""
 
 HANDLES: Final = 4096
 """Handles that are remembered: three times what the blocks of a node hold, as they are delivered."""
@@ -62,12 +70,25 @@ class View:
         """Forget everything: nobody knows what has been written."""
         self.books = Books()
         self._began: float | None = None
+        self._kept_up = 0.0
         self._under: dict[Key, Seen[Resource] | None] = {}
         self._handles: dict[Key, None] = {}
 
     def is_since(self, moment: float) -> bool:
         """Whether everything was read after `moment` (of `time.monotonic`)."""
         return self._began is not None and self._began >= moment
+
+    async def keep_up(self, moment: float) -> None:
+        """See to it that what steers decisions is as it was at `moment` or later."""
+        if self._began is None:
+            await self.read_all()
+        elif max(self._began, self._kept_up) < moment:
+            began = time.monotonic()
+            listing = await self._store.list(STEERING)
+            known = {seen.key: seen.revision for kind in STEERING for seen in self.books.everything(BY_KIND[kind])}
+            if {entry.key: entry.revision for entry in listing.entries} != known:
+                await self.read_all()
+            self._kept_up = began
 
     async def read_all(self) -> None:
         """Read everything but the handles. What is known at the same revision is not decoded again."""
@@ -97,9 +118,25 @@ class View:
         else:
             await self._get(key)
 
-    async def look_up(self, handle: str) -> None:
-        """Read what `handle` holds: its object, and then the blocks that this names."""
+    async def look_up(self, handle: str, owner: Owner | None) -> None:
+        """Read what `handle` holds (its object, then the blocks that this names) and what is not known of its owner."""
         await self._look_at_handle(handle_key(handle))
+        for key in self.unknown(owner) if owner is not None else ():
+            await self._get(key)
+
+    def unknown(self, owner: Owner) -> list[Key]:
+        """The Node and the Namespace of an owner, if some pool asks for labels of such and they are not known."""
+        keys = [
+            Key(Node.KIND, "", owner.node),
+            *([Key(Namespace.KIND, "", owner.namespace)] if owner.namespace else []),
+        ]
+        missing = [key for key in keys if self.books.at(key) == ABSENT]
+        if not missing:
+            return []
+        specs = [pool.spec for family in Family for pool in self.books.pools(family)]
+        asked = {Node.KIND: any(spec.node_selector not in ("", "all()") for spec in specs)}
+        asked[Namespace.KIND] = any(spec.namespace_selector for spec in specs)
+        return [key for key in missing if asked[key.kind]]
 
     def lay(self, changes: Iterable[Change]) -> None:
         """Lay a step over the books, until `settle` or `undo`."""

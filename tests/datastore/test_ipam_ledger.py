@@ -15,7 +15,7 @@ from msgspec.structs import replace
 from core.addr import Family
 from core.errors import Conflict, Invalid
 from core.names import TUNNEL_HANDLE, Key
-from core.resources import IPAMHandle, IPAMRecord, IPPool, Metadata, Node, WorkloadEndpoint
+from core.resources import IPAMHandle, IPAMRecord, IPPool, Metadata, Namespace, Node, WorkloadEndpoint
 from core.resources.network import EncapMode, WorkloadEndpointSpec
 from datastore import objects
 from datastore.admission import admit
@@ -228,7 +228,7 @@ async def test_a_dry_pool_says_so_and_gives_again_as_soon_as_there_is_something(
     with pytest.raises(Exhausted):
         await ledger.assign(pod("db", "a"))
     await put(store, pool("more", "10.1.0.0/30", block_size=30))
-    ((address,), _) = ((await ledger.assign(pod("db", "a")))[0].addresses, None)
+    (address,) = (await ledger.assign(pod("db", "a")))[0].addresses
     assert address in ip_network("10.1.0.0/30")
 
 
@@ -240,8 +240,31 @@ async def test_a_pool_that_was_asked_for_and_came_just_now_serves(store: SqliteS
     with pytest.raises(Invalid, match="IPPool new: does not exist"):
         await ledger.assign(wanted)
     await put(store, pool("new", "10.1.0.0/24"))
-    ((address,), _) = ((await ledger.assign(wanted))[0].addresses, None)
+    (address,) = (await ledger.assign(wanted))[0].addresses
     assert address in ip_network("10.1.0.0/24")
+
+
+async def test_labels_of_a_namespace_that_came_after_the_books_were_read_count(store: SqliteStore) -> None:
+    shops = pool("a-shops", "10.0.0.0/24", namespace_selector="kind == 'shop'")
+    await put(store, shops, pool("rest", "10.1.0.0/24", namespace_selector="kind != 'shop'"))
+    ledger = Ledger(store)
+    (first,) = (await ledger.assign(pod("first", "a")))[0].addresses
+    assert first in ip_network("10.1.0.0/24")
+    await put(store, Namespace(metadata=Metadata(name="shop", labels={"kind": "shop"})))
+    (second,) = (await ledger.assign(pod("second", "a")))[0].addresses
+    assert second in ip_network("10.0.0.0/24")
+    await put(store, Namespace(metadata=Metadata(name="shop", labels={"kind": "office"})))
+    (third,) = (await ledger.assign(pod("third", "a")))[0].addresses
+    assert third in ip_network("10.1.0.0/24")
+
+
+async def test_a_pool_of_another_family_serves_soon(store: SqliteStore, monkeypatch: pytest.MonkeyPatch) -> None:
+    await put(store, pool("four", "10.0.0.0/24"))
+    ledger = Ledger(store)
+    assert len((await ledger.assign(pod("first", "a")))[0].addresses) == 1
+    await put(store, pool("six", "fd00::/112"))
+    monkeypatch.setattr("datastore.ipam.ledger.STALE_S", 0.0)
+    assert len((await ledger.assign(pod("second", "a")))[0].addresses) == 2
 
 
 async def test_a_pool_that_is_disabled_or_goes_gives_nothing_more(store: SqliteStore) -> None:
