@@ -13,8 +13,9 @@ from hypothesis import strategies as st
 
 from core import manifest, thrift
 from core.names import Key
-from core.resources import IPPool, Resource, WorkloadEndpoint, parse_path
-from core.thrift import Sharing
+from core.resources import IPAMBlock, IPPool, Metadata, Resource, WorkloadEndpoint, parse_path
+from core.resources.ipam import BlockSpec
+from core.thrift import Folded, Sharing
 
 ROOT = "/muslin/projectcalico.org/workloadendpoints"
 
@@ -96,15 +97,66 @@ def test_what_is_remembered_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def allocated(decode: Callable[[Key, bytes], Resource], pods: int) -> float:
     """Bytes that one decoded pod keeps."""
+    return size(lambda: [decode(key(number), document(number)) for number in range(pods)]) / pods
+
+
+def size(make: Callable[[], list[Resource | None]]) -> int:
+    """Bytes that what is made keeps."""
     gc.collect()
     tracemalloc.start()
-    kept = [decode(key(number), document(number)) for number in range(pods)]
-    size, _ = tracemalloc.get_traced_memory()
+    kept = make()
+    found, _ = tracemalloc.get_traced_memory()
     tracemalloc.stop()
-    return size / len(kept)
+    assert kept
+    return found
 
 
 def test_a_pod_takes_less_than_half_of_what_it_would() -> None:
     decode = Sharing(manifest.decode)
     allocated(decode, 50)
     assert allocated(decode, 500) < 0.5 * allocated(manifest.decode, 500)
+
+
+WORDS = st.text(st.sampled_from("ab.:0 \n"), max_size=4)
+
+
+@given(st.dictionaries(WORDS, WORDS, max_size=5), st.dictionaries(WORDS, WORDS, max_size=5), WORDS)
+def test_a_folded_mapping_is_the_mapping(one: dict[str, str], other: dict[str, str], asked: str) -> None:
+    if not Folded.fits(one) or not Folded.fits(other):
+        assert any(" " in key or "\n" in key + word for key, word in [*one.items(), *other.items()])
+        return
+    folded = Folded(one)
+    assert folded == one
+    assert dict(folded) == one
+    assert len(folded) == len(one)
+    assert folded.get(asked) == one.get(asked)
+    assert (folded == Folded(other)) is (one == other)
+
+
+def block(number: int) -> IPAMBlock:
+    held = {f"10.1.{number}.{n}": f"k8s-pod-network.{number:032x}{n:032x}" for n in range(64)}
+    freed = {f"10.1.{number}.{200 + n}": "2026-01-31T12:00:00Z" for n in range(20)}
+    spec = BlockSpec(cidr=f"10.1.{number}.0/24", affinity="host:node-1", allocations=held, freed=freed)
+    return IPAMBlock(metadata=Metadata(name=f"10-1-{number}-0-24"), spec=spec)
+
+
+def test_an_agent_keeps_who_has_which_address_in_little_memory() -> None:
+    blocks = [block(number) for number in range(100)]
+    texts = [(each.key, manifest.encode(each)) for each in blocks]
+    decode = Sharing(manifest.decode, "node-3")
+    kept = [decode(key, text) for key, text in texts]
+    for found, whole in zip(kept, blocks, strict=True):
+        assert isinstance(found, IPAMBlock)
+        assert found.spec.allocations == whole.spec.allocations
+        assert not found.spec.freed
+        assert manifest.decode(found.key, manifest.encode(found)).spec == found.spec  # type: ignore[attr-defined]
+    assert size(lambda: [decode(key, text) for key, text in texts]) < 0.5 * size(
+        lambda: [manifest.decode(key, text) for key, text in texts]
+    )
+
+
+def test_who_gives_addresses_gets_all_of_a_block() -> None:
+    whole = block(1)
+    assert Sharing(manifest.decode)(whole.key, manifest.encode(whole)) == manifest.decode(
+        whole.key, manifest.encode(whole)
+    )
