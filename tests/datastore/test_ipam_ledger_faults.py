@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import shutil
 import signal
 import sys
 from collections.abc import AsyncIterator
@@ -115,6 +116,36 @@ async def test_a_killed_datastore_leaves_what_callers_were_told_and_what_they_ca
         }
         assert not unknown & set((await Said.by(client)).by_handle)
         assert (await ledgers[1].assign(pod("after", "n1")))[0].addresses
+    await client.close()
+
+
+async def test_a_datastore_that_was_restored_from_a_backup_is_read_anew(tmp_path: Path, serve: Serve) -> None:
+    path, backup = tmp_path / "datastore.db", tmp_path / "backup.db"
+    opened = await SqliteStore.open(path)
+    await put(opened, pool("pods", "10.0.0.0/28", block_size=28))
+    await Ledger(opened).assign(pod("old", "a"))
+    await opened.close()
+    shutil.copy(path, backup)
+    client = GrpcStore(f"unix:{tmp_path}/datastore.sock")
+    ledger = Ledger(client)
+    opened = await SqliteStore.open(path)
+    async with serve(opened, admit=admit):
+        for number in range(8):
+            await ledger.assign(pod(f"new-{number}", "a"))
+    await opened.close()
+    shutil.copy(backup, path)
+    opened = await SqliteStore.open(path)
+    async with serve(opened, admit=admit):
+        await until_there(client)
+        async with asyncio.timeout(DEADLINE_S):
+            grant, _ = await ledger.assign(pod("after", "a"))
+            assert not (await ledger.release("new-3", "DEL")).addresses, "the backup knows nothing of it"
+            again, _ = await ledger.assign(pod("new-5", "a"))
+        said = await Said.by(opened)
+        assert set(said.by_handle) == {"old", "after", "new-5"}
+        assert said.by_handle["after"] == grant.addresses
+        assert said.by_handle["new-5"] == again.addresses
+    await opened.close()
     await client.close()
 
 
