@@ -209,6 +209,9 @@ class Ledger:
                 if not self._join(call, group):
                     return
             except (Exhausted, Invalid) as error:
+                if not call.looked:
+                    call.wants = _Wants.HANDLE  # it may have what it asks for
+                    continue
                 if not self._view.is_since(call.began):
                     call.wants = _Wants.EVERYTHING
                     return

@@ -80,6 +80,13 @@ def cluster(muslin: Muslin, datastore: str, monkeypatch: pytest.MonkeyPatch) -> 
     free_everything(datastore)
 
 
+@pytest.fixture
+def bare(muslin: Muslin, datastore: str) -> Iterator[Muslin]:
+    """`muslin`, in a cluster without anything."""
+    yield muslin
+    free_everything(datastore)
+
+
 def rows(text: str) -> list[list[str]]:
     """The cells of a table, split at two blanks or more."""
     return [[cell for cell in line.split("  ") if cell] for line in text.splitlines()]
@@ -358,7 +365,7 @@ def test_a_pool_in_use_ends_with_its_last_address(cluster: Muslin, datastore: st
     assert cluster("get blocks -o name").out == "ipamblock/fd00-10---122\n"
 
 
-def test_nothing_is_given_from_a_pool_that_ends_and_what_it_gave_stays(muslin: Muslin, datastore: str) -> None:
+def test_nothing_is_given_from_a_pool_that_ends_and_what_it_gave_stays(bare: Muslin, datastore: str) -> None:
     """The ledger that nodes use, another process's `delete`, and the end."""
     put(datastore, w.pool(), w.node("a"))
 
@@ -374,13 +381,13 @@ def test_nothing_is_given_from_a_pool_that_ends_and_what_it_gave_stays(muslin: M
             await store.close()
 
     first = asyncio.run(used("k8s.c1"))
-    assert muslin("delete ippool pods").out.splitlines()[0] == "ippool/pods terminating"
+    assert bare("delete ippool pods").out.splitlines()[0] == "ippool/pods terminating"
     assert asyncio.run(used("k8s.c1")) == first
     with pytest.raises(Exhausted, match="pods is being deleted"):
         asyncio.run(used("k8s.c2"))
     assert asyncio.run(used("k8s.c1", release=True)) == first
-    assert muslin("delete ippool pods").out.splitlines()[0] == "ippool/pods deleted"
-    assert muslin("get blocks -o name").out == muslin("get handles -o name").out == ""
+    assert bare("delete ippool pods").out.splitlines()[0] == "ippool/pods deleted"
+    assert bare("get blocks -o name").out == bare("get handles -o name").out == ""
 
 
 def test_an_empty_pool_goes_at_once_with_what_is_left_of_it(muslin: Muslin, datastore: str) -> None:
