@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
-from typing import Annotated, Any
+from typing import Annotated, Any, Final
 
 import typer
 
@@ -20,7 +20,9 @@ from core.resources import IPAMRecord
 from core.resources.ipam import RecordSpec
 from datastore.api import Store
 
-HISTORY = ("SINCE", "UNTIL", "NODE", "POD", "CONTAINER", "HANDLE", "WHY")
+HISTORY: Final = ("SINCE", "UNTIL", "NODE", "POD", "CONTAINER", "HANDLE", "WHY")
+
+TITLES: Final = {"usedBy": "USED BY"}
 
 
 def show(
@@ -92,7 +94,11 @@ def _show_address(scene: Scene, address: Address, records: Sequence[RecordSpec],
     if output is options.ResultFormat.JSON:
         terminal.show_json(document | {"history": [_record(each) for each in records]})
         return
-    rows = tuple((name.upper(), _cell(value)) for name, value in document.items() if value not in ("", [], None))
+    rows = tuple(
+        (TITLES.get(name, name.upper()), _cell(value))
+        for name, value in document.items()
+        if value not in ("", [], None)
+    )
     terminal.show(*[Table(("PROPERTY", "VALUE"), rows), *([_history(records)] if records else [])])
 
 

@@ -160,7 +160,7 @@ def _blocks_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
             if not handle.startswith(TUNNEL_HANDLE) or handle in tunnels  # else of a node that is gone
         }
         if held:
-            yield _problem(key, "", f"{_in_use(held)}; remove the pods, or take them out of its allocations, first")
+            yield _problem(key, "", f"{_in_use(held)}; remove the pods first, or `muslin ipam release` what no pod has")
 
 
 def _nodes_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:

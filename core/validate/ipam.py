@@ -13,7 +13,7 @@ from functools import lru_cache
 from typing import Final
 
 from core import values
-from core.addr import Address, Network
+from core.addr import Network
 from core.documents import join
 from core.errors import Problem
 from core.resources import BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle, IPAMRecord, IPReservation
@@ -28,36 +28,48 @@ PERSISTENCE: Final = ("Enabled", "Disabled")
 
 MOST_HANDLE_CHARACTERS: Final = 512
 
+MOST_ADDRESSES: Final = 4096
+"""Of the largest block: IPv4 /20, IPv6 /116."""
 
-@lru_cache(maxsize=1 << 16)
-def _address(text: str) -> Address:
-    """As `values.address`; a block's addresses are read again each time one of them changes hands."""
-    return values.address(text)
+
+@lru_cache(maxsize=1 << 12)
+def _network(text: str) -> Network:
+    """As `values.network`; a block's is read again each time one of its addresses changes hands."""
+    return values.network(text)
+
+
+@lru_cache(maxsize=256)
+def _texts(network: Network) -> frozenset[str]:
+    """Every address of a block as text; none for what is too large to be one."""
+    return frozenset(map(str, network)) if network.num_addresses <= MOST_ADDRESSES else frozenset()
 
 
 def block(given: IPAMBlock) -> Iterator[Problem]:
-    """An IPAMBlock."""
+    """An IPAMBlock. One whose addresses are written as they are usually takes a look-up each."""
     spec = given.spec
-    unread = list(reads("spec.cidr", spec.cidr, values.network))
+    unread = list(reads("spec.cidr", spec.cidr, _network))
     yield from unread
-    network = None if unread else values.network(spec.cidr)
+    network = None if unread else _network(spec.cidr)
     if spec.affinity and not (spec.node or spec.affinity.startswith("virtual:")):
         yield Problem(path="spec.affinity", why=f"{spec.affinity!r} is not host:NODE")
     yield from when_set("spec.affinity", spec.node, name)
     yield from _within("spec.allocations", spec.allocations, network)
     for text, borrower in spec.borrowers.items():
-        yield from reads(join("spec.borrowers", text), text, _address)
+        yield from reads(join("spec.borrowers", text), text, values.address)
         yield from reads(join("spec.borrowers", text), borrower, name)
     yield from _within("spec.freed", spec.freed, network)
     for text, when in spec.freed.items():
-        yield from reads(join("spec.freed", text), when, moment)
+        if not _is_moment(when):
+            yield from reads(join("spec.freed", text), when, moment)
 
 
 def _within(path: str, addresses: Mapping[str, str], network: Network | None) -> Iterator[Problem]:
+    if network is not None and addresses.keys() <= _texts(network):
+        return
     for text in addresses:
-        wrong = list(reads(join(path, text), text, _address))
+        wrong = list(reads(join(path, text), text, values.address))
         yield from wrong
-        if not wrong and network is not None and _address(text) not in network:
+        if not wrong and network is not None and values.address(text) not in network:
             yield Problem(path=join(path, text), why=f"is not within {network}")
 
 
@@ -79,9 +91,9 @@ def handle(given: IPAMHandle) -> Iterator[Problem]:
         yield Problem(path="spec.handleID", why=why)
     for text, place in spec.addresses.items():
         path = join("spec.addresses", text)
-        wrong = [*reads(path, text, _address), *reads(path, place, values.network)]
+        wrong = [*reads(path, text, values.address), *reads(path, place, values.network)]
         yield from wrong
-        if not wrong and _address(text) not in values.network(place):
+        if not wrong and values.address(text) not in values.network(place):
             yield Problem(path=path, why=f"is not within {place}")
     yield from when_set("spec.node", spec.node, name)
     yield from when_set("spec.since", spec.since, moment)
@@ -117,11 +129,19 @@ def configuration(given: IPAMConfiguration) -> Iterator[Problem]:
 def record(given: IPAMRecord) -> Iterator[Problem]:
     """An IPAMRecord."""
     spec = given.spec
-    yield from reads("spec.address", spec.address, _address)
+    yield from reads("spec.address", spec.address, values.address)
     if not spec.handle_id:
         yield Problem(path="spec.handleID", why="is required")
     yield from when_set("spec.since", spec.since, moment)
     yield from reads("spec.until", spec.until, moment)
+
+
+def _is_moment(text: str) -> bool:
+    """Whether `moment` takes it, without a word of why not."""
+    try:
+        return datetime.fromisoformat(text).tzinfo is not None
+    except ValueError:
+        return False
 
 
 def moment(text: str) -> datetime:

@@ -213,8 +213,9 @@ def of_affinities(uses: Uses) -> Iterator[Finding]:
     claimed = {(each.resource.spec.node, each.resource.spec.network) for each in uses.seen.of(BlockAffinity).values()}
     for block in uses.blocks:
         node, network = block.resource.spec.node, block.resource.spec.network
-        if node in uses.seen.nodes and (node, network) not in claimed and affinity_key(node, network) not in hidden:
-            yield _unclaimed(block)
+        if not node or (node, network) in claimed or affinity_key(node, network) in hidden:
+            continue
+        yield _unclaimed(block) if node in uses.seen.nodes else _deserted(uses, block)
 
 
 def _claim(uses: Uses, held: Held[BlockAffinity], block: Held[IPAMBlock] | None) -> Finding | None:
@@ -299,4 +300,17 @@ def _unclaimed(block: Held[IPAMBlock]) -> Finding:
         why=f"it is {spec.node}'s, which has no BlockAffinity to it",
         remedy="the BlockAffinity is made",
         step=Step(changes=(Write(made, ABSENT),), guards=(Present(block.resource.key, block.revision),)),
+    )
+
+
+def _deserted(uses: Uses, block: Held[IPAMBlock]) -> Finding:
+    """A block of a node that is not there (any more), without a claim."""
+    empty = not block.resource.spec.allocations and block.resource.key not in uses.seen.unread
+    return Finding(
+        fault=Fault.NODE_GONE,
+        what=str(block.resource.key),
+        who=block.resource.spec.node,
+        why=f"there is no Node {block.resource.spec.node}",
+        remedy="it is empty, and is removed" if empty else "delete its pods' endpoints, or apply the Node again",
+        step=Step(changes=(Remove(block.resource.key, block.revision),)) if empty else None,
     )

@@ -133,7 +133,7 @@ def test_a_block_goes_once_its_addresses_are_free() -> None:
     assert judge([], [empty, used], [empty]) == []
     refused = (
         "IPAMBlock/10-65-0-64-26: 2 of its addresses are in use (10.65.0.70 by pod-1);"
-        " remove the pods, or take them out of its allocations, first"
+        " remove the pods first, or `muslin ipam release` what no pod has"
     )
     assert judge([], [empty, used], [empty, used]) == [refused]
     assert judge([], [], [used]) == [], "what is not there may go"

@@ -48,6 +48,7 @@ CERTAIN: list[tuple[str, State, list[tuple[Fault, str]]]] = [
         [(Fault.LEAK, "10.244.1.1"), (Fault.NODE_GONE, "BlockAffinity gone-10-244-1-0-26")],
     ),
     ("a node that is gone", w.changed(*GONE), [(Fault.NODE_GONE, "BlockAffinity gone-10-244-1-0-26")]),
+    ("a block of a node that is gone", w.changed(GONE[0]), [(Fault.NODE_GONE, "IPAMBlock 10-244-1-0-26")]),
     (
         "a handle without addresses",
         w.changed(w.handle("k8s.c8", "a", {})),
