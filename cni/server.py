@@ -219,7 +219,9 @@ async def _question(connection: socket.socket, descriptors: list[int]) -> Questi
         if environment_size < 0 and len(held) == _HEAD.size:
             magic, environment_size, stdin_size = _HEAD.unpack(held)
             if magic != MAGIC:
-                raise Refused(f"a question begins with {MAGIC!r}, not {magic!r}; is the executable of another version?")
+                with contextlib.suppress(OSError):  # an executable of another version knows by this that it is one
+                    connection.send(_ANSWER.pack(MAGIC, 1, 0))
+                raise Refused(f"a question begins with {MAGIC!r}, not {magic!r}: `muslin cni install` again may help")
             if environment_size > ENVIRONMENT_BOUND or stdin_size > STDIN_BOUND:
                 raise Refused(f"a question of {environment_size} and {stdin_size} bytes is too long")
             needed += environment_size + stdin_size
