@@ -345,8 +345,9 @@ class Play:
         return [block for block in self.world.of(IPAMBlock.KIND).values() if isinstance(block, IPAMBlock)]
 
     def _block(self, address: Address) -> IPAMBlock:
-        (found,) = (block for block in self._blocks() if contains(net(block.spec.cidr), address))
-        return found
+        found = [block for block in self._blocks() if contains(net(block.spec.cidr), address)]
+        assert len(found) == 1, f"{address} lies in {len(found)} blocks"
+        return found[0]
 
     def _settings(self) -> IPAMConfigurationSpec:
         found = self.world.objects.get(Key(IPAMConfiguration.KIND, "", "default"))
