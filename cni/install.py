@@ -47,8 +47,8 @@ CHAINABLE: Final[dict[str, dict[str, Any]]] = {
 }
 """The plugins that may follow ours, as they are configured."""
 
-_OURS: Final = b"muscni1"
-"""In the text of every executable of ours: the first word it sends."""
+_OURS: Final = b"muscni"
+"""In the text of every executable of ours, of any version: how what it sends begins."""
 _SOCKET_LINE: Final = 'SOCKET = "/run/muslin/cni.sock"\n'
 _SEEN: Final = (".conf", ".conflist", ".json")
 """How the name of a file ends that a runtime takes for a network."""
