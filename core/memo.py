@@ -10,7 +10,7 @@ from collections.abc import Callable, Hashable, Mapping
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from core.changes import changes
+from core.changes import Changes, changes
 
 _K = TypeVar("_K")
 _T = TypeVar("_T")
@@ -60,7 +60,7 @@ class Memo:
         """
         before, made = self._tables.get((make, *given), ({}, MappingProxyType[Any, Any]({})))
         if before is not table:
-            found = changes(before, table)
+            found = changes(before, table) if before else Changes({}, table)
             come = {key: each for key, value in found.come.items() if (each := make(value, *given)) is not None}
             gone = [key for key in found.gone if key in made and key not in come]
             if gone or any(key not in made or made[key] != each for key, each in come.items()):

@@ -35,34 +35,46 @@ Place = tuple[int, int, int]
 class Books:
     """What one snapshot says of addresses. `memo` remembers what was read for the one before."""
 
-    def __init__(self, snapshot: Snapshot, memo: Memo | None = None) -> None:
-        memo = memo or Memo()
-        blocks = memo.each(_block, snapshot.of(IPAMBlock))
-        self._blocks = memo(_by_place, blocks)
-        self._lengths = memo.steady(_lengths, self._blocks)
+    def __init__(self, snapshot: Snapshot, memo: Memo) -> None:
+        self._memo = memo
+        self._blocks = memo(_by_place, memo.each(_block, snapshot.of(IPAMBlock)))
+        self._bits = memo.steady(_bits, self._blocks)
         self._pools = memo(_pools, snapshot.of(IPPool))
         self._nodes = memo(_by_address, memo.each(_addresses_of, snapshot.of(Node)))
 
-    def objection(self, endpoint: WorkloadEndpoint, address: Address) -> str:
-        """Why `endpoint` may not have `address`, which is not `nobodys`; "" when it may."""
-        if node := self._nodes.get(address):
+    def objection(self, endpoint: WorkloadEndpoint, addresses: tuple[Address, ...]) -> str:
+        """Why `endpoint` may not have all of `addresses`, none of which is `nobodys`; "" when it may.
+
+        It is worked out anew when a block that they lie in is another, or the nodes or pools are.
+        """
+        blocks = [found for address in addresses for found in self._around(address)]
+        return self._memo(_objection, endpoint, addresses, self._nodes, self._pools, *blocks)
+
+    def _around(self, address: Address) -> Iterator[Mapping[str, str]]:
+        version, number = address.version, int(address)
+        for bits in self._bits[version]:
+            if found := self._blocks.get((version, bits, number >> bits)):
+                yield found
+
+
+def _objection(
+    endpoint: WorkloadEndpoint,
+    addresses: tuple[Address, ...],
+    nodes: Mapping[Address, str],
+    pools: tuple[Network, ...],
+    *blocks: Mapping[str, str],
+) -> str:
+    for address in addresses:
+        if node := nodes.get(address):
             return f"{address} is an address of Node {node}"
-        handle = self._holder(address)
+        handle = next(filter(None, (block.get(str(address)) for block in blocks)), "")
         if handle and _is_of(handle, endpoint):
-            return ""
+            continue
         if "." in handle or _TUNNEL in handle:
             return f"{address} is allocated to {handle}"
-        if not any(contains(pool, address) for pool in self._pools):
+        if not any(contains(pool, address) for pool in pools):
             return f"{address} lies in no IPPool"
-        return ""
-
-    def _holder(self, address: Address) -> str:
-        number = int(address)
-        for bits in self._lengths[address.version]:
-            block = self._blocks.get((address.version, bits, number >> bits))
-            if block and (handle := block.get(str(address))):
-                return handle
-        return ""
+    return ""
 
 
 def nobodys(address: Address) -> str:
@@ -82,7 +94,7 @@ def _by_place(blocks: Mapping[Key, tuple[Place, Mapping[str, str]]]) -> Mapping[
     return dict(blocks.values())
 
 
-def _lengths(blocks: Iterable[Place]) -> Mapping[int, tuple[int, ...]]:
+def _bits(blocks: Iterable[Place]) -> Mapping[int, tuple[int, ...]]:
     return {v: tuple(sorted({bits for version, bits, _ in blocks if version == v})) for v in (4, 6)}
 
 

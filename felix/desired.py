@@ -49,7 +49,7 @@ from core.snapshot import Snapshot
 from felix import filter as frame
 from felix import host_frame
 from felix.cut import Ruling
-from felix.endpoints import CLAIMED, Endpoints, claims, endpoints, host_routes
+from felix.endpoints import Endpoints, claims, endpoints, host_routes
 from felix.endpoints import sysctls as endpoint_sysctls
 from felix.failsafe import Failsafes
 from felix.failsafe import failsafes as failsafes_of
@@ -88,7 +88,8 @@ class Judge:
     def __call__(self, snapshot: Snapshot) -> Judged:
         """Judge `snapshot`. Not to be called again before it returns."""
         try:
-            pods = [each.key for each in claims(snapshot, self._node, self._memo).local]
+            claimed = claims(snapshot, self._node, self._memo)
+            pods = [each.key for each in claimed.local]
             compiled = self._compiler.compile(snapshot, pods, local_keys(snapshot, self._node))
             rules = self._renderer.render(compiled)
         except BaseException:
@@ -101,6 +102,7 @@ class Judge:
             hosts=host_frame.stacks(compiled),
             problems=compiled.problems,
             compiled=compiled,
+            claims=claimed,
             lost=compiled.lost,
             unnumbered=self._renderer.unnumbered,
             settled=compiled.settled and self._renderer.settled,
@@ -124,9 +126,7 @@ def desired(
     settings = memo(settings_of, seen(memo, snapshot, FelixConfiguration), node)
     local = snapshot.get(Node, node)
     pools, host = seen(memo, snapshot, IPPool), memo.steady(_without_pods, facts)
-    ours = memo.steady(
-        endpoints, memo(claims, seen(memo, snapshot, WorkloadEndpoint, *CLAIMED), node, memo), facts.links, memo
-    )
+    ours = memo.steady(endpoints, judged.claims, facts.links, memo)
     blocks = memo.each(placed, snapshot.of(IPAMBlock))
     cluster = memo(overlay, blocks, seen(memo, snapshot, IPPool, Node), host, local, node)
     devices = memo(tunnels, pools, host, local, settings.ipip_mtu)

@@ -90,12 +90,16 @@ class Endpoints:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Claim:
-    """What one object says for itself. `wrong` is why it cannot be an endpoint, whatever others say; "" when it can."""
+    """What one object says for itself. `wants` is what no two may have: its interface, and each of its addresses.
+
+    `wrong` is why it cannot be an endpoint, whatever others say; "" when it can.
+    """
 
     key: Key
     endpoint: WorkloadEndpoint
     interface: str
     addresses: tuple[Address, ...] = ()
+    wants: tuple[str, ...] = ()
     spoofs: tuple[Network, ...] = ()
     wrong: str = ""
 
@@ -136,16 +140,14 @@ def _joined(claim: Claim, link: Link | None) -> Endpoint:
 def _settled(found: Mapping[Key, Claim], books: Books) -> Claims:
     local: list[Claim] = []
     rejected: dict[Key, str] = {}
-    holders: dict[str | Address, Key] = {}
+    holders: dict[str, Key] = {}
     for key in sorted(found):
         claim = found[key]
         reason = claim.wrong or _objection(claim, holders, books)
         if reason:
             rejected[key] = reason
             continue
-        holders[claim.interface] = key
-        for address in claim.addresses:
-            holders[address] = key
+        holders.update(dict.fromkeys(claim.wants, key))
         local.append(claim)
     return Claims(tuple(local), MappingProxyType(rejected))
 
@@ -178,7 +180,8 @@ def _claim(key: Key, endpoint: WorkloadEndpoint) -> Claim:
         raise ValueError(f"spec.allowSpoofedSourcePrefixes: {error}") from None
     if reason := next(filter(None, map(nobodys, addresses)), ""):
         raise ValueError(f"spec.ipNetworks: {reason}")
-    return Claim(key=key, endpoint=endpoint, interface=interface, addresses=addresses, spoofs=spoofs)
+    wants = (interface, *map(str, addresses))
+    return Claim(key=key, endpoint=endpoint, interface=interface, addresses=addresses, wants=wants, spoofs=spoofs)
 
 
 def _spoofs(texts: Iterable[str]) -> tuple[Network, ...]:
@@ -192,10 +195,10 @@ def _order(address: Address) -> tuple[int, int]:
     return address.version, int(address)
 
 
-def _objection(claim: Claim, holders: Mapping[str | Address, Key], books: Books) -> str:
-    if reason := next(filter(None, (books.objection(claim.endpoint, each) for each in claim.addresses)), ""):
+def _objection(claim: Claim, holders: Mapping[str, Key], books: Books) -> str:
+    if reason := books.objection(claim.endpoint, claim.addresses):
         return f"spec.ipNetworks: {reason}"
-    taken = next((each for each in (claim.interface, *claim.addresses) if each in holders), None)
+    taken = next((each for each in claim.wants if each in holders), None)
     return f"{taken} belongs to {holders[taken]}" if taken is not None else ""
 
 

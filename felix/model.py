@@ -11,7 +11,7 @@ from core.names import Key
 from core.nftables import Ruleset
 from core.resources.policy import Direction
 from felix.cut import Ruling
-from felix.endpoints import Endpoint
+from felix.endpoints import Claims, Endpoint
 from felix.hosts import Host
 from felix.peering_address import Peering
 from linux.model import Route, RouteKey
@@ -35,14 +35,15 @@ class Judged:
 
     `problems` says per policy what was closed because it could not be enforced as written; `lost` counts the kinds of
     address that found no class number and are denied, `unnumbered` the outcomes. While it is not `settled`, judging the
-    same again changes numbers and no verdict. `compiled` is what all of it was made from. `hosts` are the names of
-    host endpoints' stacks.
+    same again changes numbers and no verdict. `compiled` is what all of it was made from. `claims` are this
+    node's endpoints, `hosts` the names of host endpoints' stacks.
     """
 
     rules: Mapping[str, Ruleset]
     chains: Mapping[Key, tuple[str, str]]
     problems: Mapping[Key, str]
     compiled: Compiled
+    claims: Claims
     lost: int = 0
     unnumbered: int = 0
     settled: bool = True
