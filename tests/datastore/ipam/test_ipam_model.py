@@ -34,9 +34,11 @@ from core.resources.ipam import AffinityState, IPAMConfigurationSpec, Reservatio
 from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT
 from datastore.ipam.assign import assign
+from datastore.ipam.block import stamp
 from datastore.ipam.books import KINDS
 from datastore.ipam.model import Exhausted, Owner, Request, Step, Write
 from datastore.ipam.release import release, release_address, release_affinity, release_block
+from datastore.ipam.split import children
 
 OPERATIONS = int(os.environ.get("MUSLIN_IPAM_OPERATIONS", "100000"))
 NODES = tuple(f"n{number}" for number in range(8))
@@ -225,8 +227,7 @@ class Play:
         network, length = net(one.spec.cidr), one.spec.block_length
         fate = self.random.random()
         if fate < 0.3 and len(pools) == 1 and network.prefixlen < length:
-            halves = [self._pool(half, length) for half in network.subnets()]
-            self.world.write(*halves, gone=[one.key])
+            self.world.write(*children(one, 2, stamp(self.now)), gone=[one.key])
         elif fate < 0.6 and len({pool.spec.block_length for pool in pools}) == 1:
             self.world.write(self._pool(top, length), gone=[pool.key for pool in pools])
         elif fate < 0.8:
