@@ -69,7 +69,7 @@ class _Adding:
     async def run(self) -> Joined:
         """All of it."""
         async with asyncio.TaskGroup() as both:
-            wiring_task = both.create_task(in_thread(self._attach), name="wire")
+            wiring_task = both.create_task(in_thread(self._means.threads, self._attach), name="wire")
             granting = both.create_task(self._grant(), name="addresses")
         wire, (grant, revision) = wiring_task.result(), granting.result()
         furniture = Furniture(
@@ -78,7 +78,8 @@ class _Adding:
             forward=self._call.conf.ip_forward,
         )
         async with asyncio.TaskGroup() as both:
-            both.create_task(in_thread(wiring.furnish, self._call.place, wire, furniture, self._mac), name="furnish")
+            furnishing = in_thread(self._means.threads, wiring.furnish, self._call.place, wire, furniture, self._mac)
+            both.create_task(furnishing, name="furnish")
             both.create_task(self._until_ready(revision, wire), name="felix")
         await self._means.flows.cut(grant.addresses)
         await self._require_route(grant.addresses, wire)
@@ -90,7 +91,7 @@ class _Adding:
         call = self._call
         log.info("cni.undone", **call.who)
         try:
-            await in_thread(wiring.detach, call.place, certain=self.wire is not None)
+            await in_thread(self._means.threads, wiring.detach, call.place, certain=self.wire is not None)
         except (MuslinError, OSError) as error:
             log.warning("cni.not_unwired", **call.who, why=str(error))
         try:
@@ -194,7 +195,7 @@ class _Adding:
             if found and (found[0].spec.node, found[0].spec.interface_name) == (self._means.node, way.device):
                 return False
         log.warning("cni.stale_interface", **self._call.who, stale=way.device)
-        await in_thread(wiring.detach, replace(self._call.place, host=way.device), certain=True)
+        await in_thread(self._means.threads, wiring.detach, replace(self._call.place, host=way.device), certain=True)
         return True
 
     def _joined(self, furniture: Furniture, wire: Wire) -> Joined:

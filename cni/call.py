@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,13 +27,14 @@ ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
-    """What the agent of `node` works with."""
+    """What the agent of `node` works with; its `threads` are in the node's network namespace."""
 
     node: str
     store: Store
     ledger: Ledger
     outcomes: Outcomes
     flows: Flows
+    threads: Executor
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +107,13 @@ class Call:
             found = found or await self.found()
             along = [Delete(self.key, found.revision)] if self.is_of(found) else []
             try:
-                return await self.means.ledger.release(self.handle, why, along)
+                freed = await self.means.ledger.release(self.handle, why, along)
             except Conflict:
                 found = None
+                continue
+            if along or not freed.addresses:
+                return freed
+            found = await self.found()  # an ADD that was given up may have been on its way as we looked
+            if not self.is_of(found):
+                return freed
         raise Conflict(str(self.key), None, None)

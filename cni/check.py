@@ -39,7 +39,7 @@ async def check(call: Call) -> None:
     wrong = [
         *_result_faults(call, before, held),
         *await _ipam_faults(call, held),
-        *await in_thread(_kernel_faults, call, found.endpoint, held | before.of(call.at.interface)),
+        *await in_thread(call.means.threads, _kernel_faults, call, found.endpoint, held | before.of(call.at.interface)),
         *await _felix_faults(call, found),
     ]
     if wrong:

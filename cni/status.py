@@ -6,26 +6,33 @@
 
 from __future__ import annotations
 
-import asyncio
+from typing import Final
+
+import msgspec
+import structlog
 
 from cni.call import Means
 from cni.conf import Conf
 from cni.spec import Code, Failure
-from core import selector
 from core.addr import Family
-from core.errors import MuslinError
+from core.errors import Invalid, MuslinError
 from core.manifest import decode
+from core.names import Key
 from core.resources import IPPool, Node
-from datastore import objects
-from datastore.ipam.model import Use
+from datastore.api import ABSENT, Entry
+from datastore.ipam.books import Books
+from datastore.ipam.model import Owner, Request
+from datastore.ipam.pools import families, serving
+
+_CONSULTED: Final = frozenset({IPPool.KIND, Node.KIND})
+
+log = structlog.get_logger()
 
 
 async def status(means: Means, conf: Conf) -> None:
     """Raise `Failure` when an ADD would have to fail."""
     try:
-        listing, node = await asyncio.gather(
-            means.store.list({IPPool.KIND}), objects.read(means.store, Node, means.node)
-        )
+        listing = await means.store.list(_CONSULTED)
     except MuslinError as error:
         raise Failure(Code.NOT_AVAILABLE, str(error)) from error
     said = means.outcomes.said
@@ -34,37 +41,38 @@ async def status(means: Means, conf: Conf) -> None:
     if not said.ready:
         why = "; ".join(said.problems) or "it is at work"
         raise Failure(Code.LIMITED, f"felix on node {means.node} is not ready: {why}")
-    if node is None:
-        raise Failure(Code.NOT_AVAILABLE, f"there is no Node {means.node}; create it, or start the agent with its name")
-    pools = [_pool(entry.key.name, decode(entry.key, entry.value)) for entry in listing.entries]
-    if why := _no_pool([pool for pool in pools if pool], node[0], conf):
+    books = Books()
+    for entry in listing.entries:
+        _note(books, entry)
+    books.caught_up(listing.revision)
+    if why := _unserved(books, conf, means.node):
         raise Failure(Code.NOT_AVAILABLE, why)
 
 
-def _pool(_: str, resource: object) -> IPPool | None:
-    return resource if isinstance(resource, IPPool) else None
+def _note(books: Books, entry: Entry) -> None:
+    """A pool for some namespaces serves somebody: its namespaceSelector says nothing of the node."""
+    try:
+        resource = decode(entry.key, entry.value)
+    except Invalid as error:
+        log.warning("cni.object_set_aside", object=str(entry.key), why=str(error))
+        resource = None
+    if isinstance(resource, IPPool):
+        spec = msgspec.structs.replace(resource.spec, namespace_selector="")
+        resource = msgspec.structs.replace(resource, spec=spec)
+    books.see(entry.key, resource, entry.revision)
 
 
-def _no_pool(pools: list[IPPool], node: Node, conf: Conf) -> str:
-    """Why no pool could serve a pod on the node; "" when one could, for each family that the configuration wants."""
-    serving = {Family(pool.spec.network.version) for pool in pools if _serves(pool, node)}
-    named = {Family(pool.spec.network.version) for pool in pools if _named(pool, conf) and not pool.spec.disabled}
-    usable = serving | named
-    for family in conf.ipam.families or ():
-        if family not in usable:
-            return f"no IPPool gives IPv{int(family)} addresses on node {node.metadata.name}"
-    return "" if usable else f"no IPPool gives addresses on node {node.metadata.name}"
-
-
-def _serves(pool: IPPool, node: Node) -> bool:
-    spec = pool.spec
-    if spec.disabled or pool.metadata.deletion_timestamp or spec.assignment_mode == "Manual":
-        return False
-    if spec.allowed_uses and Use.WORKLOAD not in spec.allowed_uses:
-        return False
-    return not spec.node_selector or selector.parse(spec.node_selector).matches(node.metadata.labels)
-
-
-def _named(pool: IPPool, conf: Conf) -> bool:
-    wanted = [each for pools in conf.ipam.pools.values() for each in pools]
-    return pool.metadata.name in wanted or pool.spec.cidr in wanted
+def _unserved(books: Books, conf: Conf, node: str) -> str:
+    """Why a pod with no wishes of its own would get no address on the node; "" when it would."""
+    if books.at(Key(Node.KIND, "", node)) == ABSENT:
+        return f"there is no Node {node}; create it, or start the agent with its name"
+    request = Request(handle="", owner=Owner(node=node), families=conf.ipam.families, pools=conf.ipam.pools)
+    try:
+        for family in families(books, request) or tuple(Family):
+            found = serving(books, request, family)
+            if not found.pools:
+                refused = "; ".join(f"{name} {why}" for name, why in found.refused.items())
+                return f"no IPPool gives IPv{int(family)} addresses on node {node}" + (refused and f": {refused}")
+    except Invalid as error:
+        return str(error)
+    return ""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from concurrent.futures import Executor
 from functools import partial
 from typing import ParamSpec, TypeVar
 
@@ -11,9 +12,9 @@ P = ParamSpec("P")
 T = TypeVar("T")
 
 
-async def in_thread(work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
-    """What `work` returns. A cancellation is raised when `work` has come to its end, and not before."""
-    return await to_the_end(asyncio.get_running_loop().run_in_executor(None, partial(work, *args, **named)))
+async def in_thread(threads: Executor, work: Callable[P, T], *args: P.args, **named: P.kwargs) -> T:
+    """What `work` returns, done by one of `threads`. A cancellation is raised when it is at its end, not before."""
+    return await to_the_end(asyncio.get_running_loop().run_in_executor(threads, partial(work, *args, **named)))
 
 
 async def to_the_end(work: Awaitable[T]) -> T:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import concurrent.futures
 import contextlib
 import json
 import os
@@ -142,10 +143,31 @@ class Agent:
         await store.close()
 
     async def ask(self, question: Question) -> model.Answer:
-        """What the plugin answers. Cancelled, so is the question."""
+        """What the plugin answers. Cancelled, so is the question, and this ends when it has been taken back."""
         assert self._loop
-        asked = asyncio.run_coroutine_threadsafe(self.plugin.answer(question), self._loop)
-        return await asyncio.wrap_future(asked)
+        asked: concurrent.futures.Future[model.Answer] = concurrent.futures.Future()
+        begun: list[asyncio.Task[model.Answer]] = []
+
+        def begin() -> None:
+            begun.append(asyncio.create_task(self.plugin.answer(question)))
+            begun[0].add_done_callback(end)
+
+        def end(task: asyncio.Task[model.Answer]) -> None:
+            if task.cancelled():
+                asked.set_exception(asyncio.CancelledError())
+            else:
+                asked.set_result(task.result())
+
+        self._loop.call_soon_threadsafe(begin)
+        answer = asyncio.wrap_future(asked)
+        try:
+            return await asyncio.shield(answer)
+        except asyncio.CancelledError:
+            self._loop.call_soon_threadsafe(lambda: begun[0].cancel())
+            await asyncio.wait([answer])
+            if not answer.cancelled():
+                answer.exception()
+            raise
 
 
 @dataclass

@@ -172,6 +172,71 @@ async def test_nobody_waits_any_more_when_there_is(runtime: Runtime, step: str) 
         assert "eth0" not in run(pod.netns, "ip", "link")
 
 
+async def test_given_up_at_any_moment(runtime: Runtime) -> None:
+    pods = [runtime.container(f"moment-{number}") for number in range(20)]
+    for number, pod in enumerate(pods):
+        async with runtime.begun("ADD", pod) as adding:
+            done, _ = await asyncio.wait([adding], timeout=number * 0.0015)
+        if done:
+            await runtime.remove(pod)
+    await runtime.until(lambda left: left == NOTHING)
+    added = await runtime.add(pods[0])
+    assert pings(runtime.namespace, added.addresses[0])
+    await runtime.remove(pods[0])
+    for pod in pods:
+        await runtime.remove(pod)
+    assert await runtime.left() == NOTHING
+
+
+HOST_SYSCTLS = {
+    "ipv4/conf/{}/proxy_arp": "1",
+    "ipv4/neigh/{}/proxy_delay": "0",
+    "ipv4/conf/{}/route_localnet": "1",
+    "ipv4/conf/{}/forwarding": "1",
+    "ipv6/conf/{}/disable_ipv6": "0",
+    "ipv6/conf/{}/accept_dad": "0",
+    "ipv6/conf/{}/proxy_ndp": "1",
+    "ipv6/conf/{}/forwarding": "1",
+    "ipv6/conf/{}/accept_ra": "0",
+}
+
+
+async def test_both_ends_are_set_as_they_must_be(runtime: Runtime) -> None:
+    for allowed in (False, True):
+        pod = runtime.container("set-up")
+        await runtime.add(pod, container_settings={"allow_ip_forwarding": allowed})
+        for key, value in HOST_SYSCTLS.items():
+            file = f"/proc/sys/net/{key.format(pod.interface)}"
+            assert run(runtime.namespace, "cat", file).strip() == value, file
+        for key in ("ipv4/ip_forward", "ipv6/conf/all/forwarding"):
+            assert run(pod.netns, "cat", f"/proc/sys/net/{key}").strip() == str(int(allowed))
+        await runtime.remove(pod)
+
+
+async def test_an_add_waits_for_its_gates(runtime: Runtime) -> None:
+    opened = False
+
+    async def answer(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readline()
+        writer.write(b"HTTP/1.0 204 fine\r\n\r\n" if opened else b"HTTP/1.0 503 not yet\r\n\r\n")
+        await writer.drain()
+        writer.close()
+
+    with netns.inside(runtime.namespace):
+        listener = socket.create_server(("10.9.0.1", 0))
+    url = f"http://10.9.0.1:{listener.getsockname()[1]}/ready"
+    async with await asyncio.start_server(answer, sock=listener):
+        pod = runtime.container("gated")
+        given = {"readiness_gates": [url], "policy_setup_timeout_seconds": 1}
+        shut = await runtime.call("ADD", pod, **given)
+        assert (shut.status, shut.document["code"]) == (1, 11)
+        assert f"{url}: status 503" in shut.document["msg"]
+        assert await runtime.left() == NOTHING
+        opened = True
+        assert (await runtime.call("ADD", pod, **given)).status == 0
+    await runtime.remove(pod)
+
+
 async def half_made(runtime: Runtime, pod: Pod, *steps: str) -> None:
     """What an agent leaves that is killed in the middle of an ADD."""
     handle = f"{NETWORK}.{pod.container}"
