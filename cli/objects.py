@@ -20,7 +20,7 @@ from core import clock, manifest, source
 from core.errors import Conflict, Invalid, NotFound, Problem
 from core.manifest import Located
 from core.names import Key, Kind
-from core.resources import Resource
+from core.resources import IPPool, Resource
 from datastore.ipam.holders import KINDS, Holdings
 
 ATTEMPTS: Final = 4
@@ -195,9 +195,10 @@ async def _transact(verb: Verb, resources: Sequence[Resource], target: str) -> t
 
 
 async def _delete(target: str, keys: Sequence[Key], ignore_not_found: bool) -> tuple[int, Removal]:
+    kinds = {key.kind for key in keys}
     async with store.opened(target) as opened:
         for attempt in range(1, ATTEMPTS + 1):
-            listing = await opened.list({key.kind for key in keys} | KINDS)
+            listing = await opened.list(kinds | KINDS if IPPool.KIND in kinds else kinds)
             revisions = {entry.key: entry.revision for entry in listing.entries}
             missing = [key for key in keys if key not in revisions]
             if missing and not ignore_not_found:
