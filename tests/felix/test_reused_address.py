@@ -17,7 +17,7 @@ from datastore import objects
 from datastore.api import Delete
 from linux import netns
 from tests.felix.cluster import pod
-from tests.felix.host import PATIENCE_S, Place, ip
+from tests.felix.host import PATIENCE_S, Place, ip, until
 from tests.felix.one_node import DB, Cluster
 
 pytestmark = pytest.mark.kernel
@@ -114,3 +114,12 @@ async def test_a_pod_of_the_same_name_has_another_link(cluster: Cluster) -> None
         assert f"dev {DB}" in route()
         assert (sysctl(f"ipv4/conf/{DB}/proxy_arp"), sysctl(f"ipv4/neigh/{DB}/proxy_delay")) == ("1", "0")
         assert await reached(cluster, again)
+
+
+async def test_a_link_that_falls_and_rises_has_its_routes_again(cluster: Cluster) -> None:
+    """The kernel drops them without a word, and all may be over before felix hears that the link was down."""
+    await cluster.start()
+    for _ in range(3):
+        ip("link", "set", DB, "down")
+        ip("link", "set", DB, "up")
+        await until(lambda: f"dev {DB}" in route() and f"dev {DB}" in ip("-6", "route", "show", "fd00::2"))
