@@ -129,8 +129,7 @@ def _leak(uses: Uses, given: Allocation, now: datetime) -> Finding:
 def _left_behind(uses: Uses, holder: Holder) -> bool:
     """Whether a holder that nobody speaks for was of a node that is gone, so that nobody can look there any more."""
     node = holder.owner_of_tunnel or (holder.container and holder.node)
-    known = not uses.seen.users(holder) and not uses.seen.doubtful(holder)
-    return bool(node) and node not in uses.seen.nodes and known and not _several_blocks(uses, holder)
+    return bool(node) and node not in uses.seen.nodes and not _several_blocks(uses, holder)
 
 
 def _several_blocks(uses: Uses, holder: Holder) -> bool:

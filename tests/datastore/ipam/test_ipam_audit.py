@@ -348,3 +348,15 @@ async def test_what_is_given_back_is_remembered(tmp_path: Path) -> None:
         assert b'"address":"10.244.0.9"' in entry.value
     finally:
         await store.close()
+
+
+async def test_a_leak_that_two_blocks_give_is_left(tmp_path: Path) -> None:
+    """Which of them would have to give it back is not known."""
+    narrow = w.block("10.244.0.8/29", "b", {"10.244.0.9": "k8s.c9"})
+    store = await w.stored(tmp_path, w.changed(*leaked("gone"), narrow, w.claim("b", "10.244.0.8/29")))
+    try:
+        report = await look(store, w.NOW)
+    finally:
+        await store.close()
+    leaks = [each for each in report.findings if each.fault is Fault.LEAK]
+    assert [(each.what, each.step) for each in leaks] == [("10.244.0.9", None)] * 2
