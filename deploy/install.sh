@@ -2,6 +2,7 @@
 # Installs what muslin needs on Debian 12 and nothing that is there already:
 #   - Debian packages (with sudo, only if we are not root); daemons that come with them are not started,
 #   - for the User-Mode Linux kernel, a compiler and the kernel's source, only where this kernel has no IP-in-IP,
+#   - cnitool, the CNI project's own client, built once into the user's cache folder (cnitool.sh),
 #   - .venv, with muslin in it as it stands in this folder.
 # With everything in place it takes a tenth of a second.
 set -euo pipefail
@@ -19,6 +20,7 @@ PACKAGES=(
     tcpdump iperf3 iputils-ping conntrack      # looking at a lab from outside
     podman containerd runc busybox-static      # container runtimes, and what a container of the tests runs
     containernetworking-plugins                # portmap and bandwidth beside ours, ptp and host-local as its peer
+    golang-1.19-go                             # what cnitool is built with
 )
 UML_PACKAGES=(linux-source-6.1 gcc libc6-dev make flex bison bc libelf-dev libssl-dev xz-utils)
 
@@ -108,6 +110,7 @@ main() {
     local wanted
     mapfile -t wanted < <(missing "${PACKAGES[@]}")
     [ ${#wanted[@]} -eq 0 ] || install_packages "${wanted[@]}"
+    quietly "building cnitool" "check the network (Go asks its module proxy), then run this again" bash deploy/cnitool.sh
     if ! has_ipip; then
         mapfile -t wanted < <(missing "${UML_PACKAGES[@]}")
         if [ ${#wanted[@]} -gt 0 ]; then

@@ -37,7 +37,9 @@ from lab.wiring import UPLINK, Wiring, wire
 from linux import netns
 
 HOUSE: Final = Path(__file__).parents[1]
-AGENTS: Final = ("felix", "bgp")
+FELIX: Final = "felix"
+CNI: Final = "cni"
+AGENTS: Final = (FELIX, "bgp", CNI)
 DATASTORE: Final = "datastore"
 PROBE: Final = "probe"
 POLL_S: Final = 0.1
@@ -100,20 +102,24 @@ class Cluster:
         self._record(processes={**self.record.processes, label: Started.of(process)})
 
     def process(self, label: str) -> Process:
-        """A process by its label: `datastore`, `probe`, `felix@NODE`, `bgp@NODE`."""
+        """A process by its label: `datastore`, `probe`, `felix@NODE`, `bgp@NODE`, `cni@NODE`."""
         return self.record.processes[label].process
 
     def log(self, label: str) -> Path:
         """Where a process of that label writes its log."""
         return self.directory / f"{label}.log"
 
+    def run_dir(self, agent: str, node: str) -> Path:
+        """Where an agent keeps its sockets; the CNI agent's is felix's, who tells it there how endpoints are."""
+        return self.directory / f"{FELIX if agent == CNI else agent}@{node}"
+
     def start(self, label: str) -> None:
-        """Start the datastore, or an agent (`felix@NODE`, `bgp@NODE`), as it is started when the lab comes up."""
+        """Start the datastore, or an agent (`felix@NODE`, `bgp@NODE`, `cni@NODE`), as when the lab comes up."""
         agent, _, node = label.partition("@")
         if agent == DATASTORE:
             arguments = ["--backend", f"sqlite:{self.directory / 'datastore.db'}", "--listen", self.socket]
         else:
-            run = self.directory / label
+            run = self.run_dir(agent, node)
             run.mkdir(exist_ok=True)
             arguments = ["--node", node, "--datastore", self.socket, "--run-dir", str(run)]
         argv = [sys.executable, "-m", "cli", agent, *arguments]
@@ -177,7 +183,8 @@ class Cluster:
             progress("manifests applied")
             for node in self.topology.nodes:
                 for agent in AGENTS:
-                    self.start(f"{agent}@{node.name}")
+                    if agent != CNI or self.topology.runtimes:
+                        self.start(f"{agent}@{node.name}")
             revision = await self._pods(store)
             progress("pods created; waiting for felix and bgp on every node")
             await self.until_programmed(revision, store=store)

@@ -133,7 +133,10 @@ class External(Base, frozen=True, kw_only=True):
 
 
 class Topology(Base, frozen=True, kw_only=True):
-    """A whole lab. `pools` are the prefixes that routers take from nodes; `manifests` are relative to the file."""
+    """A whole lab. `pools` are the prefixes that routers take from nodes; `manifests` are relative to the file.
+
+    With `runtimes` every node has a CNI agent as well, which container runtimes ask for pods.
+    """
 
     name: str
     pools: tuple[str, ...] = ()
@@ -143,6 +146,7 @@ class Topology(Base, frozen=True, kw_only=True):
     pods: tuple[Pod, ...] = ()
     external: tuple[External, ...] = ()
     manifests: tuple[str, ...] = ()
+    runtimes: bool = False
 
     @property
     def networks(self) -> tuple[Network, ...]:

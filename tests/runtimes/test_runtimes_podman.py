@@ -1,0 +1,69 @@
+"""What podman asks of a network, and what becomes of it when things go wrong."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.runtimes.container import server
+from tests.runtimes.site import NETWORK, Site
+
+pytestmark = pytest.mark.lab
+
+
+async def test_the_next_container_of_a_name_is_another(runtimes: Site) -> None:
+    former = await runtimes.podman.run("web", *server("web"))
+    await runtimes.podman.remove("web")
+    following = await runtimes.podman.run("web", *server("web"))
+    assert set(former.addresses).isdisjoint(following.addresses), "addresses are given anew as late as can be"
+    assert await (await following.serving()).fetches(following.address) == "web"
+
+
+async def test_a_container_that_is_stopped_and_started_again(runtimes: Site) -> None:
+    web = await runtimes.podman.run("web", *server("web"))
+    await runtimes.machines["node1"].run("podman", "stop", "--time", "0", "web")
+    await runtimes.until_nothing_is_left()
+    await runtimes.machines["node1"].run("podman", "start", "web")
+    again = await (await runtimes.podman.find("web")).serving()
+    assert again.id == web.id
+    assert await again.pings(again.addresses[1])
+
+
+async def test_a_container_that_cannot_start_gives_its_address_back(runtimes: Site) -> None:
+    said = await runtimes.podman.ask("broken", "/bin/there-is-no-such-program")
+    assert said.status == 127, said
+    await runtimes.until_nothing_is_left()
+
+
+async def test_a_container_whose_monitor_is_killed(runtimes: Site) -> None:
+    web = await runtimes.podman.run("web", *server("web"))
+    monitor = (await runtimes.podman.inspect("web"))["State"]["ConmonPid"]
+    await runtimes.machines["node1"].run("kill", "-9", str(monitor))
+    assert await web.pings(web.address), "its network goes with its monitor"
+    await runtimes.podman.remove("web")
+    await runtimes.until_nothing_is_left()
+
+
+async def test_a_container_that_asks_for_an_address(runtimes: Site) -> None:
+    options = ("--ip", "10.246.99.9", "--mac-address", "02:00:00:00:99:09")
+    web = await runtimes.podman.run("web", *server("web"), options=options)
+    assert web.address == "10.246.99.9"
+    shown = await web.run("ip", "link", "show", "dev", "eth0")
+    assert "02:00:00:00:99:09" in shown
+    said = await runtimes.podman.ask("second", options=options[:2])
+    assert said.status != 0
+    assert "10.246.99.9" in said.err
+
+
+async def test_a_limit_of_bandwidth_is_in_force(runtimes: Site) -> None:
+    """4 Mbit/s towards the container, beyond the first 50 kB: 500 kB take 0.9 s, and milliseconds without."""
+    limits = {"type": "bandwidth", "ingressRate": 4_000_000, "ingressBurst": 400_000}
+    network = {"cniVersion": "1.0.0", "name": "limited", "plugins": [{"type": "muslin"}, limits]}
+    runtimes.machines["node1"].write("/etc/cni/net.d/20-limited.conflist", json.dumps(network))
+    took = {}
+    for name in ("limited", NETWORK):
+        pod = await runtimes.podman.run(name, *server(name), options=("--network", name))
+        took[name] = await runtimes.echoed(await pod.serving(), bytes(500_000))
+    assert took["limited"] > 0.7
+    assert took["limited"] > 3 * took[NETWORK]
