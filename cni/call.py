@@ -101,10 +101,13 @@ class Call:
     async def give_back(self, why: str, found: Found | None = None) -> Grant:
         """Free the container's addresses and remove its endpoint, in one transaction; what it had. Nothing is success.
 
-        An endpoint of another container stays. Raises `Unavailable`, or `Conflict` after ATTEMPTS lost races.
+        An endpoint of another container stays, and all that the container has by another interface. Raises
+        `Unavailable`, or `Conflict` after ATTEMPTS lost races.
         """
         for _ in range(ATTEMPTS):
             found = found or await self.found()
+            if self.is_beside(found):
+                return Grant(handle=self.handle, addresses=())
             along = [Delete(self.key, found.revision)] if self.is_of(found) else []
             try:
                 freed = await self.means.ledger.release(self.handle, why, along)

@@ -167,6 +167,8 @@ def _failure(error: Exception) -> Failure:
             code = Code.NO_ADDRESS
         case wiring.NoNamespace():
             code = Code.CONTAINER
+        case wiring.Joined():
+            code = Code.ENVIRONMENT
         case wiring.OwnNamespace():
             code = Code.NAMESPACE
         case Invalid():

@@ -30,7 +30,8 @@ async def remove(call: Call) -> None:
     if call.is_beside(found):
         return  # the container's other interface, which stays
     ours = call.is_of(found)
-    await in_thread(call.means.threads, wiring.detach, call.place, certain=ours or found.endpoint is None)
+    certain = ours or (found.endpoint is None and call.netns is None)  # else it is seen whether it is this pod's
+    await in_thread(call.means.threads, wiring.detach, call.place, certain=certain)
     if ours and found.endpoint:
         await _cut(call, found.endpoint.spec.addresses)
     freed = await call.give_back(WHY, found)

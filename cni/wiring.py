@@ -95,6 +95,10 @@ class Taken(MuslinError):
     """The pod has an interface of that name already, and it is not ours."""
 
 
+class Joined(MuslinError):
+    """The pod is on the wire already, by an interface of another name."""
+
+
 def require(place: Place) -> None:
     """Raise `NoNamespace` or `OwnNamespace` unless a pod can be wired there."""
     try:
@@ -117,7 +121,8 @@ def attach(place: Place, mtu: int, mac: str) -> Wire:
     """Make the wire, or what is missing of it, up at both ends. A host end that leads elsewhere, left by a pod of old,
     is replaced.
 
-    Raises `MuslinError` when the pod has another interface of that name already, or is not there.
+    Raises `MuslinError` when the pod has another interface of that name already, has the wire by another name, or is
+    not there.
     """
     require(place)
     with Netlink() as node, _inside(place), Netlink() as pod:
@@ -233,10 +238,25 @@ def _paired(node: Netlink, pod: Netlink, place: Place) -> tuple[Link, Link] | No
 def _make(node: Netlink, pod: Netlink, place: Place, mtu: int, mac: str) -> None:
     if interfaces.find(pod, place.inside) is not None:
         raise Taken(f"{place.path} has an interface {place.inside} already, and it is not ours")
+    if by := _other_end(node, pod, place):
+        raise Joined(f"{place.path} is joined already, by {by}; muslin gives a pod one interface")
     interfaces.delete_link(node, place.host)
     assert place.netns is not None
     far = End(name=place.inside, mac=mac, namespace=place.netns)
     interfaces.add_veth(node, End(name=place.host, mac=HOST_MAC), far, mtu)
+
+
+def _other_end(node: Netlink, pod: Netlink, place: Place) -> str:
+    """By what name the wire ends in the pod; "" when it does not, or there is none."""
+    outside = interfaces.link_message(node, place.host)
+    host = interfaces.unpack_link(outside) if outside is not None else None
+    if outside is None or host is None:
+        return ""
+    for data in interfaces.link_messages(pod):
+        end = interfaces.unpack_link(data)
+        if end is not None and (interfaces.peer_of(data), interfaces.peer_of(outside)) == (host.index, end.index):
+            return end.name
+    return ""
 
 
 def _batch(netlink: Netlink, requests: Sequence[bytes]) -> None:

@@ -110,6 +110,8 @@ class Agent:
         self._loop: asyncio.AbstractEventLoop | None = None
         self._stop: asyncio.Event | None = None
         self._began = threading.Event()
+        self.unheard: set[str] = set()
+        """Containers whose ADD succeeded just when nobody waited any more: their runtime owes a DEL."""
         self._thread = threading.Thread(target=self._run, name="cni agent")
 
     def __enter__(self) -> Agent:
@@ -165,8 +167,8 @@ class Agent:
         except asyncio.CancelledError:
             self._loop.call_soon_threadsafe(lambda: begun[0].cancel())
             await asyncio.wait([answer])
-            if not answer.cancelled():
-                answer.exception()
+            if not answer.cancelled() and answer.result().status == 0:
+                self.unheard.add(question.environment["CNI_CONTAINERID"])
             raise
 
 

@@ -34,6 +34,7 @@ MUSTS = {
     "an interface of that name that is there is an error": "test_add_where_the_name_is_taken",
     "keys of runtimeConfig come from capabilities; args may ask": "test_what_a_runtime_may_ask_for",
     "dns of the configuration goes into the result": "test_dns",
+    "a container may ask for a second interface; muslin refuses, and leaves the first": "test_a_second_interface",
     "an ADD that fails leaves nothing": "test_add_where_the_name_is_taken",
     # DEL
     "DEL succeeds when things are missing": "test_del_of_what_is_not_there",
@@ -281,6 +282,17 @@ async def test_del_is_of_one_container_and_network(runtime: Runtime) -> None:
     await runtime.remove(stranger)
     assert (await runtime.ask(pod.environment("DEL") | {"CNI_IFNAME": "eth1"}, runtime.config())).status == 0
     assert await runtime.call("CHECK", pod, prevResult=added.document) == Answer(0, {})
+    await runtime.remove(pod)
+
+
+async def test_a_second_interface(runtime: Runtime) -> None:
+    pod, added = await joined(runtime, "single")
+    for network in (NETWORK, "other-network"):
+        second = pod.environment("ADD") | {"CNI_IFNAME": "eth1"}
+        given = runtime.config() | {"name": network}
+        refused(await runtime.ask(second, given), 4, "is joined already, by eth0")
+        assert (await runtime.ask(second | {"CNI_COMMAND": "DEL"}, given)).status == 0
+        assert await runtime.call("CHECK", pod, prevResult=added.document) == Answer(0, {})
     await runtime.remove(pod)
 
 
