@@ -17,6 +17,7 @@ SIGTERM ends it as it ends any program, the agent sees that the connection is go
 import _socket
 import posix
 import sys
+import time
 
 SOCKET = "/run/muslin/cni.sock"
 
@@ -26,6 +27,10 @@ AGENT = f"muslin's CNI agent on {SOCKET}"
 
 LIMIT_S = 90
 """Seconds of silence after which the agent counts as stuck."""
+
+RESTART_S = 3
+"""Seconds that an agent which is away is waited for: restarted, it listens again after half a second, and a runtime
+that is told to try again may not."""
 
 STDIN_BOUND = 4 << 20
 """Longest network configuration, in bytes: GC's, which lists every attachment of a node, is some hundred a pod."""
@@ -80,15 +85,7 @@ def ask(given: bytes) -> tuple[int, bytes]:
     if len(environment) > ENVIRONMENT_BOUND:
         raise Broken(UNREADABLE, f"the CNI_ variables are longer than {ENVIRONMENT_BOUND} bytes")
     head = MAGIC + len(environment).to_bytes(4, "big") + len(given).to_bytes(4, "big")
-    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
-    limit = LIMIT_S.to_bytes(8, sys.byteorder) + bytes(8)
-    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
-    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, limit)
-    try:
-        connection.connect(SOCKET)
-    except OSError as error:
-        away = NOT_AVAILABLE if posix.environ.get(b"CNI_COMMAND") == b"STATUS" else TRY_AGAIN
-        raise Broken(away, f"{AGENT} cannot be reached ({reason(error)}); `muslin node` runs it on each node") from None
+    connection = connected()
     failed, after = "has not read the question", ""
     try:
         send(connection, head + environment + given)
@@ -100,6 +97,26 @@ def ask(given: bytes) -> tuple[int, bytes]:
         return status, receive(connection, size)
     except OSError as error:
         raise Broken(TRY_AGAIN, f"{AGENT} {failed} ({reason(error)}){after}") from None
+
+
+def connected() -> _socket.socket:
+    """A connection to the agent, which may be about to start again. Whether it is away is what STATUS asks."""
+    asked_of_itself = posix.environ.get(b"CNI_COMMAND") == b"STATUS"
+    deadline = time.monotonic() + (0 if asked_of_itself else RESTART_S)
+    limit = LIMIT_S.to_bytes(8, sys.byteorder) + bytes(8)
+    connection = _socket.socket(_socket.AF_UNIX, _socket.SOCK_STREAM)
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_SNDTIMEO, limit)
+    connection.setsockopt(_socket.SOL_SOCKET, _socket.SO_RCVTIMEO, limit)
+    while True:
+        try:
+            connection.connect(SOCKET)
+        except OSError as error:
+            if not isinstance(error, ConnectionRefusedError | FileNotFoundError) or time.monotonic() > deadline:
+                why = f"{AGENT} cannot be reached ({reason(error)}); `muslin node` runs it on each node"
+                raise Broken(NOT_AVAILABLE if asked_of_itself else TRY_AGAIN, why) from None
+            time.sleep(0.05)
+        else:
+            return connection
 
 
 def send(connection: _socket.socket, question: bytes) -> None:

@@ -98,16 +98,34 @@ async def test_megabytes_pass_both_ways_and_more_is_refused(executable: Executab
     assert "longer than 4194304 bytes" in refused.document["msg"]
 
 
-@pytest.mark.parametrize(
-    ("command", "code"), [("ADD", 11), ("DEL", 11), ("CHECK", 11), ("GC", 11), ("STATUS", 50), ("", 11)]
-)
-async def test_without_an_agent_it_says_so(executable: Executable, command: str, code: int) -> None:
-    heard = await executable.run(command, b'{"cniVersion": "0.4.0", "name": "n"}')
-    assert heard.status == 1
-    why = heard.document.pop("msg")
-    assert heard.document | {"msg": why} == {"cniVersion": "0.4.0", "code": code, "msg": why}
-    assert str(executable.socket) in why
-    assert "muslin node" in why
+async def test_without_an_agent_it_says_so(executable: Executable) -> None:
+    codes = {"ADD": 11, "DEL": 11, "CHECK": 11, "GC": 11, "STATUS": 50, "": 11}
+    asked = b'{"cniVersion": "0.4.0", "name": "n"}'
+    heard = await asyncio.gather(*(executable.run(command, asked) for command in codes))
+    for code, each in zip(codes.values(), heard, strict=True):
+        assert each.status == 1
+        why = each.document["msg"]
+        assert each.document == {"cniVersion": "0.4.0", "code": code, "msg": why}
+        assert str(executable.socket) in why
+        assert "muslin node" in why
+
+
+async def test_an_agent_that_starts_again_is_waited_for(executable: Executable) -> None:
+    async def answer(question: Question) -> Answer:
+        return Answer(status=0, stdout=question.environment["CNI_COMMAND"].encode())
+
+    async with executable.begun("ADD") as process:
+        await until(lambda: _has_socket(process.pid))
+        async with door(executable.socket, answer):
+            out, err = await process.communicate()
+    assert (process.returncode, out, err) == (0, b"ADD", b"")
+
+
+def _has_socket(pid: int) -> bool:
+    try:
+        return any(os.readlink(each).startswith("socket:") for each in Path(f"/proc/{pid}/fd").iterdir())
+    except FileNotFoundError:
+        return False
 
 
 async def test_a_socket_that_a_dead_agent_left_is_an_agent_away(executable: Executable) -> None:
