@@ -45,7 +45,7 @@ _OWN_IPAM: Final = frozenset({"", _CALICO_IPAM, "muslin-ipam", "muslin"})
 
 _HARMLESS: Final = frozenset(
     {
-        *("cniVersions", "capabilities", "plugins", "loadOnlyInlinedPlugins", "disableCheck"),
+        *("cniVersions", "capabilities", "loadOnlyInlinedPlugins", "disableCheck"),
         *("kubernetes", "datastore_type", "nodename_file_optional"),  # where to find what the agent has found
         *("log_level", "log_file", "log_file_path", "log_file_max_size", "log_file_max_age", "log_file_max_count"),
     }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -152,6 +153,61 @@ async def test_ten_at_once(runtime: Runtime) -> None:
     assert len(set(given)) == 20
     assert pings(pods[0].netns, answers[9].addresses[0])
     await asyncio.gather(*(runtime.remove(pod) for pod in pods))
+    assert await runtime.left() == NOTHING
+
+
+async def test_calls_for_one_pod_go_in_the_order_in_which_they_came(runtime: Runtime) -> None:
+    pod, following = runtime.container("ordered"), runtime.container("ordered")
+    first, again = await asyncio.gather(runtime.add(pod), runtime.add(pod))
+    assert first == again
+    _, after = await asyncio.gather(runtime.remove(pod), runtime.add(following))
+    assert (await runtime.left())[1] == [f"{NETWORK}.{following.container}"] * 3
+    assert await runtime.call("CHECK", following, prevResult=after.document) == Answer(0, {})
+    await runtime.remove(following)
+    assert await runtime.left() == NOTHING
+
+
+CHAIN: dict[str, dict[str, object]] = {
+    "portmap": {"portMappings": [{"hostPort": 8080, "containerPort": 80, "protocol": "tcp"}]},
+    "bandwidth": {
+        "bandwidth": {"ingressRate": 10**6, "ingressBurst": 10**5, "egressRate": 10**6, "egressBurst": 10**5}
+    },
+    "tuning": {},
+}
+
+
+@pytest.mark.parametrize("version", ["0.4.0", "1.0.0"])
+async def test_the_cni_projects_own_plugins_follow_in_the_chain(runtime: Runtime, version: str) -> None:
+    pod = runtime.container("chained")
+    result = (await runtime.add(pod, cniVersion=version)).document
+    for kind, asked in CHAIN.items():
+        conf = {"cniVersion": version, "name": NETWORK, "type": kind, "runtimeConfig": asked}
+        result = json.loads(chained(runtime, "ADD", pod, {**conf, "prevResult": result}))
+        assert await runtime.call("CHECK", pod, cniVersion=version, prevResult=result) == Answer(0, {})
+    for kind in reversed(CHAIN):
+        conf = {"cniVersion": version, "name": NETWORK, "type": kind, "runtimeConfig": CHAIN[kind]}
+        chained(runtime, "DEL", pod, {**conf, "prevResult": result})
+    await runtime.remove(pod)
+    assert await runtime.left() == NOTHING
+
+
+def chained(runtime: Runtime, command: str, pod: Pod, conf: dict[str, object]) -> str:
+    """A plugin of /usr/lib/cni, run as a runtime runs it."""
+    argv = netns.command(f"/run/netns/{runtime.namespace}", f"/usr/lib/cni/{conf['type']}")
+    environment = {**os.environ, **pod.environment(command), "CNI_PATH": "/usr/lib/cni"}
+    done = subprocess.run(argv, input=json.dumps(conf), env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+async def test_an_add_that_is_not_to_wait_for_felix_does_not(runtime: Runtime) -> None:
+    pod = runtime.container("impatient")
+    with stopped_felix(runtime):
+        added = await runtime.add(pod, policy_setup_timeout_seconds=0)
+    async with asyncio.timeout(5):
+        while not await asyncio.to_thread(pings, runtime.namespace, added.addresses[0]):
+            pass
+    await runtime.remove(pod)
     assert await runtime.left() == NOTHING
 
 
