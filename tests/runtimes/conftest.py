@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import AsyncIterator, Iterator
 
 import pytest
@@ -13,6 +14,7 @@ from tests.runtimes.site import Site, site
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("runtimes")) as made:
         yield made
+        asyncio.run(made.checked())
 
 
 @pytest.fixture

@@ -28,8 +28,8 @@ from tests.runtimes.containerd import Containerd
 from tests.runtimes.machine import PATIENCE_S, Machine, machine, remove_groups, until
 from tests.runtimes.podman import Podman
 
-HERE = Path(__file__).parent
-HOUSE = HERE.parents[1]
+HOUSE = Path(__file__).parents[2]
+EXAMPLES = HOUSE / "examples" / "cni"
 NODES = ("node1", "node2")
 NETWORK = "k8s-pod-network"
 FENCES = re.compile(r"set cut[46] \{.*?\n\t\}", re.DOTALL)
@@ -48,6 +48,10 @@ class Site:
     def node(self, name: str) -> str:
         """The network namespace of a node, or of a host outside."""
         return self.lab.namespace(name)
+
+    def offer(self, example: str) -> None:
+        """Make one of the example networks known on node1."""
+        self.machines["node1"].write(f"/etc/cni/net.d/{example}", (EXAMPLES / example).read_bytes())
 
     def connection(self, host: str, address: str, port: int) -> socket.socket:
         """A TCP connection from a host of the lab."""
@@ -115,6 +119,11 @@ class Site:
             found[f"rules of {node}"] = [each for each in given if each in rules]
         return {what: names for what, names in found.items() if names}
 
+    async def checked(self) -> None:
+        """`muslin ipam check` finds nothing."""
+        said = await self.lab.muslin("ipam", "check")
+        assert said.code == 0, said
+
     async def until_nothing_is_left(self) -> None:
         """Wait until no trace is left of any pod."""
         seen: dict[str, list[str]] = {}
@@ -147,7 +156,7 @@ def inside(namespace: str, *argv: str) -> str:
 def site(scratch: Path) -> Iterator[Site]:
     """Everything up; everything down."""
     name = f"rt{os.getpid()}"
-    lab = asyncio.run(clusters.up(HERE / "topology.yaml", lambda _: None, name=name))
+    lab = asyncio.run(clusters.up(EXAMPLES / "topology.yaml", lambda _: None, name=name))
     try:
         with contextlib.ExitStack() as stack:
             machines = {
