@@ -35,7 +35,7 @@ from linux import netns
 from tests.felix.host import Place
 
 HOUSE = Path(__file__).parents[2]
-PATIENCE_S = 10.0
+PATIENCE_S = 20.0
 NETWORK = "k8s-pod-network"
 NODE = "n1"
 
@@ -330,3 +330,26 @@ def stopwatch() -> Callable[[], float]:
     """Seconds since now, whenever it is asked."""
     began = time.monotonic()
     return lambda: time.monotonic() - began
+
+
+NOTHING: tuple[list[str], list[str], list[str]] = ([], [], [])
+
+
+def pings(namespace: str, address: str) -> bool:
+    argv = netns.command(namespace, "ping", "-c1", "-W1", address)
+    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
+
+
+@contextlib.contextmanager
+def stopped_felix(runtime: Runtime) -> Iterator[None]:
+    runtime.felix.send_signal(signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        runtime.felix.send_signal(signal.SIGCONT)
+
+
+STEPS: dict[str, Callable[[tuple[list[str], list[str], list[str]]], bool]] = {
+    "a wire": lambda left: bool(left[2]),
+    "an endpoint": lambda left: bool(left[0]),
+}

@@ -290,7 +290,7 @@ async def test_a_second_interface(runtime: Runtime) -> None:
     for network in (NETWORK, "other-network"):
         second = pod.environment("ADD") | {"CNI_IFNAME": "eth1"}
         given = runtime.config() | {"name": network}
-        refused(await runtime.ask(second, given), 4, "is joined already, by eth0")
+        refused(await runtime.ask(second, given), 4, "muslin gives a pod one", "eth0")
         assert (await runtime.ask(second | {"CNI_COMMAND": "DEL"}, given)).status == 0
         assert await runtime.call("CHECK", pod, prevResult=added.document) == Answer(0, {})
     await runtime.remove(pod)

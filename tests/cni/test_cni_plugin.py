@@ -3,47 +3,37 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import json
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Callable, Iterator
-from ipaddress import ip_address
 
 import pytest
-from cni_node import NETWORK, NODE, Agent, Answer, Pod, Runtime, run, stopwatch, write
+from cni_node import (
+    NETWORK,
+    NODE,
+    NOTHING,
+    STEPS,
+    Agent,
+    Answer,
+    Pod,
+    Runtime,
+    pings,
+    run,
+    stopped_felix,
+    write,
+)
 
-from cni import endpoint, wiring
-from cni.arguments import Attachment
-from cni.wiring import Furniture, Place
 from core.names import workload_endpoint_name
-from core.resources import IPPool, Metadata, NetworkPolicy, WorkloadEndpoint
-from core.resources.network import IPPoolSpec
+from core.resources import Metadata, NetworkPolicy, WorkloadEndpoint
 from core.resources.policy import Action, EntityRule, NetworkPolicySpec, Rule
 from datastore import objects
 from datastore.ipam.ledger import Ledger
-from datastore.ipam.model import Owner, Request
 from linux import netns
-from linux.conntrack import Conntrack
-
-NOTHING: tuple[list[str], list[str], list[str]] = ([], [], [])
-
-
-def pings(namespace: str, address: str) -> bool:
-    argv = netns.command(namespace, "ping", "-c1", "-W1", address)
-    return subprocess.run(argv, capture_output=True, check=False).returncode == 0
-
 
 SOON = {"policy_setup_timeout_seconds": 0.2}
 APP = {"cni": {"labels": [{"key": "app", "value": "db"}]}}
-
-
-def mac(pod: Pod) -> str:
-    (link,) = json.loads(run(pod.netns, "ip", "-j", "link", "show", "eth0"))
-    found: str = link["address"]
-    return found
 
 
 async def endpoint_of(runtime: Runtime, pod: str, namespace: str = "shop") -> WorkloadEndpoint:
@@ -51,15 +41,6 @@ async def endpoint_of(runtime: Runtime, pod: str, namespace: str = "shop") -> Wo
         found = await objects.read(store, WorkloadEndpoint, workload_endpoint_name(NODE, pod), namespace)
     assert found
     return found[0]
-
-
-@contextlib.contextmanager
-def stopped_felix(runtime: Runtime) -> Iterator[None]:
-    runtime.felix.send_signal(signal.SIGSTOP)
-    try:
-        yield
-    finally:
-        runtime.felix.send_signal(signal.SIGCONT)
 
 
 async def test_two_pods_talk_and_leave_nothing(runtime: Runtime) -> None:
@@ -211,39 +192,6 @@ async def test_an_add_that_is_not_to_wait_for_felix_does_not(runtime: Runtime) -
     assert await runtime.left() == NOTHING
 
 
-STEPS: dict[str, Callable[[tuple[list[str], list[str], list[str]]], bool]] = {
-    "a wire": lambda left: bool(left[2]),
-    "an endpoint": lambda left: bool(left[0]),
-}
-
-
-@pytest.mark.parametrize("step", STEPS)
-async def test_nobody_waits_any_more_when_there_is(runtime: Runtime, step: str) -> None:
-    pod = runtime.container("given-up")
-    with stopped_felix(runtime):
-        async with runtime.begun("ADD", pod) as adding:
-            await runtime.until(STEPS[step])
-            adding.cancel()
-            await runtime.until(lambda left: left == NOTHING)
-        assert "eth0" not in run(pod.netns, "ip", "link")
-
-
-async def test_given_up_at_any_moment(runtime: Runtime) -> None:
-    pods = [runtime.container(f"moment-{number}") for number in range(20)]
-    for number, pod in enumerate(pods):
-        async with runtime.begun("ADD", pod) as adding:
-            done, _ = await asyncio.wait([adding], timeout=number * 0.0015)
-        if done or pod.container in runtime.agent.unheard:
-            await runtime.remove(pod)
-    await runtime.until(lambda left: left == NOTHING)
-    added = await runtime.add(pods[0])
-    assert pings(runtime.namespace, added.addresses[0])
-    await runtime.remove(pods[0])
-    for pod in pods:
-        await runtime.remove(pod)
-    assert await runtime.left() == NOTHING
-
-
 HOST_SYSCTLS = {
     "ipv4/conf/{}/proxy_arp": "1",
     "ipv4/neigh/{}/proxy_delay": "0",
@@ -293,61 +241,6 @@ async def test_an_add_waits_for_its_gates(runtime: Runtime) -> None:
     await runtime.remove(pod)
 
 
-async def half_made(runtime: Runtime, pod: Pod, *steps: str) -> None:
-    """What an agent leaves that is killed in the middle of an ADD."""
-    handle = f"{NETWORK}.{pod.container}"
-    at = Attachment(
-        container=pod.container, netns=f"/run/netns/{pod.netns}", interface="eth0", namespace="shop", pod=pod.name
-    )
-    with netns.inside(runtime.namespace), pod.opened() as there:
-        place = Place(host=pod.interface, inside="eth0", path=at.netns, netns=there)
-        if "wire" in steps:
-            wire = wiring.attach(place, 1480, endpoint.own_mac(handle))
-        if "addresses" in steps:
-            some = Furniture(addresses=(ip_address("10.60.0.250"),), routes=())
-            wiring.furnish(place, wire, some, endpoint.own_mac(handle))
-    if "endpoint" in steps:
-        async with runtime.store() as store:
-            owner = Owner(node=NODE, namespace="shop", pod=pod.name, container=pod.container, interface=pod.interface)
-            await Ledger(store).assign(
-                Request(handle=handle, owner=owner),
-                lambda grant: [
-                    objects.put(endpoint.endpoint(NODE, at, grant.addresses, mac=endpoint.own_mac(handle)), 0)
-                ],
-            )
-
-
-HALVES = [("wire",), ("endpoint",), ("wire", "endpoint"), ("wire", "addresses", "endpoint")]
-
-
-@pytest.mark.parametrize("steps", HALVES, ids="+".join)
-async def test_after_a_crash_with(runtime: Runtime, steps: tuple[str, ...]) -> None:
-    lost, again = runtime.container("lost"), runtime.container("again")
-    await half_made(runtime, lost, *steps)
-    await runtime.remove(lost)
-    assert await runtime.left() == NOTHING
-
-    await half_made(runtime, again, *steps)
-    added = await runtime.add(again)
-    assert pings(runtime.namespace, added.addresses[0])
-    assert await runtime.call("CHECK", again, prevResult=added.document) == Answer(0, {})
-    assert set(run(again.netns, "ip", "-4", "-o", "addr", "show", "eth0").split()) >= {f"{added.addresses[0]}/32"}
-    assert "10.60.0.250" not in run(again.netns, "ip", "-4", "-o", "addr", "show", "eth0")
-    await runtime.remove(again)
-    assert await runtime.left() == NOTHING
-
-
-async def test_without_felix_add_fails_in_time_and_undoes_what_it_did(runtime: Runtime) -> None:
-    pod = runtime.container("unprogrammed")
-    with stopped_felix(runtime):
-        elapsed = stopwatch()
-        answer = await runtime.call("ADD", pod, policy_setup_timeout_seconds=0.3)
-        assert elapsed() < 5
-        assert (answer.status, answer.document["code"]) == (1, 11)
-        assert "not programmed within 0.3 s: felix has come to revision" in answer.document["msg"]
-        assert await runtime.left() == NOTHING
-
-
 async def test_without_a_datastore_the_runtime_is_told_to_try_again(runtime: Runtime) -> None:
     pod = runtime.container("storeless")
     with Agent(runtime.namespace, f"unix:{runtime.folder}/nothing.sock", runtime.folder / "run") as lonely:
@@ -378,16 +271,6 @@ async def test_the_del_of_a_pods_former_container_does_not_touch_the_next(runtim
     assert await runtime.left() == NOTHING
 
 
-async def test_what_is_there_and_not_ours_is_left_alone(runtime: Runtime) -> None:
-    pod = runtime.container("taken")
-    run(pod.netns, "ip", "link", "add", "eth0", "type", "veth", "peer", "name", "other")
-    answer = await runtime.call("ADD", pod)
-    assert (answer.status, answer.document["code"]) == (1, 5)
-    assert "has an interface eth0 already" in answer.document["msg"]
-    assert await runtime.left() == NOTHING
-    assert "eth0" in run(pod.netns, "ip", "link", "show", "eth0")
-
-
 async def test_a_del_waits_for_the_add_of_its_pod(runtime: Runtime) -> None:
     pod = runtime.container("hasty")
     with stopped_felix(runtime):
@@ -399,67 +282,4 @@ async def test_a_del_waits_for_the_add_of_its_pod(runtime: Runtime) -> None:
                 runtime.felix.send_signal(signal.SIGCONT)
                 assert (await adding).status == 0
                 assert await removing == Answer(0, {})
-    assert await runtime.left() == NOTHING
-
-
-async def test_a_pool_that_is_dry_says_so_and_serves_again(runtime: Runtime) -> None:
-    pool = IPPool(metadata=Metadata(name="tiny"), spec=IPPoolSpec(cidr="10.61.0.0/30", block_size=30))
-    await write(runtime.datastore, pool)
-    ipam = {"ipv4_pools": ["tiny"], "assign_ipv4": "true", "assign_ipv6": "false"}
-    pods = [runtime.container(f"dry-{number}") for number in range(5)]
-    try:
-        first = [await runtime.add(pod, ipam=ipam) for pod in pods[:4]]
-        answer = await runtime.call("ADD", pods[4], ipam=ipam)
-        assert (answer.status, answer.document["code"]) == (1, 100)
-        assert "tiny" in answer.document["msg"]
-        await runtime.remove(pods[0])
-        assert (await runtime.add(pods[4], ipam=ipam)).addresses == first[0].addresses
-        for pod in pods[1:]:
-            await runtime.remove(pod)
-    finally:
-        async with runtime.store() as store:
-            await objects.delete(store, IPPool, "tiny")
-    assert await runtime.left() == NOTHING
-
-
-async def test_connections_of_an_address_end_with_its_holder(runtime: Runtime) -> None:
-    pod, peer = runtime.container("cut"), runtime.container("peer")
-    added, at_peer = await runtime.add(pod), await runtime.add(peer)
-    with pod.place(added) as caller:
-        for here, there in zip(added.addresses, at_peer.addresses, strict=True):
-            family = socket.AF_INET6 if ":" in here else socket.AF_INET
-            sender = caller.open(socket.SOCK_DGRAM, here, 5555, family)
-            sender.sendto(b"x", (there, 5556))
-    assert tracked(runtime, added) == set(added.addresses)
-    await runtime.remove(pod)
-    assert tracked(runtime, added) == set()
-    await runtime.remove(peer)
-
-
-def tracked(runtime: Runtime, answer: Answer) -> set[str]:
-    """Which of a pod's addresses the node tracks connections of."""
-    wanted = set(map(ip_address, answer.addresses))
-    with netns.inside(runtime.namespace), Conntrack() as table:
-        return {str(flow.original.source) for flow in table.flows() if flow.original.source in wanted}
-
-
-async def test_a_route_that_somebody_left_is_found(runtime: Runtime) -> None:
-    pod = runtime.container("misled")
-    ipam = {"assign_ipv4": True, "assign_ipv6": False}
-    address = "10.60.0.77"
-    run(runtime.namespace, "ip", "route", "add", address, "dev", "up0")
-    answer = await runtime.call("ADD", pod, ipam=ipam, runtimeConfig={"ips": [address]})
-    assert answer.document["code"] == 5
-    assert f"the host's route to {address} is not the pod's" in answer.document["msg"]
-    assert "dev up0" in answer.document["msg"]
-    assert await runtime.left() == NOTHING
-
-    run(runtime.namespace, "ip", "route", "del", address)
-    run(runtime.namespace, "ip", "link", "add", "mus00000000001", "type", "veth", "peer", "name", "stale1")
-    run(runtime.namespace, "ip", "link", "set", "mus00000000001", "up")
-    run(runtime.namespace, "ip", "route", "add", address, "dev", "mus00000000001")
-    added = await runtime.add(pod, ipam=ipam, runtimeConfig={"ips": [address]})
-    assert pings(runtime.namespace, added.addresses[0])
-    assert runtime.interfaces() == [pod.interface]
-    await runtime.remove(pod)
     assert await runtime.left() == NOTHING
