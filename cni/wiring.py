@@ -167,10 +167,19 @@ def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
         if wire.pod.mac != mac:
             _batch(pod, [interfaces.link_change(wire.pod.index, mac=mac)])
         _batch(pod, requests)
-    if Family.V6 in families:
+    _acquaint(place, wire, furniture, mac)
+
+
+def _acquaint(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
+    """Tell the host who its new neighbour is. Had something been sent to the pod before it had its address, the host
+    would have asked in vain, and would ask again after a second."""
+    requests = []
+    if any(each.version == 6 for each in furniture.addresses):
         _write(f"net/ipv6/conf/{place.host}/disable_ipv6", "0")
-        with Netlink() as node:
-            _batch(node, [interfaces.address_addition(wire.host.index, _LINK_LOCAL)])
+        requests.append(interfaces.address_addition(wire.host.index, _LINK_LOCAL))
+    requests += [interfaces.neighbour_addition(wire.host.index, each, mac) for each in furniture.addresses]
+    with Netlink() as node:
+        _batch(node, requests)
 
 
 def look(place: Place) -> View | None:

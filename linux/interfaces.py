@@ -44,9 +44,14 @@ RTM_GETLINK: Final = 18
 RTM_NEWADDR: Final = 20
 RTM_DELADDR: Final = 21
 RTM_GETADDR: Final = 22
+_RTM_NEWNEIGH = 28
 
 IFINFO: Final = struct.Struct("=BxHiII")  # family, ARP type, index, flags, mask of flags to change
 IFADDR: Final = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
+_NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
+_NUD_REACHABLE = 0x2
+_NDA_DST = 1
+_NDA_LLADDR = 2
 
 IFF_UP: Final = 0x1
 IFF_LOWER_UP: Final = 0x10000
@@ -238,6 +243,16 @@ def _address(index: int, address: Interface, flags: int) -> bytes:
     packed = address.packed
     flagged = attribute(_IFA_FLAGS, _U32.pack(flags)) if flags and address.version == 6 else b""
     return head + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + flagged
+
+
+def neighbour_addition(index: int, address: Address, mac: str) -> bytes:
+    """The request, for a batch, that tells which MAC address a neighbour has, as if it had just said so itself.
+
+    What waits for its answer is sent. The kernel asks again in time, as it does of every neighbour.
+    """
+    head = _NEIGHBOUR.pack(family(address), index, _NUD_REACHABLE, 0, 0)
+    body = head + attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, pack_mac(mac))
+    return message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 
 
 def family(value: Address | Network | Interface) -> int:
