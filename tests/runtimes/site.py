@@ -25,7 +25,7 @@ from linux import netns
 from tests.runtimes import image
 from tests.runtimes.container import ECHO, Container
 from tests.runtimes.containerd import Containerd
-from tests.runtimes.machine import PATIENCE_S, Machine, machine, remove_groups, until
+from tests.runtimes.machine import PATIENCE_S, Machine, Said, machine, remove_groups, until
 from tests.runtimes.podman import Podman
 
 HOUSE = Path(__file__).parents[2]
@@ -141,9 +141,16 @@ class Site:
 
 async def answers(machine: Machine) -> bool:
     """Whether the network's plugin says that it could make a pod now."""
-    config = json.dumps({"cniVersion": "1.1.0", "name": NETWORK, "type": "muslin"})
-    script = f"echo {shlex.quote(config)} | CNI_COMMAND=STATUS CNI_PATH=/opt/cni/bin /opt/cni/bin/muslin"
-    return (await machine.ask("sh", "-c", script)).status == 0
+    return (await plugin(machine, "STATUS")).status == 0
+
+
+async def plugin(machine: Machine, command: str, **environment: str) -> Said:
+    """A run of the plugin, as by a runtime that asks of its own accord."""
+    config = shlex.quote(json.dumps({"cniVersion": "1.1.0", "name": NETWORK, "type": "muslin"}))
+    script = f"echo {config} | /opt/cni/bin/muslin"
+    return await machine.ask(
+        "sh", "-c", script, env={"CNI_COMMAND": command, "CNI_PATH": "/opt/cni/bin", **environment}
+    )
 
 
 def inside(namespace: str, *argv: str) -> str:

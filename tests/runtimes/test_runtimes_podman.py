@@ -7,7 +7,8 @@ import json
 import pytest
 
 from tests.runtimes.container import server
-from tests.runtimes.site import EXAMPLES, NETWORK, Site
+from tests.runtimes.machine import Said
+from tests.runtimes.site import EXAMPLES, NETWORK, Site, plugin
 
 pytestmark = pytest.mark.lab
 
@@ -85,3 +86,24 @@ async def test_a_configuration_made_for_calico_is_taken_as_it_is(runtimes: Site)
 async def test_the_example_is_what_install_writes(runtimes: Site) -> None:
     installed = await runtimes.machines["node1"].run("cat", "/etc/cni/net.d/10-muslin.conflist")
     assert json.loads(installed) == json.loads((EXAMPLES / "10-muslin.conflist").read_text())
+
+
+async def test_while_the_agent_is_away_nothing_starts_and_nothing_is_given_away(runtimes: Site) -> None:
+    node1 = runtimes.machines["node1"]
+    former = await runtimes.podman.run("former", *server("former"))
+    runtimes.lab.kill("cni@node1", children=True)
+    try:
+        said = await runtimes.podman.ask("web", *server("web"))
+        assert said.status != 0
+        assert "muslin's CNI agent" in said.err
+        # podman logs that its network could not be cleaned up, if that, and forgets the container: what it had stays
+        await runtimes.podman.remove("web", "former")
+    finally:
+        runtimes.lab.start("cni@node1")
+        await runtimes.until_ready()
+    web = await runtimes.podman.run("web", *server("web"))
+    assert set(web.addresses).isdisjoint(former.addresses)
+    # whoever asks again, as containerd does, or the collector in its time
+    asked = {"CNI_CONTAINERID": former.id, "CNI_IFNAME": "eth0", "CNI_ARGS": "IgnoreUnknown=1;K8S_POD_NAME=former"}
+    removed = await plugin(node1, "DEL", **asked)
+    assert removed == Said(0, "", "")
