@@ -5,6 +5,8 @@
     kernel     ── both ends, addresses, routes ──┤
     felix      ── up ──┘
 
+A felix that is away says nothing about the pod: when that is all, CHECK is to be asked again.
+
 What plugins later in the chain added to the result, or to the pod, is theirs and is not looked at. A pod that has only
 just been added is given a moment.
 """
@@ -40,10 +42,12 @@ async def check(call: Call) -> None:
         *_result_faults(call, before, held),
         *await _ipam_faults(call, held),
         *await in_thread(call.means.threads, _kernel_faults, call, found.endpoint, held | before.of(call.at.interface)),
-        *await _felix_faults(call, found),
     ]
-    if wrong:
-        raise Failure(Code.NOT_AS_ADDED, "; ".join(wrong))
+    lacking = await _felix_faults(call, found)
+    if lacking and not wrong and call.means.outcomes.said is None:
+        raise Failure(Code.TRY_AGAIN, lacking[0])  # the pod may well be as ADD left it: nobody says that it is not
+    if wrong or lacking:
+        raise Failure(Code.NOT_AS_ADDED, "; ".join([*wrong, *lacking]))
 
 
 def _interfaces(endpoint: WorkloadEndpoint) -> frozenset[Interface]:
