@@ -16,6 +16,7 @@ import typer
 
 from cli import options, store, terminal
 from cli.node_drain import drain, uncordon
+from cli.node_remove import remove
 from core import clock, manifest
 from core.errors import MuslinError, NotFound
 from core.names import Key
@@ -39,6 +40,7 @@ def register(app: typer.Typer) -> None:
     app.command("felix")(felix)
     node.command("drain")(drain)
     node.command("uncordon")(uncordon)
+    node.command("remove")(remove)
     app.add_typer(node, name="node")
 
 

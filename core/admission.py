@@ -175,7 +175,7 @@ def _nodes_in_use(changes: Changes, existing: Existing) -> Iterator[Problem]:
             if handle != f"{TUNNEL_HANDLE}{key.name}"
         }
         if held:
-            why = "remove its pods (delete its workload endpoints, and free its blocks' addresses) first"
+            why = f"remove its pods first; if its machine is gone for good, `muslin node remove {key.name}`"
             yield _problem(key, "", f"{_in_use(held)}; {why}")
 
 

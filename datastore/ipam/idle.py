@@ -14,6 +14,7 @@ A block whose freed addresses rest is not empty yet: with it the memory of them 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from datetime import datetime
 
 from core import selector
 from core.addr import contains, order, overlap
@@ -22,7 +23,7 @@ from core.resources import BlockAffinity, IPAMBlock, IPAMConfiguration, IPPool, 
 from datastore.ipam.block import block_name, given_to, rested_since, resting, stamp
 from datastore.ipam.collect import Candidate, Scene, Subject, Witness
 from datastore.ipam.ending import ending
-from datastore.ipam.holders import Held
+from datastore.ipam.holders import Held, Holdings
 from datastore.ipam.model import Remove, Step, Use, Write
 
 
@@ -64,7 +65,7 @@ def _end_of(scene: Scene, block: IPAMBlock) -> tuple[int | None, str]:
     if pool is None or pool.resource.terminating:
         why = "it is empty and its pool is being deleted" if pool else "it is empty and lies in no pool"
         return (0 if owner == scene.node else others), why
-    if _rests(scene, block):
+    if rests(scene.holdings, block, scene.now):
         return None, ""
     if owner == scene.node:
         return 1, "it is empty"
@@ -81,7 +82,7 @@ def _left_behind(scene: Scene) -> Iterator[Candidate]:
     for held in scene.holdings.of(IPAMBlock).values():
         block, owner = held.resource, held.resource.spec.node
         rank = scene.rank(owner)
-        used = block.spec.allocations or _rests(scene, block)
+        used = block.spec.allocations or rests(scene.holdings, block, scene.now)
         if not used or not owner or {owner} & {*scene.holdings.nodes, scene.node} or rank is None:
             continue
         if _claim_unread(scene, block):
@@ -98,13 +99,14 @@ def _left_behind(scene: Scene) -> Iterator[Candidate]:
         )
 
 
-def _rests(scene: Scene, block: IPAMBlock) -> bool:
+def rests(seen: Holdings, block: IPAMBlock, now: datetime) -> bool:
+    """Whether any of a block's freed addresses may not be given yet, or that cannot be told."""
     if not block.spec.freed:
         return False
-    if scene.holdings.unread_of(IPAMConfiguration):
+    if seen.unread_of(IPAMConfiguration):
         return True
-    settings = [held.resource.spec.ip_cooldown_seconds for held in scene.holdings.of(IPAMConfiguration).values()]
-    return resting(block, rested_since(scene.now, max(settings, default=0)))
+    settings = [held.resource.spec.ip_cooldown_seconds for held in seen.of(IPAMConfiguration).values()]
+    return resting(block, rested_since(now, max(settings, default=0)))
 
 
 def _staying(scene: Scene) -> list[Held[IPAMBlock]]:

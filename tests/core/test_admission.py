@@ -145,7 +145,7 @@ def test_a_node_goes_once_its_pods_have_gone() -> None:
     n1, pods = node("n1"), block("10.65.0.0/26", **{"10_65_0_1": "pod-1", "10_65_0_2": "ipip-tunnel-addr-n1"})
     refused = (
         "Node/n1: 1 of its addresses are in use (10.65.0.1 by pod-1);"
-        " remove its pods (delete its workload endpoints, and free its blocks' addresses) first"
+        " remove its pods first; if its machine is gone for good, `muslin node remove n1`"
     )
     assert judge([], [n1, pods], [n1]) == [refused]
     assert judge([], [node("n2"), pods], [node("n2")]) == [], "the block is another node's"
