@@ -46,7 +46,8 @@ _WITHOUT: Final = frozenset({Command.STATUS, Command.GC, Command.VERSION})
 class Attachment:
     """One interface of one container: who, where (`netns` "" when the namespace is gone), and for which pod.
 
-    `addresses` and `mac` are what CNI_ARGS asks for.
+    `addresses` and `mac` are what CNI_ARGS asks for. `named`: the runtime said which pod it is; else the container's id
+    stands for its name.
     """
 
     container: str
@@ -56,6 +57,7 @@ class Attachment:
     pod: str
     addresses: tuple[Address, ...] = field(default_factory=tuple)
     mac: str = ""
+    named: bool = True
 
 
 def attachment(command: Command, environment: Mapping[str, str]) -> Attachment | None:
@@ -83,6 +85,7 @@ def attachment(command: Command, environment: Mapping[str, str]) -> Attachment |
         pod=pod,
         addresses=_addresses(arguments.get("IP", "")),
         mac=_mac(arguments.get("MAC", "")),
+        named=bool(arguments.get("K8S_POD_NAME")),
     )
 
 

@@ -17,12 +17,13 @@ from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from typing import Any, Final, Protocol
 from weakref import WeakValueDictionary
 
 import structlog
 
-from cni import arguments, conf, result, spec, wiring
+from cni import arguments, conf, endpoint, result, spec, wiring
 from cni.add import add
 from cni.arguments import Attachment
 from cni.call import Call, Means
@@ -36,7 +37,10 @@ from cni.spec import Code, Command, Failure
 from cni.status import status
 from core.endpoint_feed import NotProgrammed, Outcomes
 from core.errors import Conflict, Invalid, MuslinError, Unavailable, on_purpose
+from core.resources import IPAMHandle
+from datastore import objects
 from datastore.api import Store
+from datastore.ipam.books import handle_name
 from datastore.ipam.ledger import Ledger
 from datastore.ipam.model import Exhausted
 
@@ -110,9 +114,17 @@ class Plugin:
         if at is None:
             await (status(self._means, network) if command is Command.STATUS else self._collect(network))
             return None
+        if command is not Command.ADD and not at.named:
+            at = await self._as_added(at, network)
         call = Call(self._means, network, at, question.netns)
         async with self._turn(at):
             return await _about_pod(command, call)
+
+    async def _as_added(self, at: Attachment, network: Conf) -> Attachment:
+        """What ADD was told and this call is not: CNI_ARGS is a runtime's own business, and IPAM knows whose it was."""
+        found = await objects.read(self._means.store, IPAMHandle, handle_name(endpoint.handle(network.name, at)))
+        owner = found[0].spec if found else None
+        return replace(at, namespace=owner.namespace, pod=owner.pod) if owner and owner.pod else at
 
     async def _collect(self, network: Conf) -> None:
         if not network.collect:

@@ -119,3 +119,12 @@ async def test_what_is_there_and_not_ours_is_left_alone(runtime: Runtime) -> Non
     assert "has an interface eth0 already" in answer.document["msg"]
     assert await runtime.left() == NOTHING
     assert "eth0" in run(pod.netns, "ip", "link", "show", "eth0")
+
+
+async def test_a_del_that_does_not_name_the_pod_takes_it_off(runtime: Runtime) -> None:
+    pod = runtime.container("named-once")
+    await runtime.add(pod)
+    unnamed = {**pod.environment("DEL"), "CNI_ARGS": "", "CNI_NETNS": ""}
+    for _ in range(2):
+        assert await runtime.ask(unnamed, runtime.config()) == Answer(0, {})
+    assert await runtime.left() == NOTHING
