@@ -19,6 +19,7 @@ Every step may be done again. Nothing here awaits, because a network namespace b
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -32,6 +33,7 @@ from linux import interfaces, netns, sysctl
 from linux.interfaces import End
 from linux.model import Link, NextHop
 from linux.netlink import Netlink
+from linux.route_query import Ways
 
 HOST_MAC: Final = "ee:ee:ee:ee:ee:ee"
 GATEWAYS: Final = {Family.V4: ip_address("169.254.1.1"), Family.V6: ip_address("fe80::ecee:eeff:feee:eeee")}
@@ -40,6 +42,12 @@ GATEWAYS: Final = {Family.V4: ip_address("169.254.1.1"), Family.V6: ip_address("
 EVERYWHERE: Final = {Family.V4: ip_network("0.0.0.0/0"), Family.V6: ip_network("::/0")}
 
 _LINK_LOCAL: Final = ip_interface(f"{GATEWAYS[Family.V6]}/64")
+_NO_ADDRESS: Final = "1"
+"""As `addr_gen_mode`: what the kernel would give the host's end is tentative for a moment, what we give it is not."""
+_LOOKS: Final = 500
+_LOOK_S: Final = 0.001
+"""How often, and how far apart in seconds, one looks whether an IPv6 address is in use."""
+
 _FORWARDING: Final = {Family.V4: "net/ipv4/ip_forward", Family.V6: "net/ipv6/conf/all/forwarding"}
 
 
@@ -142,6 +150,7 @@ def attach(place: Place, mtu: int, mac: str) -> Wire:
 def _host_up(place: Place, wire: Wire, mtu: int) -> Wire:
     with Netlink() as node:
         _no_duplicates(place.host)
+        _write(f"net/ipv6/conf/{place.host}/addr_gen_mode", _NO_ADDRESS)
         _batch(node, [interfaces.link_change(wire.host.index, up=True, mtu=mtu)])
     return wire
 
@@ -166,13 +175,29 @@ def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
                 interfaces.delete_address(pod, wire.pod.index, stale)
         if wire.pod.mac != mac:
             _batch(pod, [interfaces.link_change(wire.pod.index, mac=mac)])
-        _batch(pod, requests)
+        gateways = [interfaces.neighbour_addition(wire.pod.index, GATEWAYS[each], HOST_MAC) for each in families]
+        _batch(pod, [*requests, *gateways])
+        interfaces.find(pod, place.inside)  # asked for an end, the kernel lets it send at once, and not a little later
+        _settle(furniture.addresses)
     _acquaint(place, wire, furniture, mac)
 
 
+def _settle(addresses: Sequence[Address]) -> None:
+    """Wait until the namespace takes what is sent to its IPv6 addresses: the kernel sees to that a little after it has
+    given one (addrconf_dad_work), and what comes before is lost."""
+    with Ways({}) as ways:
+        for address in (each for each in addresses if each.version == 6):
+            for _ in range(_LOOKS):
+                if ways.to(address).kind == "local":
+                    break
+                time.sleep(_LOOK_S)
+
+
 def _acquaint(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
-    """Tell the host who its new neighbour is. Had something been sent to the pod before it had its address, the host
-    would have asked in vain, and would ask again after a second."""
+    """Tell the host who its new neighbour is, as the pod has been told. Had something been sent to the pod before it
+    had its address, or had joined its group of listeners (a little later), the host would have asked in vain, and would
+    ask again after a second.
+    """
     requests = []
     if any(each.version == 6 for each in furniture.addresses):
         _write(f"net/ipv6/conf/{place.host}/disable_ipv6", "0")
@@ -180,6 +205,7 @@ def _acquaint(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
     requests += [interfaces.neighbour_addition(wire.host.index, each, mac) for each in furniture.addresses]
     with Netlink() as node:
         _batch(node, requests)
+        interfaces.find(node, place.host)
 
 
 def look(place: Place) -> View | None:

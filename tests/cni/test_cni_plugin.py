@@ -80,6 +80,23 @@ async def test_policy_is_in_force_when_add_returns(runtime: Runtime) -> None:
     assert await runtime.left() == NOTHING
 
 
+async def test_the_first_packet_to_a_new_pod_arrives(runtime: Runtime) -> None:
+    """One that is lost is sent again after a second, which `reaches` does not wait for."""
+    web = runtime.container("caller")
+    at_web = await runtime.add(web)
+    with web.place(at_web) as caller:
+        for number in range(15):
+            pod = runtime.container(f"new-{number}")
+            added = await runtime.add(pod)
+            with pod.place(added) as server:
+                for address in added.addresses:
+                    async with server.echo(8080, address):
+                        assert await caller.reaches(address, 8080)
+            await runtime.remove(pod)
+    await runtime.remove(web)
+    assert await runtime.left() == NOTHING
+
+
 SPOILERS: dict[str, tuple[tuple[str, ...], str]] = {
     "an address": (("addr", "del", "{four}/32", "dev", "eth0"), "eth0 has not {four}/32"),
     "a route": (("-6", "route", "del", "default"), "eth0 has no route to ::/0"),
