@@ -91,10 +91,10 @@ class Call:
 
     def is_of(self, found: Found) -> bool:
         """Whether the endpoint is this attachment's."""
-        return found.endpoint is not None and endpoint.is_of(found.endpoint, self.at)
+        return found.endpoint is not None and endpoint.is_of(found.endpoint, self.conf.name, self.at)
 
     def is_beside(self, found: Found) -> bool:
-        """Whether the endpoint is the same container's, by another interface."""
+        """Whether the endpoint is the same container's, by another interface or of another network."""
         there = found.endpoint
         return there is not None and there.spec.container_id == self.at.container and not self.is_of(found)
 
@@ -110,7 +110,7 @@ class Call:
                 return Grant(handle=self.handle, addresses=())
             along = [Delete(self.key, found.revision)] if self.is_of(found) else []
             try:
-                freed = await self.means.ledger.release(self.handle, why, along)
+                freed = await self.means.ledger.release(self.handle, why, along, node=self.means.node)
             except Conflict:
                 found = None
                 continue

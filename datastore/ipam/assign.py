@@ -108,6 +108,10 @@ class _Decision:
         for address, there in kept.places.items():
             if there.resource is None:
                 raise Exhausted(f"{address} of {self._request.handle} lies in {there.key}, which cannot be read")
+        elsewhere = self._handle.resource.spec.node
+        if elsewhere not in ("", self._node):
+            why = f"node {elsewhere} has addresses under that name, and they are not to be on two nodes"
+            raise Exhausted(f"no address for {self._request.handle} on node {self._node}: {why}; see ipam show")
         self._doubted = kept.guards
         return kept.places
 
@@ -175,6 +179,8 @@ class _Decision:
 
     def _usable(self, block: IPAMBlock) -> bool:
         return self._next(block) is not None
+        if not self._books.alone(blocks.network(block)):
+            return None
 
     def _this(self, address: Address) -> tuple[Room, Address] | Begun:
         """An address that was asked for by itself, and no other."""
@@ -200,6 +206,8 @@ class _Decision:
             changes = confirmed(self._books, self._node, blocks.network(block))
             return Room(block, seen.revision, pool, changes)
         if block.spec.affinity and not block.spec.node:
+        if not self._books.alone(blocks.network(block)):
+            raise Exhausted(f"{address} lies in {seen.key}, and another block has a part of that too; run ipam check")
             raise Exhausted(f"{address} lies in {seen.key}, which is {block.spec.affinity}'s and not for pods")
         exhaustion.refuse_taken(self._request, block, address, self._rested, self._settings)
         if self._settings.strict_affinity:

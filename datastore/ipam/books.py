@@ -41,6 +41,7 @@ from core.resources import (
 )
 from core.resources.ipam import IPAMConfigurationSpec
 from core.validate.checks import name as checked_name
+from core.validate.ipam import MOST_ADDRESSES
 from datastore.api import ABSENT, Guard, Present, Unchanged
 from datastore.ipam import block as blocks
 from datastore.ipam.model import Exhausted
@@ -224,6 +225,20 @@ class Books:
         """Whether any block has an address of `network`, also one that cannot be read."""
         return self._blocks.overlap(network)
 
+    def alone(self, network: Network) -> bool:
+        """Whether no more than one block has addresses of `network`. What two have, both would give."""
+        return self._blocks.count(network) <= 1
+
+    def taken_around(self, network: Network) -> Network | None:
+        """What keeps a block from being made of `network`: a block around it, a reservation around it, or `network`
+        itself when blocks have parts of it. None when nothing does."""
+        around = self._blocks.around(network)
+        if around:
+            return _range(self._seen[Key(IPAMBlock.KIND, "", around[0])])
+        if self.overlapping(network):
+            return network
+        return next((each for ranges in self._reserved.values() for each in ranges if contains(each, network)), None)
+
     def unplaced(self) -> tuple[str, ...]:
         """The names of blocks whose range nobody can tell."""
         return tuple(sorted(self._unplaced))
@@ -278,8 +293,6 @@ class Books:
 
     def wholly_reserved(self, network: Network) -> bool:
         """Whether all of a block is reserved. Raises as `reserved_in`."""
-        if any(contains(each, network) for ranges in self._reserved.values() for each in ranges):
-            return True
         return len(self.reserved_in(network)) == network.num_addresses
 
     # the index
@@ -339,11 +352,14 @@ class Books:
 
 
 def _sound(resource: Resource | None) -> Resource | None:
-    """`resource`, or None when a prefix or an address in it is none: as little use as if it could not be read."""
+    """`resource`, or None when it is as little use as if it could not be read: a prefix or an address in it is none, a
+    block is wider than any is made, a handle is kept under another's name."""
     try:
         match resource:
             case IPAMBlock():
-                return blocks.spelt(resource)
+                return blocks.spelt(resource) if blocks.network(resource).num_addresses <= MOST_ADDRESSES else None
+            case IPAMHandle():
+                return resource if handle_name(resource.spec.handle_id) == resource.metadata.name else None
             case IPPool() | BlockAffinity():
                 blocks.network(resource)
             case IPReservation():

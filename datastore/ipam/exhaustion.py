@@ -23,7 +23,7 @@ class _Count:
     resting: int = 0
     reserved: int = 0
     free: int = 0
-    unreadable: int = 0
+    unusable: int = 0
     first_rested: str = ""
 
 
@@ -93,8 +93,8 @@ def _none(books: Books, family: Family, fit: Serving) -> str:
 def _count(books: Books, pool: IPPool, rested: str) -> _Count:
     count = _Count()
     for seen in books.blocks_within(blocks.network(pool)):
-        if seen.resource is None:
-            count.unreadable += 1
+        if seen.resource is None or not books.alone(blocks.network(seen.resource)):
+            count.unusable += 1
             continue
         spec, network = seen.resource.spec, blocks.network(seen.resource)
         reserved = books.reserved_in(network)
@@ -118,7 +118,7 @@ def _rest(count: _Count) -> Iterator[tuple[int, str]]:
     yield count.resting, "freed and resting"
     yield count.reserved, "reserved"
     yield count.free, "free in blocks of other nodes"
-    yield count.unreadable, "blocks that cannot be read"
+    yield count.unusable, "blocks that cannot be read or overlap another (see ipam check)"
 
 
 def _remedy(

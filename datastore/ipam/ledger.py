@@ -123,14 +123,15 @@ class Ledger:
             request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, request.owner
         )
 
-    async def release(self, handle: str, why: str, along: Sequence[Operation] = ()) -> Grant:
-        """Free all that `handle` holds, and write `along` with it; what it held. None is a success.
+    async def release(self, handle: str, why: str, along: Sequence[Operation] = (), *, node: str = "") -> Grant:
+        """Free all that `handle` holds on `node` ("": anywhere), and write `along` with it; what it held. None is a
+        success.
 
         `why` goes into the addresses' records. Raises `Unavailable` or `Conflict`, as `assign`.
         """
         grant, _ = await self._ask(
             handle,
-            lambda books: release(books, handle, why, datetime.now(UTC)),
+            lambda books: release(books, handle, why, datetime.now(UTC), node),
             (lambda _: along) if along else None,
         )
         return grant

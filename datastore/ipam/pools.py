@@ -89,7 +89,8 @@ def relied_on(books: Books, request: Request) -> tuple[Guard, ...]:
 
 
 def free_ranges(books: Books, pool: IPPool, node: str) -> Iterator[Network]:
-    """Ranges of `pool` that overlap no block, one block each, in the order in which `node` tries them.
+    """Ranges of `pool`, one block each, in the order in which `node` tries them: no block has a part of them, and no
+    reservation all of them.
 
     Blocks left from a pool of other block sizes are respected. Nothing while a block's range cannot be told.
     """
@@ -100,11 +101,19 @@ def free_ranges(books: Books, pool: IPPool, node: str) -> Iterator[Network]:
     size: int = 1 << (network.max_prefixlen - length)
     first = int(network.network_address)
     start = int.from_bytes(hashlib.sha256(f"{node} {network}".encode()).digest()[:8]) % count
-    # Each step but one passes a range that a block takes, so a pool of any size costs no more than its blocks.
-    for number in range(count):
-        found = ip_network((first + (start + number) % count * size, length))
-        if not books.overlapping(found):
+    # Each step but one passes all that one block or one reservation takes, however much that is: a pool of any size
+    # costs no more than those.
+    number = 0
+    while number < count:
+        place = (start + number) % count
+        found = ip_network((first + place * size, length))
+        taken = books.taken_around(found)
+        if taken is None:
             yield found
+            number += 1
+        else:
+            behind = (int(taken.network_address) + taken.num_addresses - first) // size
+            number += max(1, min(behind, count) - place)
 
 
 def _asked_for(

@@ -95,13 +95,18 @@ class Ranges:
             for first, last in (_span(length, outer),)
         )
 
+    def count(self, network: Network) -> int:
+        """How many contain it or lie within it; itself twice, if it is there under two names."""
+        narrower = self._within(network, network.prefixlen + 1)
+        return len(self.around(network)) + sum(last - first for _, first, last in narrower)
+
     def overlap(self, network: Network) -> bool:
         """Whether any contains it or lies within it."""
         return bool(self.around(network)) or any(first < last for _, first, last in self._within(network))
 
-    def _within(self, outer: Network) -> Iterator[tuple[_Length, int, int]]:
+    def _within(self, outer: Network, least: int = 0) -> Iterator[tuple[_Length, int, int]]:
         for (kind, prefixlen), length in sorted(self._lengths.items(), key=lambda item: item[0]):
-            if kind == outer.version and prefixlen >= outer.prefixlen:
+            if kind == outer.version and prefixlen >= max(outer.prefixlen, least):
                 yield length, *_span(length, outer)
 
 

@@ -58,13 +58,14 @@ class _Freed:
     addresses: list[Address] = field(default_factory=list)
 
 
-def release(books: Books, handle: str, why: str, now: datetime) -> Step:
-    """Free all that `handle` holds; the grant is what is freed. Nothing known of it: no changes.
+def release(books: Books, handle: str, why: str, now: datetime, node: str = "") -> Step:
+    """Free all that `handle` holds, if that is on `node` ("": anywhere); the grant is what is freed. Nothing known of
+    it: no changes.
 
     An address whose block cannot be read stays, and the handle with it, until the block can be read.
     """
     seen = books.handle(handle)
-    if seen is None or seen.resource is None:
+    if seen is None or seen.resource is None or (node and seen.resource.spec.node not in ("", node)):
         return Step(grant=Grant(handle=handle, addresses=()))
     freed = _Freed()
     kept: dict[str, str] = {}

@@ -28,6 +28,8 @@ def test_ranges_say_what_a_list_says() -> None:
         inside = sorted(str(each) for each in networks if contains(probe, each))
         assert sorted(ranges.within(probe)) == sorted(ranges.shuffled_within(probe, random)) == inside
         assert ranges.overlap(probe) == any(each.version == probe.version and each.overlaps(probe) for each in networks)
+        mine = [each for each in networks if each.version == probe.version and each.overlaps(probe)]
+        assert ranges.count(probe) == len(mine)
         assert ranges.count_within(probe) == sum(ip_network(each).num_addresses for each in inside)
         if number % 100 == 0 and len(inside) > 3:
             assert list(ranges.shuffled_within(probe, Random(1))) == list(ranges.shuffled_within(probe, Random(1)))
