@@ -17,6 +17,7 @@ import typer
 from cli import options, store, terminal
 from cli.node_drain import drain, uncordon
 from cli.node_remove import remove
+from cni.model import LEAK_GRACE_S
 from core import clock, manifest
 from core.errors import MuslinError, NotFound
 from core.names import Key
@@ -156,6 +157,7 @@ def every(
     name: Annotated[str | None, typer.Option("--node", help="The name of this host's Node object.")] = None,
     datastore: options.DatastoreOption = options.DATASTORE,
     run_dir: options.RunDirOption = options.RUN_DIR,
+    leak_grace: options.LeakGraceOption = LEAK_GRACE_S,
     health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
@@ -176,6 +178,7 @@ def every(
     for agent in AGENTS:
         words = [agent, "--node", name, "--datastore", datastore, "--run-dir", str(run_dir), "--log-level", log_level]
         words += ["--health", f"unix:{sockets[agent]}"] if health else []
+        words += ["--leak-grace", str(leak_grace)] if agent == "cni" else []
         services[agent] = kept(agent, muslin(*words))
     if health:
         services["health questions"] = lambda: asking.agents(state, sockets)

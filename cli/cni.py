@@ -9,6 +9,7 @@ import typer
 
 from cli import options, terminal
 from cni.install import BIN_DIR, CONF_DIR, NETWORK, TYPE, Plan
+from cni.model import LEAK_GRACE_S
 
 cni = typer.Typer(
     help="The CNI agent of a node; and what container runtimes need to find it.", invoke_without_command=True
@@ -34,6 +35,7 @@ def agent(
     node: Annotated[str | None, typer.Option("--node", help="The name of this host's Node object.")] = None,
     datastore: options.DatastoreOption = options.DATASTORE,
     run_dir: options.RunDirOption = options.RUN_DIR,
+    leak_grace: options.LeakGraceOption = LEAK_GRACE_S,
     health: options.HealthOption = None,
     log_level: options.LogLevelOption = "info",
 ) -> None:
@@ -51,7 +53,8 @@ def agent(
     from core.metrics import exposed
 
     log.configure(log_level)
-    config, state = Config(node=node, datastore=datastore, run_dir=run_dir), Health(COMPONENTS)
+    config = Config(node=node, datastore=datastore, run_dir=run_dir, leak_grace_s=leak_grace)
+    state = Health(COMPONENTS)
     measured = Metrics()
 
     async def exposition() -> bytes:

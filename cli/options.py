@@ -31,6 +31,10 @@ HealthOption = Annotated[
         "--health", help="Answer /liveness and /readiness there: unix:PATH or 127.0.0.1:PORT.  [default: off]"
     ),
 ]
+LeakGraceOption = Annotated[
+    float,
+    typer.Option("--leak-grace", min=1, help="Seconds without a user after which the CNI agent frees an address."),
+]
 LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
 
 RUN_DIR: Final = Path("/run/muslin")

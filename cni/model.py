@@ -5,6 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
+
+LEAK_GRACE_S: Final = 900.0
+"""Calico's `leakGracePeriod`."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -17,7 +21,7 @@ class Config:
     node: str
     datastore: str
     run_dir: Path
-    leak_grace_s: float = 900.0
+    leak_grace_s: float = LEAK_GRACE_S
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -41,7 +41,8 @@ def namespace() -> Iterator[str]:
     name = f"muslin-cli-{os.getpid()}"
     subprocess.run(["ip", "netns", "add", name], check=True)
     try:
-        subprocess.run(["ip", "-n", name, "link", "set", "lo", "up"], check=True)
+        for words in ("link set lo up", "addr add 10.9.0.1/24 dev lo"):  # the Node's: else this is not its machine
+            subprocess.run(["ip", "-n", name, *words.split()], check=True)
         yield name
     finally:
         subprocess.run(["ip", "netns", "del", name], check=True)
