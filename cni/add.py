@@ -119,7 +119,9 @@ class _Adding:
         found = Found()
         for _ in range(ATTEMPTS):
             if call.is_beside(found) and found.endpoint:
-                why = f"pod {at.namespace}/{at.pod} has an interface, {found.endpoint.spec.endpoint}"
+                network = found.endpoint.metadata.annotations.get(endpoint.NETWORK, call.conf.name)
+                where = f"{found.endpoint.spec.endpoint} of the network {network}"
+                why = f"pod {at.namespace}/{at.pod} has an interface, {where}"
                 raise Failure(Code.ENVIRONMENT, f"{why}; muslin gives a pod one")
             writing = _Writing(self, found)
             try:
@@ -151,15 +153,18 @@ class _Adding:
             families=None if wish.addresses else wish.families,
             pools=wish.pools,
             addresses=wish.addresses,
+            needs_node=True,
         )
 
     def endpoint(self, addresses: Sequence[Address], there: WorkloadEndpoint | None = None) -> WorkloadEndpoint:
         """What it should be. The runtime's labels of `there`, the same container's, stay when it gives none now."""
-        kept = endpoint.runtime_labels(there) if there is not None and endpoint.is_of(there, self._call.at) else {}
+        ours = there is not None and endpoint.is_of(there, self._call.conf.name, self._call.at)
+        kept = endpoint.runtime_labels(there) if ours and there is not None else {}
         return endpoint.endpoint(
             self._means.node,
             self._call.at,
             addresses,
+            network=self._call.conf.name,
             mac=self._mac,
             pod=self._pod,
             runtime_labels=self._call.conf.asked.labels or kept,

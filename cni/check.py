@@ -36,7 +36,7 @@ async def check(call: Call) -> None:
     found = await call.found()
     before = call.conf.previous or Result()
     if not call.is_of(found) or found.endpoint is None:
-        raise Failure(Code.NOT_AS_ADDED, f"{call.key}: not there, or another container's")
+        raise Failure(Code.NOT_AS_ADDED, f"{call.key}: not there, or another container's, or another network's")
     held = _interfaces(found.endpoint)
     wrong = [
         *_result_faults(call, before, held),

@@ -28,6 +28,9 @@ _OWN: Final = frozenset({NAMESPACE_LABEL, ORCHESTRATOR_LABEL, SERVICE_ACCOUNT_LA
 RUNTIME_LABELS: Final = "muslin.io/runtime-labels"
 """An endpoint's annotation: the labels that the runtime gave it, as JSON."""
 
+NETWORK: Final = "muslin.io/network"
+"""An endpoint's annotation: the network that it is of. One without is of whichever asks."""
+
 _WITH_PORTS: Final = frozenset({"TCP", "UDP", "SCTP"})
 _DEFAULT: Final = "default"
 
@@ -52,6 +55,7 @@ def endpoint(
     attachment: Attachment,
     addresses: Iterable[Address],
     *,
+    network: str,
     mac: str,
     pod: Pod | None = None,
     runtime_labels: Mapping[str, str] | None = None,
@@ -76,7 +80,10 @@ def endpoint(
         metadata=Metadata(
             name=name(node, attachment),
             namespace=attachment.namespace,
-            annotations={RUNTIME_LABELS: json.dumps(given, sort_keys=True)} if given else {},
+            annotations={
+                NETWORK: network,
+                **({RUNTIME_LABELS: json.dumps(given, sort_keys=True)} if given else {}),
+            },
         ),
         spec=spec,
     )
@@ -106,9 +113,12 @@ def as_pod_says(endpoint: WorkloadEndpoint, pod: Pod | None) -> WorkloadEndpoint
     return msgspec.structs.replace(endpoint, metadata=metadata, spec=spec)
 
 
-def is_of(found: WorkloadEndpoint, attachment: Attachment) -> bool:
-    """Whether the endpoint belongs to this interface of this container, and not to the pod's former or next one."""
-    return found.spec.container_id == attachment.container and found.spec.endpoint == attachment.interface
+def is_of(found: WorkloadEndpoint, network: str, attachment: Attachment) -> bool:
+    """Whether the endpoint belongs to this interface of this container in this network, and not to the pod's former or
+    next one."""
+    spec = found.spec
+    ours = spec.container_id == attachment.container and spec.endpoint == attachment.interface
+    return ours and found.metadata.annotations.get(NETWORK, network) == network
 
 
 def same(one: WorkloadEndpoint, other: WorkloadEndpoint) -> bool:

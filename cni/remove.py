@@ -28,7 +28,7 @@ async def remove(call: Call) -> None:
     """Take the pod off. Raises `MuslinError` or `OSError`."""
     found = await call.found()
     if call.is_beside(found):
-        return  # the container's other interface, which stays
+        return  # the container's other interface, or another network's, which stays
     ours = call.is_of(found)
     certain = ours or (found.endpoint is None and call.netns is None)  # else it is seen whether it is this pod's
     await in_thread(call.means.threads, wiring.detach, call.place, certain=certain)

@@ -21,7 +21,8 @@ from ipaddress import ip_address, ip_network
 import msgspec
 
 from core.addr import Address, Family, Network, contains
-from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata
+from core.names import Key
+from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata, Node
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import ABSENT, Guard
 from datastore.ipam import block as blocks
@@ -83,6 +84,9 @@ class _Decision:
         wanted = self._wanted(kept)
         if not wanted:
             return Step(grant=self._grant(kept), guards=self._as_kept(kept))
+        if self._request.needs_node and self._books.at(Key(Node.KIND, "", self._node)) == ABSENT:
+            why = f"there is no Node {self._node}; create it, or start the agent with its name"
+            raise Exhausted(f"no address for {self._request.handle}: {why}")
         self._settings = self._books.settings()
         self._rested = blocks.rested_since(self._now, self._settings.ip_cooldown_seconds)
         given: list[tuple[Room, Address]] = []
@@ -104,14 +108,14 @@ class _Decision:
             return {}
         if self._handle.resource is None:
             raise Exhausted(f"{self._handle.key} cannot be read, so what it holds is not known; repair or remove it")
-        kept = held(self._books, self._handle)
-        for address, there in kept.places.items():
-            if there.resource is None:
-                raise Exhausted(f"{address} of {self._request.handle} lies in {there.key}, which cannot be read")
         elsewhere = self._handle.resource.spec.node
         if elsewhere not in ("", self._node):
             why = f"node {elsewhere} has addresses under that name, and they are not to be on two nodes"
             raise Exhausted(f"no address for {self._request.handle} on node {self._node}: {why}; see ipam show")
+        kept = held(self._books, self._handle)
+        for address, there in kept.places.items():
+            if there.resource is None:
+                raise Exhausted(f"{address} of {self._request.handle} lies in {there.key}, which cannot be read")
         self._doubted = kept.guards
         return kept.places
 
@@ -175,12 +179,12 @@ class _Decision:
                     yield Room(seen.resource, seen.revision, pool)
 
     def _next(self, block: IPAMBlock) -> Address | None:
+        if not self._books.alone(blocks.network(block)):
+            return None
         return blocks.next_free(block, self._rested, self._books.reserved_in(blocks.network(block)))
 
     def _usable(self, block: IPAMBlock) -> bool:
         return self._next(block) is not None
-        if not self._books.alone(blocks.network(block)):
-            return None
 
     def _this(self, address: Address) -> tuple[Room, Address] | Begun:
         """An address that was asked for by itself, and no other."""
@@ -202,12 +206,12 @@ class _Decision:
         block = seen.resource
         if block is None:
             raise Exhausted(f"{address} lies in {seen.key}, which cannot be read; repair it")
+        if not self._books.alone(blocks.network(block)):
+            raise Exhausted(f"{address} lies in {seen.key}, and another block has a part of that too; run ipam check")
         if block.spec.node == self._node:
             changes = confirmed(self._books, self._node, blocks.network(block))
             return Room(block, seen.revision, pool, changes)
         if block.spec.affinity and not block.spec.node:
-        if not self._books.alone(blocks.network(block)):
-            raise Exhausted(f"{address} lies in {seen.key}, and another block has a part of that too; run ipam check")
             raise Exhausted(f"{address} lies in {seen.key}, which is {block.spec.affinity}'s and not for pods")
         exhaustion.refuse_taken(self._request, block, address, self._rested, self._settings)
         if self._settings.strict_affinity:

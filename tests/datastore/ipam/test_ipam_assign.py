@@ -37,6 +37,18 @@ def others() -> list[str]:
     return [str(each) for each in ip_network("10.0.0.0/28").subnets(new_prefix=30) if str(each) != home()]
 
 
+# nodes
+
+
+def test_who_needs_a_node_gets_nothing_without_one_and_counts_on_it() -> None:
+    cluster = Cluster(PODS)
+    with pytest.raises(Exhausted, match="no address for h: there is no Node a; create it"):
+        assign(cluster.books, request("h", needs_node=True), cluster.now)
+    cluster.put(node("a"))
+    guards = assign(cluster.books, request("h", needs_node=True), cluster.now).guards
+    assert [each.key for each in guards if isinstance(each, Present) and each.key.kind == Node.KIND] == [node("a").key]
+
+
 # claims
 
 

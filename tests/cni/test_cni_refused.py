@@ -1,0 +1,36 @@
+"""What ADD refuses, and that nothing is lost by it."""
+
+from __future__ import annotations
+
+from cni_node import NODE, NOTHING, Runtime, pings, write
+
+from core.resources import Metadata, Node
+from datastore import objects
+
+
+async def test_another_network_does_not_take_a_containers_interface_over(runtime: Runtime) -> None:
+    pod = runtime.container("twice")
+    added = await runtime.add(pod)
+    answer = await runtime.call("ADD", pod, name="other")
+    assert (answer.status, answer.document["code"]) == (1, 4)
+    assert "has an interface, eth0 of the network k8s-pod-network; muslin gives a pod one" in answer.document["msg"]
+    assert (await runtime.call("DEL", pod, name="other")).status == 0, "as a runtime does after an ADD that failed"
+    assert await runtime.add(pod) == added
+    assert all(pings(runtime.namespace, each) for each in added.addresses)
+    await runtime.remove(pod)
+    assert await runtime.left() == NOTHING
+
+
+async def test_a_node_that_has_been_removed_gives_no_address(runtime: Runtime) -> None:
+    pod = runtime.container("lost")
+    async with runtime.store() as store:
+        await objects.delete(store, Node, NODE)
+        try:
+            answer = await runtime.call("ADD", pod)
+        finally:
+            await write(runtime.datastore, Node(metadata=Metadata(name=NODE)))
+    assert (answer.status, answer.document["code"]) == (1, 100)
+    assert f"there is no Node {NODE}; create it" in answer.document["msg"]
+    await runtime.add(pod)
+    await runtime.remove(pod)
+    assert await runtime.left() == NOTHING
