@@ -46,7 +46,7 @@ class Request:
     `families` None is each family in which a pool serves the owner. `pools`, by family, are names or CIDRs of pools:
     only those are asked then, whatever their selectors and assignmentMode say, and one that does not exist is an
     `Invalid`. `addresses` are those wanted and no others, at most one of a family (reserved ones too, from a Manual
-    pool too); the families are theirs. `needs_node`: none when the owner's node has no Node, as when it has been removed
+    pool too); the families are theirs. `needs_node`: none when the owner's node has no Node, as when it was removed
     while its machine lives: nobody would lead there.
     """
 
