@@ -6,9 +6,9 @@ object is all one has to ask to know that what was made of them still holds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Mapping
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from types import MappingProxyType
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 from core.changes import Changes, changes
 
@@ -17,29 +17,58 @@ _T = TypeVar("_T")
 _V = TypeVar("_V")
 
 
+class _Made(NamedTuple):
+    """A result; what it was made of, whose identity is the key: it must not be freed, and its id used again; and the
+    keys that were asked for meanwhile."""
+
+    result: Any
+    given: tuple[object, ...]
+    asked: Sequence[tuple[object, ...]]
+
+
 class Memo:
     """Results of pure functions by the identity of what they were given, for as long as they are asked for.
 
-    `forget` ends a round: what nobody asked for since the one before is let go.
+    `forget` ends a round: what nobody asked for since the one before is let go. What was asked for to make something
+    stays with it.
     """
 
     def __init__(self) -> None:
-        self._now: dict[tuple[object, ...], tuple[Any, ...]] = {}
-        self._before: dict[tuple[object, ...], tuple[Any, ...]] = {}
+        self._now: dict[tuple[object, ...], _Made] = {}
+        self._before: dict[tuple[object, ...], _Made] = {}
+        self._making: list[list[tuple[object, ...]]] = []
         self._last: dict[Callable[..., Any], Any] = {}
         self._tables: dict[tuple[Hashable, ...], tuple[Mapping[Any, Any], Mapping[Any, Any]]] = {}
 
     def __call__(self, make: Callable[..., _T], *given: object) -> _T:
         """`make(*given)`, made anew only when one of `given` is another object than before."""
         key = (make, *map(id, given))
+        if self._making:
+            self._making[-1].append(key)
         found = self._now.get(key)
         if found is None:
-            found = self._before.get(key)
-            if found is None:
-                found = (make(*given), given)  # whose identity is the key must not be freed, and its id used again
-            self._now[key] = found
-        result: _T = found[0]
+            found = self._kept(key) or self._made(key, make, given)
+        result: _T = found.result
         return result
+
+    def _kept(self, key: tuple[object, ...]) -> _Made | None:
+        """What the round before had, with all that it was made of: that was as good as asked for."""
+        keys = [key]
+        while keys:
+            each = keys.pop()
+            if each not in self._now and (found := self._before.get(each)) is not None:
+                self._now[each] = found
+                keys += found.asked
+        return self._now.get(key)
+
+    def _made(self, key: tuple[object, ...], make: Callable[..., Any], given: tuple[object, ...]) -> _Made:
+        asked: list[tuple[object, ...]] = []
+        self._making.append(asked)
+        try:
+            made = self._now[key] = _Made(make(*given), given, asked)
+        finally:
+            self._making.pop()
+        return made
 
     def steady(self, make: Callable[..., _T], *given: object) -> _T:
         """As `memo(make, *given)`; and when it equals what `make` made last, that very object.

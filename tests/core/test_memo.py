@@ -55,3 +55,26 @@ def test_steady_is_one_object_while_it_is_equal(tables: list[dict[str, int]]) ->
         assert found is last or found != last
         last = found
         memo.forget()
+
+
+def test_what_something_was_made_of_stays_with_it() -> None:
+    memo, made = Memo(), list[str]()
+
+    def letter(value: str) -> str:
+        made.append(value)
+        return value.upper()
+
+    def word(*letters: str) -> str:
+        return "".join(memo(letter, each) for each in letters)
+
+    assert memo(word, "a", "b") == "AB"
+    for _ in range(3):
+        memo.forget()
+        assert memo(word, "a", "b") == "AB"
+    memo.forget()
+    assert memo(word, "a", "b", "c") == "ABC"
+    assert made == ["a", "b", "c"]
+    for _ in range(2):
+        memo.forget()
+    memo(letter, "a")
+    assert made == ["a", "b", "c", "a"]
