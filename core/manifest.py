@@ -259,8 +259,13 @@ def _fields(cls: type[msgspec.Struct]) -> tuple[tuple[str, str, Any], ...]:
     )
 
 
+_PLAIN: Final = frozenset({str, int, bool, type(None)})
+
+
 def _plain(value: Any) -> Any:
     """A value as JSON says it, without the fields that say only the default."""
+    if type(value) in _PLAIN:  # nearly every one, and asking what it is instead costs more than all the rest
+        return value
     if isinstance(value, msgspec.Struct):
         found = ((name, getattr(value, attribute), default) for attribute, name, default in _fields(type(value)))
         return {name: _plain(item) for name, item, default in found if item != default}

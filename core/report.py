@@ -29,6 +29,11 @@ T = TypeVar("T", FelixState, SpeakerState)
 WRITE_S: Final = 10.0
 """How long one write may take, in seconds."""
 
+REST: Final = 20.0
+MOST_REST_S: Final = 1.0
+"""After a write comes a rest of so many times as long, but of so many seconds at most: a datastore that is busy, or a
+state that is large, is not made busier by telling all of it again for each pod of many that come."""
+
 PATIENCE_S: Final = 20.0
 """How long a write may be refused, by a datastore that otherwise answers, before the log says so."""
 
@@ -42,7 +47,8 @@ async def keep_reported(
     pause_s: float,
     every_s: float = REPORT_EVERY_S,
 ) -> None:
-    """Write the states that `news` gives (it waits for the next one), for ever; two writes are `pause_s` apart.
+    """Write the states that `news` gives (it waits for the next one), for ever; two writes are `pause_s` apart,
+    or more when a write takes long.
 
     `write` gets the state with its time in `reported`.
     """
@@ -51,6 +57,7 @@ async def keep_reported(
     while True:
         wait = pause_s
         if state != written or time.monotonic() >= due:
+            began = time.monotonic()
             try:
                 async with asyncio.timeout(WRITE_S):
                     await write(msgspec.structs.replace(state, reported=clock.now()))
@@ -58,7 +65,9 @@ async def keep_reported(
                 wait = trouble.had(error, expected=state.stale)
             else:
                 trouble.over()
-                written, due = state, time.monotonic() + every_s
+                ended = time.monotonic()
+                wait = max(pause_s, min(MOST_REST_S, REST * (ended - began)))
+                written, due = state, ended + every_s
         await asyncio.sleep(wait)
         with contextlib.suppress(TimeoutError):  # no news, but it is time to say it again
             async with asyncio.timeout(max(0.0, due - time.monotonic())):

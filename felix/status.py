@@ -67,12 +67,13 @@ class Outcome:
 
 def state(desired: Desired, outcome: Outcome, programmed: int, since: str) -> FelixState:
     """The status. `desired` is what the round was about, `programmed` the revision that is wholly in the kernel."""
-    endpoints = {each.name: _endpoint(each, outcome) for each in desired.endpoints}
+    clean = outcome.clean
+    endpoints = {each.name: _endpoint(each, outcome, clean) for each in desired.endpoints}
     endpoints.update((each.name, _host(each, outcome)) for each in desired.hosts)
     for key, reason in desired.rejected.items():
         name = f"{key.namespace}/{key.name}" if key.kind.namespaced else status_name(key)
         endpoints[name] = EndpointState(state="error", reason=reason)
-    settled = not desired.held and outcome.clean
+    settled = not desired.held and clean
     return FelixState(
         programmed=programmed,
         decided=desired.revision,
@@ -104,11 +105,11 @@ def tell_health(health: Health, desired: Desired, outcome: Outcome) -> None:
         health.ok("breaker")
 
 
-def _endpoint(endpoint: Endpoint, outcome: Outcome) -> EndpointState:
+def _endpoint(endpoint: Endpoint, outcome: Outcome, clean: bool) -> EndpointState:
     if endpoint.pending:
         return EndpointState(state="pending", reason=endpoint.pending)
     up = EndpointState(state="up", link=endpoint.link.index if endpoint.link else 0)
-    if outcome.clean:
+    if clean:
         return up
     errors = [
         *(outcome.routes.errors[key] for key in host_routes(endpoint) if key in outcome.routes.errors),
