@@ -139,7 +139,7 @@ class Machine:
         argv = netns.command(netns.path(self.place), sys.executable, *words)
         return Process(argv, self.folder / f"{name}.log")
 
-    def start(self) -> None:
+    def start(self, *, felix: bool = True) -> None:
         """A new network namespace with an uplink, through which a pod's gateway is answered for; and both agents."""
         netns.create(self.place)
         self.run("ip", "link", "add", "up0", "type", "veth", "peer", "name", "up1")
@@ -150,7 +150,8 @@ class Machine:
             "route add default dev up0",
         ):
             self.run("ip", *words.split())
-        self.felix.start()
+        if felix:
+            self.felix.start()
         self.cni.start()
 
     async def serving(self) -> None:

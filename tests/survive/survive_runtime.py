@@ -20,6 +20,9 @@ from survive_cluster import ALLOWED, DENIED, PATIENCE_S, Container, Machine
 from linux import netns
 from tests.cni.asking import Heard
 
+TRY_AGAIN = 11
+"""The code of what may be asked again; nothing else is answered, unless a test says so."""
+
 AGAIN_S = 0.1
 """Between two tries."""
 
@@ -53,13 +56,14 @@ def addresses(heard: Heard) -> tuple[str, ...]:
 @dataclass
 class Runtime:
     """One node's. `failures` counts what was refused, by command and code; `made` is how many containers
-    there were."""
+    there were, `codes` what a failure may be."""
 
     machine: Machine
     told: Told
     chance: random.Random
     failures: Counter[tuple[str, int]] = field(default_factory=Counter)
     sentences: Counter[str] = field(default_factory=Counter)
+    codes: frozenset[int] = frozenset({TRY_AGAIN})
     packets: int = 0
     made: int = 0
     _late: dict[str, Container] = field(default_factory=dict)
@@ -99,7 +103,7 @@ class Runtime:
         said = heard.document
         self.failures[command, said["code"]] += 1
         self.sentences[f"{command}: {said['msg']}"] += 1
-        assert said["code"] == 11, said
+        assert said["code"] in self.codes, said
 
     async def live(self, pod: str, probe: Container) -> None:
         """A pod's life, from its beginning to its end. `probe` is another pod of the node, which stays."""
@@ -121,6 +125,19 @@ class Runtime:
             self.machine.without(container.netns)
         if self.chance.random() < 0.2:
             self._late[pod] = container
+
+    async def at_once(self, pod: str) -> None:
+        """A runtime that is confused: two ADDs of a container at once, then an ADD and a DEL of it."""
+        container = self.container(pod)
+        both = await asyncio.gather(*(self.machine.call("ADD", container) for _ in range(2)))
+        given = {addresses(each) for each in both if each.status == 0}
+        assert len(given) <= 1, given
+        for each in given:
+            self.told.given(container, each)
+        self.told.ended(container)
+        await asyncio.gather(*(self.machine.call(command, container) for command in ("ADD", "DEL")))
+        await self.removed(container)
+        self.machine.without(container.netns)
 
     async def late(self) -> None:
         """The last of the late DELs."""
