@@ -181,7 +181,7 @@ class CniNode:
             endpoints=endpoints,
             handles=handles,
             addresses=addresses,
-            interfaces=sum(f" {WORKLOAD_PREFIX}" in line for line in links),
+            interfaces=sum(line.split()[1].startswith(WORKLOAD_PREFIX) for line in links),
             routes=sum(f"dev {WORKLOAD_PREFIX}" in line for line in routes.splitlines()),
             table=_said(*inside, "nft", "-s", "list", "ruleset"),
         )
