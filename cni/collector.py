@@ -82,7 +82,7 @@ class Collector:
         self.trouble = "it has not looked yet"
 
     async def run(self) -> None:
-        """Collect until cancelled. Errors of the store and the kernel are waited out."""
+        """Collect until cancelled. Errors of the store and the kernel are waited out, and so are bugs."""
         cleared = -HISTORY_S
         while True:
             done = 0
@@ -94,6 +94,9 @@ class Collector:
             except (MuslinError, OSError) as error:
                 self.trouble = str(error)
                 log.warning("collector.put_off", why=self.trouble)
+            except Exception as bug:  # must not take the runtimes' answers with it
+                self.trouble = f"a bug in muslin's collector: {bug!r}; the CNI agent's log says where"
+                log.exception("collector.bug")
             if not done:  # else there may be more: the last block of a pool goes before the pool
                 pause = min(self._config.leak_grace_s / 2, AGAIN_S if self.trouble else SCAN_S)
                 await asyncio.sleep(pause * random.uniform(1.0, 1.1))  # noqa: S311 - jitter, not a secret

@@ -144,12 +144,13 @@ def _ports(pod: Pod) -> Iterator[EndpointPort]:
     """The ports of a Pod's containers that have a name or are the host's; what does not read as one is left out."""
     for container in _listed(pod.spec, "containers"):
         for each in _listed(container, "ports"):
-            port, protocol = each.get("containerPort"), each.get("protocol", "TCP")
-            named, host = each.get("name") or "", each.get("hostPort") or 0
-            if isinstance(port, int) and isinstance(named, str) and protocol in _WITH_PORTS and (named or host):
-                yield EndpointPort(
-                    name=named, port=port, protocol=protocol, host_port=host, host_ip=each.get("hostIP") or ""
-                )
+            port: Any = each.get("containerPort")
+            host = each.get("hostPort") or 0
+            named, protocol = each.get("name") or "", each.get("protocol") or "TCP"
+            at = each.get("hostIP") or ""
+            sound = type(port) is type(host) is int and type(named) is type(protocol) is type(at) is str
+            if sound and protocol in _WITH_PORTS and (named or host):
+                yield EndpointPort(name=named, port=port, protocol=protocol, host_port=host, host_ip=at)
 
 
 def _listed(given: Mapping[str, Any] | None, key: str) -> list[Mapping[str, Any]]:

@@ -29,7 +29,7 @@ from datastore.follow import follow
 
 ATTEMPTS: Final = 10
 RETRY_S: Final = 0.5
-"""How often a write that is lost to others or to an outage is tried, and how long after an outage (seconds)."""
+"""How often a write that is lost to others is tried at once, and after how many seconds all that could not be made."""
 
 Pair: TypeAlias = tuple[WorkloadEndpoint, Pod]
 
@@ -61,11 +61,12 @@ def of_node(node: str) -> Decode:
 
 
 async def _keep(store: Store, node: str, latest: Latest[Snapshot]) -> None:
-    settled: Mapping[Key, Pair] = {}
+    settled: dict[Key, Pair] = {}
     while True:
         snapshot = await latest.get()
-        if not snapshot.stale:
-            settled = await _bring_up(store, pairs(snapshot, node), settled)
+        while not snapshot.stale and not await bring_up(store, pairs(snapshot, node), settled):
+            await asyncio.sleep(RETRY_S)
+            snapshot = latest.peek() or snapshot
 
 
 def pairs(snapshot: Snapshot, node: str) -> Mapping[Key, Pair]:
@@ -78,21 +79,31 @@ def pairs(snapshot: Snapshot, node: str) -> Mapping[Key, Pair]:
     return found
 
 
-async def _bring_up(store: Store, found: Mapping[Key, Pair], settled: Mapping[Key, Pair]) -> Mapping[Key, Pair]:
-    """Write what is not as its Pod says; what need not be looked at again."""
+async def bring_up(store: Store, found: Mapping[Key, Pair], settled: dict[Key, Pair]) -> bool:
+    """Write what is not as its Pod says. `settled` is what need not be looked at again; whether all is in it now."""
+    for key in settled.keys() - found.keys():
+        del settled[key]
     for key, (there, pod) in found.items():
         before = settled.get(key)
         if before is not None and before[0] is there and before[1] is pod:
             continue
-        if not endpoint.same(there, endpoint.as_pod_says(there, pod)):
-            why = await _write(store, there)
-            if why:
-                log.warning("cni.labels_not_followed", object=str(key), why=why)
-    return found
+        try:
+            done = endpoint.same(there, endpoint.as_pod_says(there, pod)) or await _written(store, there)
+        except Unavailable:
+            return False
+        except Exception:  # of one pod; the others are followed, and runtimes answered
+            log.exception("cni.bug", object=str(key))
+            done = True
+        if done:
+            settled[key] = (there, pod)
+    return settled.keys() == found.keys()
 
 
-async def _write(store: Store, there: WorkloadEndpoint) -> str:
-    """Write it as its Pod says now, if it is its container's still; why it cannot be written, "" when all is well."""
+async def _written(store: Store, there: WorkloadEndpoint) -> bool:
+    """Write it as its Pod says now, if it is its container's still; False when others were faster each time.
+
+    Raises `Unavailable`.
+    """
     for _ in range(ATTEMPTS):
         try:
             read, pod = await asyncio.gather(
@@ -100,20 +111,20 @@ async def _write(store: Store, there: WorkloadEndpoint) -> str:
                 objects.read(store, Pod, there.spec.pod, there.key.namespace),
             )
             if read is None or pod is None or read[0].spec.container_id != there.spec.container_id:
-                return ""  # another one by now, which the next snapshot shows
+                return True  # another one by now, which the next snapshot shows
             wanted = endpoint.as_pod_says(read[0], pod[0])
             if endpoint.same(wanted, read[0]):
-                return ""
+                return True
             if problems := validate(wanted):
-                return str(Invalid(problems))
+                raise Invalid(problems)
             await objects.write(store, wanted, read[1])
-        except Unavailable:
-            await asyncio.sleep(RETRY_S)
         except Conflict:
             continue
+        except Unavailable:
+            raise
         except MuslinError as error:
-            return str(error)
+            log.warning("cni.labels_not_followed", object=str(there.key), why=str(error))
         else:
             log.info("cni.labels_followed", object=str(there.key))
-            return ""
-    return "others write it all the time, or the datastore is away"
+        return True
+    return False

@@ -137,6 +137,8 @@ class Server:
         except (OSError, TimeoutError) as error:
             self._metrics.refused()
             log.warning("cni.peer_lost", why=str(error) or "it took too long over its question, or its answer")
+        except Exception:  # of one connection; the others go on
+            log.exception("cni.bug")
         finally:
             for descriptor in descriptors:
                 os.close(descriptor)
@@ -313,5 +315,5 @@ def _bug(question: Question, why: str) -> Answer:
 def _read(document: bytes) -> _Said:
     try:
         return msgspec.json.decode(document, type=_Said)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError):
         return _Said()

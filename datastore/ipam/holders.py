@@ -34,6 +34,7 @@ from core.resources import (
     WorkloadEndpoint,
 )
 from datastore.api import Entry, Listing
+from datastore.ipam.block import spelt
 from datastore.ipam.books import handle_key
 
 KINDS: Final[frozenset[Kind]] = frozenset(
@@ -90,7 +91,7 @@ class Holdings:
             known = before._held[entry.key.kind].get(entry.key) if before is not None else None
             try:
                 kept = known if known is not None and known.revision == entry.revision else _read(entry)
-            except Invalid:
+            except (Invalid, ValueError):
                 unread[entry.key] = entry
                 continue
             self._held[entry.key.kind][entry.key] = kept
@@ -187,7 +188,9 @@ class Holdings:
 
 
 def _read(entry: Entry) -> Held[Resource]:
-    return Held(manifest.decode(entry.key, entry.value), entry.revision)
+    """Raises `Invalid`, or ValueError for a block that has one address twice, in two spellings."""
+    found = manifest.decode(entry.key, entry.value)
+    return Held(spelt(found) if isinstance(found, IPAMBlock) else found, entry.revision)
 
 
 def _holder(text: str, held: Held[IPAMHandle] | None, blocks: Mapping[Address, Held[IPAMBlock] | None]) -> Holder:

@@ -22,6 +22,7 @@ from ipam_collect_world import (
     world,
     writes,
 )
+from msgspec.structs import replace
 
 from core.names import Key, workload_interface
 from core.resources import IPAMBlock, IPAMRecord, Metadata, Node, WorkloadEndpoint
@@ -45,6 +46,21 @@ def test_a_leak_is_due_when_it_was_seen_twice_a_grace_apart() -> None:
     assert seen.scan(100.0) == set()
     assert seen.scan(100.0 + GRACE - 0.1) == set()
     assert seen.scan(100.0 + GRACE) == {"container c1"}
+
+
+def test_an_address_is_collected_by_every_spelling_and_left_alone_by_two() -> None:
+    """Nobody of ours writes them so; one that is there twice may be the other's."""
+    six = "fd00::/122"
+    leaks = (handle("c1", "fd00::7", six), handle("c2", "fd00::7", six, pod="db"))
+    odd = block(six)
+    one = replace(odd, spec=replace(odd.spec, allocations={"FD00::7": "net.c1"}))
+    seen = world(pool(), node("n1"), one, leaks[0])
+    seen.scan(100.0)
+    assert "container c1" in seen.scan(100.0 + GRACE)
+    two = replace(odd, spec=replace(odd.spec, allocations={"FD00::7": "net.c1", "fd00::7": "net.c2"}))
+    seen = world(pool(), node("n1"), two, *leaks)
+    seen.scan(100.0)
+    assert seen.scan(100.0 + GRACE) == set()
 
 
 def test_one_observation_is_not_two_even_without_a_grace() -> None:
