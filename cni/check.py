@@ -23,9 +23,10 @@ from cni.result import Result
 from cni.spec import Code, Failure
 from cni.thread import in_thread
 from cni.wiring import View
-from core.addr import Interface, Network, host_prefix
+from core.addr import Family, Interface, Network, host_prefix
 from core.endpoint_feed import NotProgrammed
 from core.resources import WorkloadEndpoint
+from linux.route_query import Ways
 
 CONVERGE_S: Final = 2.0
 """How long felix may take (seconds) before it counts as something wrong."""
@@ -81,6 +82,7 @@ def _kernel_faults(call: Call, endpoint: WorkloadEndpoint, expected: frozenset[I
         *_mac_faults(call, endpoint, view),
         *([f"{place.inside} has not {_listed(missing)}"] if (missing := expected - view.addresses) else []),
         *_route_faults(call, endpoint, view),
+        *(_host_faults(endpoint, view) if call.conf.wait_s else ()),
     ]
 
 
@@ -95,9 +97,22 @@ def _mac_faults(call: Call, endpoint: WorkloadEndpoint, view: View) -> Iterator[
 
 def _route_faults(call: Call, endpoint: WorkloadEndpoint, view: View) -> Iterator[str]:
     """A route that a later plugin made more exact is fine; one that is gone altogether is not."""
-    wanted = wiring.routes_of(endpoint.spec.addresses, call.conf.ipam.routes)
+    wanted = [*wiring.routes_of(endpoint.spec.addresses, call.conf.ipam.routes)]
+    wanted += [host_prefix(wiring.GATEWAYS[Family.V4]) for each in endpoint.spec.addresses if each.version == 4]
     if missing := [each for each in wanted if each not in view.routes]:
         yield f"{call.at.interface} has no route to {_listed(missing)}"
+
+
+def _host_faults(endpoint: WorkloadEndpoint, view: View) -> Iterator[str]:
+    """What felix sees to on the host, seen for ourselves: it may be gone since felix said that all is well."""
+    host = view.wire.host
+    with Ways() as ways:
+        for address in endpoint.spec.addresses:
+            way = ways.to(address)
+            if way.device != host.name:
+                yield f"the node leads to {address} by {way.device or way.kind}, not by {host.name}"
+    for family in sorted({Family(each.version) for each in endpoint.spec.addresses} - view.gateways):
+        yield f"{host.name} is not the pod's gateway {wiring.GATEWAYS[family]}"
 
 
 async def _felix_faults(call: Call, found: Found) -> list[str]:

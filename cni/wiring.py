@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from ipaddress import ip_address, ip_interface, ip_network
 from pathlib import Path
@@ -84,11 +84,13 @@ class Furniture:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class View:
-    """A wire as it was found: the addresses of the pod's end, and what leads out of it through a gateway."""
+    """A wire as it was found: the addresses of the pod's end, what leads out of it through a gateway or to one, and the
+    families whose gateway the host's end is."""
 
     wire: Wire
     addresses: frozenset[Interface]
     routes: frozenset[Network]
+    gateways: frozenset[Family]
 
 
 class NoNamespace(MuslinError):
@@ -151,7 +153,8 @@ def _host_up(place: Place, wire: Wire, mtu: int) -> Wire:
     with Netlink() as node:
         _no_duplicates(place.host)
         _write(f"net/ipv6/conf/{place.host}/addr_gen_mode", _NO_ADDRESS)
-        _batch(node, [interfaces.link_change(wire.host.index, up=True, mtu=mtu)])
+        mac = "" if wire.host.mac == HOST_MAC else HOST_MAC
+        _batch(node, [interfaces.link_change(wire.host.index, up=True, mtu=mtu, mac=mac)])
     return wire
 
 
@@ -216,11 +219,23 @@ def look(place: Place) -> View | None:
             return None
         host, inside = found
         ways = [each for version in (4, 6) for each in interfaces.routes(pod, version)]
-        return View(
-            wire=Wire(host=host, pod=inside),
-            addresses=frozenset(_held(pod, inside.index)),
-            routes=frozenset(destination for destination, hop in ways if hop.gateway is not None),
-        )
+        at_host = {each for index, each in interfaces.addresses(node) if index == host.index}
+        addresses = frozenset(_held(pod, inside.index))
+    direct = host_prefix(GATEWAYS[Family.V4])
+    return View(
+        wire=Wire(host=host, pod=inside),
+        addresses=addresses,
+        routes=frozenset(to for to, hop in ways if hop.gateway is not None or to == direct),
+        gateways=frozenset(_gateways(place.host, at_host)),
+    )
+
+
+def _gateways(device: str, addresses: Collection[Interface]) -> Iterator[Family]:
+    with suppress(FileNotFoundError):
+        if Path("/proc/sys/net/ipv4/conf", device, "proxy_arp").read_text().strip() == "1":
+            yield Family.V4
+    if _LINK_LOCAL in addresses:
+        yield Family.V6
 
 
 def detach(place: Place, *, certain: bool) -> None:
