@@ -15,7 +15,6 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import AsyncIterator, Iterable, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, Protocol
@@ -35,6 +34,7 @@ from cni.model import Answer, Config, Question
 from cni.remove import remove
 from cni.spec import Code, Command, Failure
 from cni.status import status
+from cni.thread import Threads
 from core.endpoint_feed import NotProgrammed, Outcomes
 from core.errors import Conflict, Invalid, MuslinError, Unavailable, on_purpose
 from core.resources import IPAMHandle
@@ -70,7 +70,7 @@ class Plugin:
             ledger=ledger,
             outcomes=outcomes,
             flows=Flows(),
-            threads=ThreadPoolExecutor(THREADS, "cni"),
+            threads=Threads(THREADS, "cni"),
         )
         self._turns: WeakValueDictionary[tuple[str, str], asyncio.Lock] = WeakValueDictionary()
         self._busy: Counter[str] = Counter()

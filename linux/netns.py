@@ -14,6 +14,7 @@ import ctypes
 import os
 import socket
 import subprocess
+import weakref
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Final
@@ -89,6 +90,23 @@ def inside(namespace: str) -> Iterator[None]:
     with open(path(namespace)) as there, _return():
         _call("setns", there.fileno(), _CLONE_NEWNET)
         yield
+
+
+class Home:
+    """The network namespace in which this is made: where threads belong that `inside` moves."""
+
+    def __init__(self) -> None:
+        self._file = os.open(_OWN, os.O_RDONLY | os.O_CLOEXEC)
+        weakref.finalize(self, os.close, self._file)
+
+    def come(self) -> None:
+        """Bring the calling thread back, if it is elsewhere: the kernel may have refused to when it should have come.
+
+        Raises OSError if it still does.
+        """
+        here, home = os.stat(_OWN), os.fstat(self._file)
+        if (here.st_dev, here.st_ino) != (home.st_dev, home.st_ino):
+            _call("setns", self._file, _CLONE_NEWNET)
 
 
 @contextlib.contextmanager

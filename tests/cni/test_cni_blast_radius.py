@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import os
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -17,11 +19,14 @@ from cni.arguments import Attachment
 from cni.collector import Collector
 from cni.follow_pods import Pair, bring_up
 from cni.model import Answer, Config, Question
+from cni.thread import Threads, in_thread
 from core import resources
 from core.names import Key
 from core.resources import Metadata, WorkloadEndpoint
 from datastore import objects
 from datastore.client import GrpcStore
+
+_CLONE_NEWNET = 0x40000000
 
 ODD_PORTS: list[dict[str, Any]] = [
     {"containerPort": 80, "name": "a", "protocol": ["TCP"]},
@@ -103,3 +108,18 @@ async def test_a_bug_about_a_question_that_is_no_text_is_answered(tmp_path: Path
                 heard = await executable.run("ADD", b'{"cniVersion": "\xff"}')
                 assert heard.status == 1
                 assert heard.document["code"] == 999
+
+
+async def test_a_thread_that_is_stuck_in_a_pods_namespace_does_nothing_there() -> None:
+    def where() -> str:
+        return os.readlink("/proc/thread-self/ns/net")
+
+    def strand() -> str:
+        assert ctypes.CDLL(None).unshare(_CLONE_NEWNET) == 0
+        return where()
+
+    with Threads(1, "cni") as threads:
+        home = where()
+        assert await in_thread(threads, where) == home
+        assert await in_thread(threads, strand) != home
+        assert await in_thread(threads, where) == home
