@@ -75,7 +75,10 @@ async def half_made(runtime: Runtime, pod: Pod, *steps: str) -> None:
             await Ledger(store).assign(
                 Request(handle=handle, owner=owner),
                 lambda grant: [
-                    objects.put(endpoint.endpoint(NODE, at, grant.addresses, mac=endpoint.own_mac(handle)), 0)
+                    objects.put(
+                        endpoint.endpoint(NODE, at, grant.addresses, network=NETWORK, mac=endpoint.own_mac(handle)),
+                        0,
+                    )
                 ],
             )
 
