@@ -27,9 +27,10 @@ from core.names import WORKLOAD_PREFIX
 from core.resources import IPAMBlock, IPAMRecord, WorkloadEndpoint
 from datastore.api import Delete, Entry, Store
 from datastore.ipam import history, idle, unused
-from datastore.ipam.collect import Candidate, Collection, Live, Scene, Written, confirm, observe, operations
+from datastore.ipam.collect import Candidate, Collection, Live, Scene, Written, confirm, observe
 from datastore.ipam.holders import KINDS, Held, Holder, Holdings
 from datastore.ipam.model import Step
+from datastore.ipam.writing import operations
 from linux import interfaces, netns
 from linux.netlink import Netlink
 
@@ -173,7 +174,7 @@ class Collector:
 
     async def _write(self, step: Step, written: Written) -> None:
         fresh = written.rebased(step)
-        written.note(fresh, await self._store.txn(operations(fresh), fresh.guards))
+        written.note(fresh, await self._store.txn(operations(fresh.changes), fresh.guards))
 
     async def _look(self) -> tuple[Scene, tuple[Candidate, ...]]:
         """The store, then the kernel: what an ADD makes between is seen. What is under way before or after is alive."""

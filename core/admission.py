@@ -5,7 +5,7 @@
 
 `changes` maps a key to its new resource, or to None when it is deleted. A transaction is judged as a whole: replacing
 a pool by two halves of it, or creating a tier together with its policies, is as sound as it will be when it is done.
-Single objects are taken as valid (`core.validate`).
+Single objects are taken as valid (`core.validate`); what is valid, and yet not to be written, is `check_alone`'s.
 
 In `existing`, None is an object that cannot be read. It keeps nobody from creating or changing other things; but what
 it may be using is not deleted.
@@ -35,6 +35,7 @@ from core.resources import (
 )
 from core.resources.policy import BUILT_IN_TIERS
 from core.selector import parse
+from core.validate.ipam import oddly_spelt
 from core.values import peer_address
 
 Changes: TypeAlias = Mapping[Key, Resource | None]
@@ -86,6 +87,12 @@ def relies(changes: Changes) -> frozenset[Key]:
     """Objects without which `changes` would not be sound, but for those that `changes` writes."""
     tiers = {policy.spec.tier for cls in POLICIES for policy in _put(cls, changes).values()} - set(BUILT_IN_TIERS)
     return frozenset(Key(Tier.KIND, "", name) for name in tiers) - changes.keys()
+
+
+def check_alone(changes: Changes) -> list[Problem]:
+    """What is wrong with writing any of `changes`, whatever else there is, that a reader copes with."""
+    written = ((key, resource) for key, resource in changes.items() if isinstance(resource, IPAMBlock | IPAMHandle))
+    return [_problem(key, each.path, each.why) for key, resource in written for each in oddly_spelt(resource)]
 
 
 def check(changes: Changes, existing: Existing) -> list[Problem]:

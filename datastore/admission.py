@@ -27,6 +27,8 @@ log = structlog.get_logger()
 async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Guard]:
     """The guards under which `operations` may be written; `Invalid` names every problem of every object."""
     changes = _decoded(operations)
+    if problems := admission.check_alone(changes):
+        raise Invalid(problems)
     kinds = admission.needs(changes)
     if not kinds:
         return ()

@@ -17,6 +17,7 @@ from core.addr import Network
 from core.documents import join
 from core.errors import Problem
 from core.resources import BlockAffinity, IPAMBlock, IPAMConfiguration, IPAMHandle, IPAMRecord, IPReservation
+from core.resources.ipam import HandleSpec
 from core.validate.checks import each, name, once, one_of, reads, when_set, within
 
 MOST_COOLDOWN_S: Final = 1200
@@ -71,6 +72,20 @@ def _within(path: str, addresses: Mapping[str, str], network: Network | None) ->
         yield from wrong
         if not wrong and network is not None and values.address(text) not in network:
             yield Problem(path=join(path, text), why=f"is not within {network}")
+
+
+def oddly_spelt(given: IPAMBlock | IPAMHandle) -> Iterator[Problem]:
+    """Addresses that are not written as they are looked up. Who reads copes with one; who writes does not do it, as one
+    address under two spellings could be two pods'."""
+    spec = given.spec
+    if isinstance(spec, HandleSpec):
+        maps: Mapping[str, Mapping[str, str]] = {"addresses": spec.addresses}
+    else:
+        maps = {"allocations": spec.allocations, "borrowers": spec.borrowers, "freed": spec.freed}
+    for part, addresses in maps.items():
+        for text in addresses:
+            if ":" in text and text != str(values.address(text)):
+                yield Problem(path=join(f"spec.{part}", text), why=f"is {values.address(text)}; write it so")
 
 
 def affinity(given: BlockAffinity) -> Iterator[Problem]:

@@ -40,8 +40,6 @@ from typing import Final, NewType
 from core.addr import Address
 from core.names import Key
 from core.resources import IPAMBlock, Node
-from datastore import objects
-from datastore.api import Delete, Operation
 from datastore.ipam.block import give_back, given_to
 from datastore.ipam.holders import Held, Holdings
 from datastore.ipam.model import Change, Remove, Step, Write
@@ -145,16 +143,6 @@ def confirm(due: Iterable[Candidate], checked: Iterable[Candidate]) -> tuple[Can
     """Of what is due, what a later look finds a candidate at the same revisions; as that look has it."""
     witnessed = {each.subject: each.witness for each in due}
     return tuple(each for each in checked if witnessed.get(each.subject) == each.witness)
-
-
-def operations(step: Step) -> list[Operation]:
-    """What a step writes, for a transaction."""
-    return [
-        objects.put(change.resource, change.if_revision)
-        if isinstance(change, Write)
-        else Delete(change.key, change.if_revision)
-        for change in step.changes
-    ]
 
 
 class Written:

@@ -20,7 +20,7 @@ from typing import Final, Generic, cast
 from core import manifest
 from core.addr import Address, Network, contains
 from core.errors import Invalid
-from core.names import Key, Kind
+from core.names import TUNNEL_HANDLE, Key, Kind
 from core.resources import (
     BlockAffinity,
     IPAMBlock,
@@ -44,7 +44,7 @@ KINDS: Final[frozenset[Kind]] = frozenset(
 """What has to be listed."""
 
 TUNNELS: Final = (
-    "ipip-tunnel-addr-",
+    TUNNEL_HANDLE,
     "vxlan-tunnel-addr-",
     "vxlan-v6-tunnel-addr-",
     "wireguard-tunnel-addr-",

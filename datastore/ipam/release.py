@@ -14,33 +14,16 @@ from typing import Final
 import msgspec
 
 from core.addr import Address, Network
-from core.names import TUNNEL_HANDLE, Key
+from core.names import Key
 from core.resources import IPAMBlock, IPAMHandle, IPAMRecord, Metadata
 from core.resources.ipam import HandleSpec, RecordSpec
 from datastore.api import ABSENT, Guard, Present
 from datastore.ipam import block as blocks
 from datastore.ipam.assign import held
-from datastore.ipam.books import Books, block_key, handle_key, handle_name
+from datastore.ipam.books import Books, block_key, handle_key
 from datastore.ipam.model import Change, Grant, Remove, Step, Write
 
-__all__ = [
-    "handle_name",
-    "is_tunnel",
-    "record",
-    "record_name",
-    "release",
-    "release_address",
-    "release_affinity",
-    "release_block",
-]
-
 _AS_NAME: Final = str.maketrans(".:", "--")
-_TUNNELS: Final = (TUNNEL_HANDLE, "vxlan-tunnel-addr-", "vxlan-v6-tunnel-addr-", "wireguard-tunnel-addr-")
-
-
-def is_tunnel(handle: str) -> bool:
-    """Whether a handle is a node's own, for its end of a tunnel; muslin's and Calico's spellings."""
-    return handle.startswith(_TUNNELS)
 
 
 def record_name(address: Address, handle: str, since: str) -> str:

@@ -31,10 +31,10 @@ from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
-from datastore.ipam.collect import operations
 from datastore.ipam.ending import ending
 from datastore.ipam.holders import KINDS, Holdings
 from datastore.ipam.model import Owner, Request, Use
+from datastore.ipam.writing import operations
 from linux import interfaces, netns
 from linux.netlink import Netlink
 from tests.conftest import served
@@ -111,7 +111,7 @@ async def test_a_second_add_after_the_last_look_wins(store: Store, n1: GcNode) -
     _, (judged,) = await collector._look()
     await n1.add("web", "c1")
     with pytest.raises(Conflict):
-        await store.txn(operations(judged.step))
+        await store.txn(operations(judged.step.changes))
     assert set((await held(store)).values()) == {"net.c1"}
 
 
@@ -169,7 +169,7 @@ async def test_a_pool_ends_with_its_last_pod(store: Store, n1: GcNode) -> None:
     (pool,) = (each for each in holdings.of(IPPool).values() if each.resource.metadata.name == "pods")
     end = ending(pool, holdings, "2026-01-31T12:00:00Z")
     assert not end.over
-    await store.txn(operations(end.step), end.step.guards)
+    await store.txn(operations(end.step.changes), end.step.guards)
     running = asyncio.create_task(n1.collector(0.1).run())
     try:
         async with asyncio.timeout(PATIENCE_S):

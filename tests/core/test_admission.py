@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping
 import pytest
 from msgspec.structs import replace
 
-from core.admission import check, needs, relies
+from core.admission import check, check_alone, needs, relies
 from core.names import Key, Kind
 from core.resources import (
     BGPPeer,
@@ -290,3 +290,16 @@ def test_most_writes_need_nothing_read() -> None:
     assert needs({pod.key: None}) == frozenset()
     assert needs({node("n1").key: None}) == needs({block("10.65.0.0/26").key: None}) == {IPAMBlock.KIND, Node.KIND}
     assert needs({pool("a", "10.0.0.0/16").key: None}) == {IPPool.KIND, IPAMBlock.KIND}
+
+
+def test_an_address_is_written_in_one_spelling() -> None:
+    odd = block("fd00::/122", **{"FD00::1": "pod-1", "fd00::2": "pod-2"})
+    holder = IPAMHandle(
+        metadata=Metadata(name="pod-1"), spec=HandleSpec(handle_id="pod-1", addresses={"fd00:0::1": "fd00::/122"})
+    )
+    problems = check_alone({each.key: each for each in (odd, holder)})
+    assert [str(each) for each in problems] == [
+        "IPAMBlock/fd00::-122: spec.allocations.FD00::1: is fd00::1; write it so",
+        "IPAMHandle/pod-1: spec.addresses.fd00:0::1: is fd00::1; write it so",
+    ]
+    assert check_alone({odd.key: block("fd00::/122", **{"fd00::1": "pod-1"}), holder.key: None}) == []

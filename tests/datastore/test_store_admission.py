@@ -9,6 +9,7 @@ from core.errors import Invalid
 from core.manifest import encode
 from core.names import Key
 from core.resources import IPAMBlock, IPPool, Metadata, NetworkPolicy, Node, Resource, Tier, WorkloadEndpoint
+from core.resources.ipam import BlockSpec
 from core.resources.network import IPPoolSpec
 from core.resources.policy import NetworkPolicySpec, TierSpec
 from datastore.admission import admit
@@ -43,6 +44,13 @@ async def test_what_needs_no_reading_asks_for_no_guard(sqlite: Store) -> None:
     node, pod = Node(metadata=Metadata(name="n1")), Key(WorkloadEndpoint.KIND, "shop", "n1-k8s-web-eth0")
     assert await admit(sqlite, [put(node)]) == ()
     assert await admit(sqlite, [Delete(pod)]) == ()
+
+
+async def test_an_address_that_is_spelt_oddly_is_not_written(sqlite: Store) -> None:
+    spec = BlockSpec(cidr="fd00::/122", allocations={"FD00::1": "pod-1"})
+    block = IPAMBlock(metadata=Metadata(name="fd00---122"), spec=spec)
+    said = "IPAMBlock/fd00---122: spec.allocations.FD00::1: is fd00::1; write it so"
+    assert await refusal(sqlite, put(block)) == [said]
 
 
 async def test_what_was_read_is_guarded(sqlite: Store) -> None:

@@ -6,7 +6,6 @@ from datetime import timedelta
 from ipaddress import ip_address, ip_network
 
 import msgspec
-import pytest
 from ipam_world import Cluster, block, claim, pool, settings
 
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPAMRecord
@@ -15,7 +14,6 @@ from core.validate import validate
 from datastore.api import ABSENT
 from datastore.ipam.books import handle_key
 from datastore.ipam.release import (
-    is_tunnel,
     record_name,
     release,
     release_address,
@@ -198,14 +196,6 @@ def test_a_claim_to_a_block_that_cannot_be_read_stays() -> None:
     books = cluster.hide(block("10.0.0.0/30", "a"))
     assert release_affinity(books, "a", RANGE, cluster.now).changes == ()
     assert release_block(books, RANGE, cluster.now).changes == ()
-
-
-@pytest.mark.parametrize(
-    ("handle", "tunnel"),
-    [("ipip-tunnel-addr-a", True), ("vxlan-tunnel-addr-a", True), ("wireguard-tunnel-addr-a", True), ("net.c", False)],
-)
-def test_a_nodes_own_addresses_are_known_by_their_handles(handle: str, tunnel: bool) -> None:
-    assert is_tunnel(handle) == tunnel
 
 
 def test_a_block_survives_the_store_as_it_was() -> None:
