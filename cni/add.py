@@ -69,7 +69,7 @@ class _Adding:
     async def run(self) -> Joined:
         """All of it."""
         async with asyncio.TaskGroup() as both:
-            wiring_task = both.create_task(in_thread(self._means.threads, self._attach), name="wire")
+            wiring_task = both.create_task(in_thread(self._means.makers, self._attach), name="wire")
             granting = both.create_task(self._grant(), name="addresses")
         wire, (grant, revision) = wiring_task.result(), granting.result()
         furniture = Furniture(
@@ -78,7 +78,7 @@ class _Adding:
             forward=self._call.conf.ip_forward,
         )
         async with asyncio.TaskGroup() as both:
-            furnishing = in_thread(self._means.threads, wiring.furnish, self._call.place, wire, furniture, self._mac)
+            furnishing = in_thread(self._means.makers, wiring.furnish, self._call.place, wire, furniture, self._mac)
             both.create_task(furnishing, name="furnish")
             both.create_task(self._until_ready(revision, wire), name="felix")
         await self._means.flows.cut(grant.addresses)

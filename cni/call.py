@@ -27,7 +27,8 @@ ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
-    """What the agent of `node` works with; its `threads` are in the node's network namespace."""
+    """What the agent of `node` works with. Its threads are in the node's network namespace: `makers` for wires that are
+    made, `threads` for all else."""
 
     node: str
     store: Store
@@ -35,6 +36,7 @@ class Means:
     outcomes: Outcomes
     flows: Flows
     threads: Executor
+    makers: Executor
 
 
 @dataclass(frozen=True, slots=True)
