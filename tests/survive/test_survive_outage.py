@@ -31,6 +31,9 @@ AWAY_S = 32.0 if os.environ.get("MUSLIN_SOAK") == "long" else 13.0
 ANSWER_S = 45.0
 """No call may take longer, however long the datastore is away."""
 
+STALE_S = 2.0
+"""Felix's first rounds, on what it has on its disk, are over by then."""
+
 AGAIN = 11
 
 
@@ -160,3 +163,26 @@ async def test_a_pod_is_not_called_broken_because_felix_is_away(home: Home) -> N
     await machine.serving()
     assert (await machine.call("CHECK", container, prevResult=added)).status == 0
     await runtime.removed(container)
+
+
+async def test_a_felix_that_starts_without_a_datastore_leaves_the_newest_pods_as_they_are(home: Home) -> None:
+    machine, runtime = home.machine, home.runtime
+    probe, _ = await runtime.added("probe")
+    pods = await asyncio.gather(*(runtime.added(f"new-{number}") for number in range(8)))
+    await home.made.datastore.kill()
+    await machine.felix.kill()
+    said = len(machine.felix.said())
+    machine.felix.start()
+
+    async def away() -> bool:
+        return any(each["event"] == "datastore.away" for each in machine.felix.said()[said:])
+
+    await until(away)
+    began = time.monotonic()
+    while time.monotonic() - began < STALE_S:
+        await asyncio.gather(*(runtime.require_policy(probe, each, given) for each, given in pods))
+    await home.made.datastore_started()
+    await machine.serving()
+    await asyncio.gather(*(runtime.require_policy(probe, each, given) for each, given in pods))
+    for each in (probe, *(each for each, _ in pods)):
+        await runtime.removed(each)
