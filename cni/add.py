@@ -24,7 +24,7 @@ from typing import Final
 import structlog
 
 from cni import endpoint, gates, wiring
-from cni.annotations import Wish, wish
+from cni.annotations import Wish, askers, wish
 from cni.call import ATTEMPTS, Call, Found
 from cni.result import Device, Joined
 from cni.spec import Code, Failure
@@ -37,7 +37,7 @@ from core.resources import Namespace, Pod, WorkloadEndpoint
 from core.validate import validate
 from datastore import objects
 from datastore.api import Operation
-from datastore.ipam.model import Grant, Owner, Request
+from datastore.ipam.model import Exhausted, Grant, Owner, Request
 from linux.route_query import Way, Ways, way_to
 
 UNDO_WHY: Final = "ADD failed"
@@ -63,7 +63,7 @@ class _Adding:
         self._call, self._means = call, call.means
         self.wire: Wire | None = None
         self._pod: Pod | None = None
-        self._wish = Wish()
+        self._wish, self._askers = Wish(), ""
         self._mac = ""
 
     async def run(self) -> Joined:
@@ -112,7 +112,7 @@ class _Adding:
         )
         around = namespace[0].metadata.annotations if namespace else {}
         own = {**call.conf.asked.annotations, **(self._pod.metadata.annotations if self._pod else {})}
-        self._wish = wish(call.conf, at, own, around)
+        self._wish, self._askers = wish(call.conf, at, own, around), askers(call.conf, at, own, around)
         self._mac = self._wish.mac or endpoint.own_mac(call.handle)
         if problems := validate(self.endpoint(())):
             raise Invalid(problems)  # before anything is written
@@ -131,6 +131,11 @@ class _Adding:
                 if found.revision == seen.revision:
                     raise
                 continue
+            except (Exhausted, Invalid) as error:
+                if not self._askers:
+                    raise
+                code = Code.NO_ADDRESS if isinstance(error, Exhausted) else Code.CONFIG
+                raise Failure(code, f"{error} (asked for by {self._askers})") from error
             return grant, (revision if writing.writes else found.revision)
         raise Conflict(str(call.key), None, found.revision)
 

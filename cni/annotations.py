@@ -24,6 +24,10 @@ from core import values
 from core.addr import Address, Family, Network
 
 PREFIX: Final = "cni.projectcalico.org/"
+_LIMITS: Final = "qos.projectcalico.org/"
+
+_SHARED: Final = ("ipv4pools", "ipv6pools", "ipFamilies")
+"""What a Namespace may say for its pods."""
 
 _FAMILIES: Final = {"ipv4": Family.V4, "ipv6": Family.V6, "4": Family.V4, "6": Family.V6}
 _GATES: Final = {
@@ -58,7 +62,8 @@ def wish(conf: Conf, at: Attachment, pod: Mapping[str, str], namespace: Mapping[
     own = _ours(pod, f"Pod {at.namespace}/{at.pod}")
     around = _ours(namespace, f"Namespace {at.namespace}")
     _refuse_gated(conf, own)
-    shared = {**{key: around[key] for key in ("ipv4pools", "ipv6pools", "ipFamilies") if key in around}, **own}
+    _refuse_limits(at, pod)
+    shared = {**{key: around[key] for key in _SHARED if key in around}, **own}
     addresses = _agreed(
         "addresses",
         {
@@ -87,6 +92,17 @@ def wish(conf: Conf, at: Attachment, pod: Mapping[str, str], namespace: Mapping[
     )
 
 
+def askers(conf: Conf, at: Attachment, pod: Mapping[str, str], namespace: Mapping[str, str]) -> str:
+    """Who says which addresses the pod of `at` is to have, for the person who has to change it; "" when nobody does."""
+    own, around = _ours(pod, f"Pod {at.namespace}/{at.pod}"), _ours(namespace, f"Namespace {at.namespace}")
+    given = {**{key: around[key] for key in _SHARED if key in around}, **own}
+    found = [f"{given[key][1]}: {PREFIX}{key}" for key in ("ipAddrs", *_SHARED) if key in given]
+    for family, key in ((Family.V4, "ipv4"), (Family.V6, "ipv6")):
+        if family in conf.ipam.pools and f"{key}pools" not in given:
+            found.append(f"the network configuration: ipam.{key}_pools")
+    return "; ".join(found)
+
+
 def _ours(annotations: Mapping[str, str], where: str) -> Given:
     return {
         key.removeprefix(PREFIX): (value, where)
@@ -102,6 +118,12 @@ def _refuse_gated(conf: Conf, own: Given) -> None:
             raise Failure(Code.CONFIG, f"{where}: {PREFIX}{key}: {switch} is not true in the network configuration")
         if key in _NOT_THERE:
             raise Failure(Code.CONFIG, f"{where}: {PREFIX}{key}: {_NOT_THERE[key]}")
+
+
+def _refuse_limits(at: Attachment, pod: Mapping[str, str]) -> None:
+    for key in sorted(key for key, value in pod.items() if key.startswith(_LIMITS) and value.strip()):
+        why = "muslin keeps pods to no such limit; for bandwidth, chain the bandwidth plugin and use kubernetes.io/"
+        raise Failure(Code.CONFIG, f"Pod {at.namespace}/{at.pod}: {key}: {why}ingress-bandwidth")
 
 
 def _agreed(what: str, asked: Mapping[str, T]) -> T:
@@ -140,7 +162,7 @@ def _values(given: Given, key: str, reads: Callable[[str], T]) -> tuple[T, ...]:
     try:
         return tuple(_each(text, reads))
     except KeyError as unknown:
-        why = f"{unknown} is not one of {', '.join(sorted(_FAMILIES))}"
+        why = f"{unknown} is not IPv4 or IPv6"
     except ValueError as error:
         why = str(error)
     raise Failure(Code.CONFIG, f"{where}: {PREFIX}{key}: {why}")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from cni_node import NODE, NOTHING, Runtime, pings, write
 
-from core.resources import Metadata, Node
+from core.resources import Metadata, Namespace, Node, Pod
 from datastore import objects
 
 
@@ -33,4 +33,33 @@ async def test_a_node_that_has_been_removed_gives_no_address(runtime: Runtime) -
     assert f"there is no Node {NODE}; create it" in answer.document["msg"]
     await runtime.add(pod)
     await runtime.remove(pod)
+    assert await runtime.left() == NOTHING
+
+
+async def test_who_asks_for_what_cannot_be_had_is_named(runtime: Runtime) -> None:
+    """The pod of a Namespace's annotation, or of the configuration's list, has nothing in it that could be wrong."""
+    pod = runtime.container("picky")
+    key = "cni.projectcalico.org/ipv4pools"
+    try:
+        await write(runtime.datastore, Namespace(metadata=Metadata(name="shop", annotations={key: '["nowhere"]'})))
+        message = (await runtime.call("ADD", pod)).document["msg"]
+        assert message.endswith(f"(asked for by Namespace shop: {key})")
+    finally:
+        await write(runtime.datastore, Namespace(metadata=Metadata(name="shop")))
+    answer = await runtime.call("ADD", pod, ipam={"ipv4_pools": ["nowhere"]})
+    assert answer.document["code"] == 7
+    assert answer.document["msg"].endswith("(asked for by the network configuration: ipam.ipv4_pools)")
+    asking = Pod(
+        metadata=Metadata(
+            name="picky", namespace="shop", annotations={"cni.projectcalico.org/ipAddrs": '["192.0.2.1"]'}
+        )
+    )
+    async with runtime.store() as store:
+        await objects.write(store, asking)
+        try:
+            answer = await runtime.call("ADD", pod)
+        finally:
+            await objects.delete(store, Pod, "picky", "shop")
+    assert answer.document["code"] == 100
+    assert "(asked for by Pod shop/picky: cni.projectcalico.org/ipAddrs)" in answer.document["msg"]
     assert await runtime.left() == NOTHING

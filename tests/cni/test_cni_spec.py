@@ -216,11 +216,12 @@ UNGRANTED: list[tuple[Mapping[str, str], str]] = [
     (noted(ipAddrs=["10.0.0.7/32"]), "ipAddrs: '10.0.0.7/32' is a prefix"),
     (noted(ipAddrs=["10.0.0.7", "10.0.0.8"]), "ipAddrs: two addresses of one family"),
     (noted(ipv4pools=[1]), "ipv4pools: '[1]' is not a JSON list of texts"),
-    (noted(ipFamilies=["IPv5"]), "ipFamilies: 'ipv5' is not one of"),
+    (noted(ipFamilies=["IPv5"]), "ipFamilies: 'ipv5' is not IPv4 or IPv6"),
     (noted(hwAddr="x"), "hwAddr: 'x' is not a MAC address"),
     (noted(floatingIPs=["192.0.2.1"]), "floatingIPs: feature_control.floating_ips is not true"),
     (noted(ipAddrsNoIpam=["192.0.2.1"]), "ipAddrsNoIpam: feature_control.ip_addrs_no_ipam is not true"),
     (noted(allowedSourcePrefixes=["192.0.2.0/24"]), "feature_control.allowed_source_prefixes is not true"),
+    ({"qos.projectcalico.org/egressPacketRate": "10"}, "egressPacketRate: muslin keeps pods to no such limit"),
 ]
 
 
@@ -260,7 +261,7 @@ def pod(**metadata: Any) -> Pod:
 
 def made(of: Pod | None, **labels: str) -> WorkloadEndpoint:
     return endpoint.endpoint(
-        "n-1", AT, [ip_address("10.0.0.7")], mac="02:00:00:00:00:01", pod=of, runtime_labels=labels
+        "n-1", AT, [ip_address("10.0.0.7")], network="net", mac="02:00:00:00:00:01", pod=of, runtime_labels=labels
     )
 
 
