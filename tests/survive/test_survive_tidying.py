@@ -4,6 +4,8 @@ deleted and made, reservations, settings, `release` of what is in use, and a sec
     runtime n1, n2 ── ADD, DEL, both at once ──> agents, whose collectors wait 0.3 s
     administrator ── split, delete, apply, configure, release, check --fix ──> datastore
     another process of n1 ── addresses of its own ──> datastore
+
+1,000 lives with MUSLIN_SOAK=long (`make soak`). MUSLIN_SEED chooses another run.
 """
 
 from __future__ import annotations
@@ -37,7 +39,7 @@ from datastore.ipam.model import Exhausted, Owner, Request
 from datastore.ipam.writing import operations
 
 LONG = os.environ.get("MUSLIN_SOAK") == "long"
-LIVES = 2000 if LONG else 120
+LIVES = 1000 if LONG else 120
 AT_ONCE = 12
 SEED = int(os.environ.get("MUSLIN_SEED", "20261129"))
 NO_ADDRESS = 100
