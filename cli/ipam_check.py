@@ -19,7 +19,7 @@ import typer
 from cli import options, store, terminal
 from cli.ipam_report import document
 from cli.render import Table
-from core.errors import MuslinError
+from core.errors import Invalid, MuslinError, Problem
 from datastore.api import Store
 from datastore.ipam.audit import same
 from datastore.ipam.findings import Finding, Report
@@ -29,6 +29,9 @@ SECOND_LOOK_S: Final = 1.0
 
 SHOWN: Final = 20
 """Findings of one class that are shown unless all are asked for; nodes that are shown by their addresses."""
+
+NO_FORMATS: Final = frozenset({"yaml", "table", "wide", "name"})
+"""What other commands print: here it would be taken for the name of a file."""
 
 FOUND: Final = ("FAULT", "WHAT", "WHO", "WHY", "REMEDY")
 NODES: Final = ("NODE", "ADDRESSES")
@@ -58,6 +61,9 @@ def check(
     datastore: options.DatastoreOption = options.DATASTORE,
 ) -> None:
     """Look for addresses that leak or are doubled, and for anything that does not agree; exit 1 when there is any."""
+    if output in NO_FORMATS:
+        why = f"{output!r} is not one of text, json; for a report in a file of that name, give ./{output}"
+        raise Invalid([Problem(what="--output", why=why)])
     checked = asyncio.run(_check(datastore, fix=fix))
     said = document(checked.report) | ({"mended": _mended(checked.mended)} if checked.mended else {})
     file = output_file or (Path(output) if output not in set(options.ResultFormat) else None)

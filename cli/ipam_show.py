@@ -16,13 +16,15 @@ from cli.render import Table
 from core.addr import Address
 from core.errors import Invalid, Problem
 from core.manifest import decode
-from core.resources import IPAMRecord
+from core.resources import IPAMBlock, IPAMConfiguration, IPAMRecord, IPPool, IPReservation
 from core.resources.ipam import RecordSpec
 from datastore.api import Store
 
 HISTORY: Final = ("SINCE", "UNTIL", "NODE", "POD", "CONTAINER", "HANDLE", "WHY")
 
 TITLES: Final = {"usedBy": "USED BY"}
+
+_COUNTED: Final = frozenset({IPPool.KIND, IPAMBlock.KIND, IPReservation.KIND, IPAMConfiguration.KIND})
 
 
 def show(
@@ -45,6 +47,7 @@ def show(
     if address is not None:
         _show_address(scene, address, records, output)
         return
+    tell_unread(scene)
     shown: dict[str, Part | None] = {
         "pools": None if with_borrowed or with_configuration else pools(scene),
         "blocks": blocks(scene) if with_blocks else None,
@@ -59,6 +62,13 @@ def show(
         terminal.tell("there is no IPPool here")
     if shown["borrowed"] is not None and not shown["borrowed"].rows:
         terminal.tell("no address is borrowed")
+
+
+def tell_unread(scene: Scene) -> None:
+    """Say what is missing in any count, because nobody can read it."""
+    for key in sorted(scene.seen.unread):
+        if key.kind in _COUNTED:
+            terminal.tell(f"{key} cannot be read, and is not counted; `muslin ipam check` says why")
 
 
 def _tables(shown: Mapping[str, Part | None]) -> Iterator[Table]:

@@ -11,12 +11,14 @@ from typing import Any
 import pytest
 from msgspec.structs import replace
 
+from cli.ipam_read import Scene
+from cli.ipam_show import tell_unread
 from core.addr import Family
 from core.errors import Invalid
 from core.manifest import decode, encode
 from core.names import Key
 from core.resources import IPAMBlock, IPAMConfiguration, IPAMHandle, IPPool, Node, Resource, WorkloadEndpoint
-from datastore.api import Delete, Operation, Put
+from datastore.api import Delete, Entry, Listing, Operation, Put
 from datastore.client import GrpcStore
 from datastore.ipam.ledger import Ledger
 from datastore.ipam.model import Exhausted, Owner, Request
@@ -422,3 +424,20 @@ def test_every_new_kind_is_shown(cluster: Muslin, datastore: str) -> None:
     ]
     assert stripped(cluster("get reservations").out)[1] == ["kept", "10.244.0.9,10.244.1.0/24"]
     assert stripped(cluster("get ipamconfig").out)[1][:5] == ["default", "yes", "yes", "20", "0s"]
+
+
+def test_show_says_what_it_could_not_count(capsys: pytest.CaptureFixture[str]) -> None:
+    broken = w.block(w.A, "a"), w.pool("six", "fd00:10::/64"), w.reservation("10.0.0.0/8"), w.handle("k8s.c3", "b", {})
+    entries = [Entry(each.key, encode(each), 1) for each in w.changed(gone=broken).values()]
+    tell_unread(Scene.of(Listing(1, (*entries, *(Entry(each.key, b"{", 1) for each in broken)))))
+    assert capsys.readouterr().err.splitlines() == [
+        f"{kind} cannot be read, and is not counted; `muslin ipam check` says why"
+        for kind in ("IPAMBlock 10-244-0-0-26", "IPPool six", "IPReservation kept")
+    ]
+
+
+def test_check_takes_no_other_commands_format_for_a_file(bare: Muslin, tmp_path: Path) -> None:
+    said = bare("ipam check -o yaml")
+    assert (said.code, said.out) == (1, "")
+    assert "--output: 'yaml' is not one of text, json; for a report in a file of that name, give ./yaml" in said.err
+    assert not Path("yaml").exists()
