@@ -32,6 +32,7 @@ from cni.thread import in_thread, to_the_end
 from cni.wiring import GATEWAYS, Furniture, Wire
 from core.addr import Address, Family, host_prefix
 from core.errors import Conflict, Invalid, MuslinError
+from core.manifest import decode
 from core.names import WORKLOAD_PREFIX
 from core.resources import Namespace, Pod, WorkloadEndpoint
 from core.validate import validate
@@ -201,8 +202,14 @@ class _Adding:
         if not way.device.startswith(WORKLOAD_PREFIX):
             return False
         for entry in (await self._means.store.list({WorkloadEndpoint.KIND})).entries:
-            found = await objects.read(self._means.store, WorkloadEndpoint, entry.key.name, entry.key.namespace)
-            if found and (found[0].spec.node, found[0].spec.interface_name) == (self._means.node, way.device):
+            if way.device.encode() not in entry.value:
+                continue
+            try:
+                found = decode(entry.key, entry.value)
+            except Invalid:  # it may be the one
+                return False
+            assert isinstance(found, WorkloadEndpoint)
+            if (found.spec.node, found.spec.interface_name) == (self._means.node, way.device):
                 return False
         log.warning("cni.stale_interface", **self._call.who, stale=way.device)
         await in_thread(self._means.threads, wiring.detach, replace(self._call.place, host=way.device), certain=True)
