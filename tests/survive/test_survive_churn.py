@@ -21,7 +21,7 @@ from survive_left import kernel, require_nothing
 from survive_runtime import Runtime, Told
 
 LONG = os.environ.get("MUSLIN_SOAK") == "long"
-LIVES = 1000 if LONG else 112
+LIVES = 1000 if LONG else 96
 AT_ONCE = 32
 SEED = int(os.environ.get("MUSLIN_SEED", "20261128"))
 NODES = ("n1", "n2")

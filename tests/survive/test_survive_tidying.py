@@ -44,6 +44,9 @@ AT_ONCE = 12
 SEED = int(os.environ.get("MUSLIN_SEED", "20261129"))
 NO_ADDRESS = 100
 BESIDE = "beside."
+HELD = "datastore.held"
+"""Felix does not follow at once when the last pool of all vanishes, and says so."""
+
 POOLS = ("10.62.0.0/26", "10.62.1.0/26", "10.62.2.0/26")
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(0 if LONG else 240)]
@@ -197,7 +200,8 @@ async def test_pods_come_and_go_while_everybody_tidies(tmp_path: Path) -> None:
         assert administrator.done["beside"] > 10
         for each in machines:
             for process in (each.felix, each.cni):
-                assert [one for one in process.said() if one.get("level") in ("error", "critical")] == []
+                errors = [one for one in process.said() if one.get("level") in ("error", "critical")]
+                assert {one["event"] for one in errors} <= {HELD}
 
 
 async def _live_on(runtimes: list[Runtime], chance: random.Random) -> None:
