@@ -9,8 +9,7 @@ What conntrack knows is accepted without asking policy again, so a new Deny reac
 reach one that lives, its entry is deleted, and its next packet is judged as a new flow's. That alone is not the end:
 the other end's next packet is a new flow too, in the other direction, which policy may allow, and the answers to that
 one would be accepted as such. So the reverse tuple of a connection that is cut is *fenced*: TCP that does not begin
-with SYN, and UDP, may not begin a flow with it. A fence lasts as long as conntrack would have kept the connection while
-it is idle, and stands in our table, where a restarted felix finds it. ICMP answers never begin a flow.
+with SYN, and UDP, may not begin a flow with it (`felix.fence`). ICMP answers never begin a flow.
 
 A flow is judged by what policy sees in forward: the source before, the destination after translation; before NAT by
 what the client asked for. Which interface of the host judged it, conntrack does not keep: it is the one by which the
@@ -22,18 +21,16 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field, replace
-from ipaddress import IPv4Address, IPv6Address, ip_address
+from ipaddress import IPv4Address, IPv6Address
 from itertools import product
-from types import MappingProxyType
 from typing import Final, TypeAlias
 
 from core.addr import Address, Network
 from core.names import Key
-from core.nftables import Chain, Element, Hook, Ruleset, Set
 from core.resources.policy import Direction
 from felix.guard import Guard, Passage, said
 from felix.peering_address import Call
-from linux.conntrack import Flow, Status, Tuple
+from linux.conntrack import Flow, Status
 from policy.compile import Compiled
 from policy.evaluate import Packet, lookup
 from policy.identity import Identity
@@ -51,29 +48,23 @@ UDP: Final = 17
 PORTED: Final = frozenset({TCP, UDP, 33, 132, 136})
 """Protocols whose conntrack entries have ports (DCCP, SCTP and UDP-Lite besides)."""
 
-FENCED_S: Final[Mapping[int, float]] = MappingProxyType({TCP: 432_000.0, UDP: 180.0})
-"""How long a fence stands, by protocol: what nf_conntrack gives an idle connection. Others cannot begin in mid-flow."""
-
-MOST_FENCED: Final = 65_536
-"""Of more, the oldest give way: their connections are cut all the same."""
-
 _OPEN: Final = frozenset({"Accept", "Return"})
 """What a workload may be told when it talks to its host; anything else is Drop (`felix.filter`)."""
-
-_SETS: Final = MappingProxyType({4: "cut4", 6: "cut6"})
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ruling:
     """What is in force on this host: the tables, who has which local address, the host's own, and its blocks.
 
-    `guard` judges the host's own interfaces. `enabled` false: connections that policy would deny by now live on.
+    `interfaces` are those of workloads that the host has, also of those whose endpoint is gone. `guard` judges the
+    host's own. `enabled` false: connections that policy would deny by now live on.
     """
 
     compiled: Compiled
     owners: Mapping[Address, Owner]
     host: frozenset[Address] = frozenset()
     blocks: tuple[Network, ...] = ()
+    interfaces: frozenset[str] = frozenset()
     guard: Guard = field(default_factory=Guard)
     enabled: bool = True
 
@@ -269,66 +260,3 @@ def _denied(ruling: Ruling, flow: Flow, local: Address, peer: Address, direction
     if decision.verdict is not Verdict.DENY:
         return None
     return Cut(flow, f"{direction.lower()} of {endpoint}: {decision.reason}", decision)
-
-
-@dataclass(frozen=True, slots=True)
-class Fence:
-    """The reverse tuples that may not begin a flow, oldest first, and when each may again (seconds, monotonic)."""
-
-    until: Mapping[Tuple, float] = field(default_factory=lambda: MappingProxyType({}))
-
-    def after(self, cut: Iterable[Cut], now: float) -> Fence:
-        """Without those whose time is over, and with those of the connections that policy cuts."""
-        until = {each: end for each, end in self.until.items() if end > now}
-        for each in cut:
-            reverse = each.flow.reply
-            if each.fenced and reverse.protocol in FENCED_S:
-                until.pop(reverse, None)
-                until[reverse] = now + FENCED_S[reverse.protocol]
-        newest = list(until.items())[-MOST_FENCED:]
-        return Fence(MappingProxyType(dict(newest)))
-
-    @classmethod
-    def found(cls, elements: Iterable[Element], now: float) -> Fence:
-        """The fence that an earlier felix left standing; its age is not known, so its time begins anew."""
-        tuples = (_read(each.key) for each in elements if each.set in _SETS.values())
-        return cls(MappingProxyType({each: now + FENCED_S.get(each.protocol, 0) for each in tuples}))
-
-    @property
-    def ends(self) -> float | None:
-        """When the first is over."""
-        return min(self.until.values(), default=None)
-
-    @property
-    def rules(self) -> Ruleset:
-        """Its part of our table; nothing at all while nothing is fenced."""
-        if not self.until:
-            return Ruleset()
-        asked = tuple(
-            f"ct state new {word} saddr . meta l4proto . th sport . {word} daddr . th dport @{_SETS[version]} goto cut"
-            for version, word in ((4, "ip"), (6, "ip6"))
-        )
-        chains = {
-            # A base chain of its own: it is in nobody's way while there is none, and nobody's accept ends it.
-            "cut-forward": Chain(hook=Hook(type="filter", hook="forward", priority=-10), rules=asked),
-            "cut-input": Chain(hook=Hook(type="filter", hook="input", priority=-10), rules=asked),
-            "cut-output": Chain(hook=Hook(type="filter", hook="output", priority=-10), rules=asked),
-            "cut": Chain(rules=("meta l4proto 6 tcp flags & (syn | ack) == syn return", "counter drop")),
-        }
-        sets = {
-            _SETS[version]: Set(key=(kind, "inet_proto", "inet_service", kind, "inet_service"))
-            for version, kind in ((4, "ipv4_addr"), (6, "ipv6_addr"))
-        }
-        elements = {Element(_SETS[each.source.version], _spell(each)): "" for each in self.until}
-        return Ruleset(
-            chains=MappingProxyType(chains), sets=MappingProxyType(sets), elements=MappingProxyType(elements)
-        )
-
-
-def _spell(each: Tuple) -> str:
-    return f"{each.source} . {each.protocol} . {each.sport} . {each.destination} . {each.dport}"
-
-
-def _read(key: str) -> Tuple:
-    source, protocol, sport, destination, dport = key.split(" . ")
-    return Tuple(ip_address(source), ip_address(destination), int(protocol), int(sport), int(dport))

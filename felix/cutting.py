@@ -20,7 +20,8 @@ from typing import Final
 import structlog
 
 from core.nftables import Element, Ruleset
-from felix.cut import Cut, Fence, Look, Ruling, cuts, look
+from felix.cut import Cut, Look, Ruling, cuts, look
+from felix.fence import Fence
 from linux.conntrack import Conntrack, Flow
 from linux.route_query import Ways
 
@@ -45,7 +46,8 @@ log = structlog.get_logger()
 class Cutter:
     """Ends connections of the network namespace in which it is made. All but `run` is called in its event loop.
 
-    `fence_changed` is called when `fence` is to be programmed; it returns the generation that has it.
+    `fence_changed` is called when `fence` is to be programmed; it returns the generation that has it. `interfaces` are
+    those whose end may end it: a ruling is to be made when one goes.
     """
 
     def __init__(self, fence_changed: Callable[[], int]) -> None:
@@ -53,7 +55,7 @@ class Cutter:
         self._conntrack = Conntrack()
         self._ways = Ways()
         self._fence = Fence()
-        self.fence = Ruleset()
+        self.fence, self.interfaces = Ruleset(), frozenset[str]()
         self._before: Ruling | None = None
         self._wanted: Ruling | None = None
         self._rulings: list[Ruling] = []
@@ -69,12 +71,17 @@ class Cutter:
 
     def adopt(self, elements: Iterable[Element]) -> None:
         """Take over the fence that an earlier felix left in the kernel."""
-        self._fence = Fence.found(elements, time.monotonic())
-        self.fence = self._fence.rules
+        self._stand(Fence.found(elements, time.monotonic()))
 
     def wanted(self, ruling: Ruling) -> None:
-        """`ruling` is about to be in the kernel, and may be before we hear of it."""
-        self._wanted = ruling
+        """`ruling` is about to be in the kernel, and may be before we hear of it; `fence` is what goes with it."""
+        first, self._wanted = self._wanted is None, ruling
+        fence = self._fence.of_pods(ruling) if first else self._fence.under(ruling)
+        if fence is not self._fence:
+            self._stand(fence)
+
+    def _stand(self, fence: Fence) -> None:
+        self._fence, self.fence, self.interfaces = fence, fence.rules, fence.interfaces
 
     async def programmed(self, generation: int, ruling: Ruling | None) -> None:
         """`generation` is in the kernel, and `ruling` with it."""
@@ -107,9 +114,9 @@ class Cutter:
         """Wait for a ruling, or until a fence's time is over; not at all while a pass is due again."""
         if self._pending:
             return
-        ends = self._fence.ends
+        over_at = self._fence.over_at
         with contextlib.suppress(TimeoutError):
-            async with asyncio.timeout(None if ends is None else max(0.0, ends - time.monotonic())):
+            async with asyncio.timeout(None if over_at is None else max(0.0, over_at - time.monotonic())):
                 await self._ruled.wait()
 
     async def _pass(self) -> None:
@@ -122,6 +129,8 @@ class Cutter:
         spared: list[Cut] = []
         if self._pending and self._before is not None:
             found, spared = await asyncio.to_thread(self._find, self._pending, self._before)
+            found, passed = self._of_one_pod(found)
+            spared += passed
         await self._raise_fence(found)
         cut = await asyncio.to_thread(self._delete, found)
         self._pending = Look(frozenset(end for each in spared for end in each.ends))
@@ -143,6 +152,17 @@ class Cutter:
         ended = {each.flow for each in still}
         return still, [each for each in found if each.flow not in ended]
 
+    def _of_one_pod(self, found: list[Cut]) -> tuple[list[Cut], list[Cut]]:
+        """Those whose ends are still who they were when they were looked at; and those that another ruling ends, soon.
+
+        Else a fence that is for one pod would stand for the next that has its address.
+        """
+        before, newest = self._before, self._wanted
+        if before is None or newest is None or before.owners is newest.owners:
+            return found, []
+        passed = [each for each in found if any(before.owners.get(end) != newest.owners.get(end) for end in each.ends)]
+        return ([each for each in found if each not in passed], passed) if passed else (found, [])
+
     def _flows(self, asked: Look) -> Iterator[Flow]:
         return self._conntrack.flows() if asked.everything else self._conntrack.flows_of(asked.addresses)
 
@@ -150,11 +170,12 @@ class Cutter:
         return [each for each in found if self._conntrack.delete(each.flow)]
 
     async def _raise_fence(self, found: Iterable[Cut]) -> None:
-        after = self._fence.after(found, time.monotonic())
-        if after.until.keys() == self._fence.until.keys():
+        owners = self._before.owners if self._before else {}
+        after = self._fence.after(found, owners, time.monotonic())
+        if after.until.keys() == self._fence.until.keys() and after.ends == self._fence.ends:
             self._fence = after
             return
-        self._fence, self.fence = after, after.rules
+        self._stand(after)
         generation = self._fence_changed()
         try:
             async with asyncio.timeout(FENCED_WITHIN_S), self._progress:

@@ -159,6 +159,7 @@ def desired(
             owners=memo.steady(_owners, ours),
             host=memo.steady(_addresses_of, facts),
             blocks=memo(_own_blocks, blocks, node),
+            interfaces=memo.steady(_workloads, facts),
             guard=Guard(
                 hosts=guarded.local,
                 failsafes=failsafes,
@@ -198,6 +199,10 @@ def _owners(ours: Endpoints) -> Mapping[Address, tuple[Key, str, str]]:
 
 def _addresses_of(facts: Facts) -> frozenset[Address]:
     return frozenset(interface.ip for each in facts.links.values() for interface in each.addresses)
+
+
+def _workloads(facts: Facts) -> frozenset[str]:
+    return frozenset(filter(is_workloads, facts.links))
 
 
 def _own_blocks(blocks: Mapping[Key, Placed], node: str) -> tuple[Network, ...]:

@@ -1,4 +1,4 @@
-"""Whose connections are looked at when something changed, and how long a cut one is kept from coming back."""
+"""Whose connections are looked at when something changed, and which of them end."""
 
 from __future__ import annotations
 
@@ -7,14 +7,12 @@ from ipaddress import ip_address
 
 import pytest
 
-from core.nftables import Element
 from core.resources import Resource
-from felix.cut import FENCED_S, MOST_FENCED, TCP, UDP, Cut, Fence, Look, Ruling, cuts, look
+from felix.cut import TCP, UDP, Look, Ruling, cuts, look
 from felix.desired import desired
 from felix.model import Config
 from linux.conntrack import Flow, Status, Tuple
 from linux.model import Facts
-from policy.model import Cause, Decision, Direction, Reason, Verdict
 from tests.felix.cluster import (
     CONFIG,
     allow_from,
@@ -40,7 +38,6 @@ BASE: tuple[Resource, ...] = (
     pod("far", "10.0.9.9", on="b", app="far"),
     allow_from("db", "shop", "app == 'db'", "app == 'far'", 80, "TCP"),
 )
-DENIED = Decision(Verdict.DENY, Reason(cause=Cause.UNKNOWN, direction=Direction.INGRESS))
 
 
 def ruling(*changes: Resource, config: Config = CONFIG) -> Ruling:
@@ -130,32 +127,3 @@ def test_an_endpoint_that_has_no_rules_has_no_flows() -> None:
     closed = replace(now, compiled=replace(now.compiled, chains={}))
     (cut,) = cuts(Look(frozenset({WEB})), closed, [flow("10.0.0.1", "10.0.9.9")])
     assert "is cut off" in cut.why
-
-
-def test_a_fence_lasts_its_time_and_stands_in_the_table() -> None:
-    tcp, udp = flow("10.0.0.1", "10.0.0.2"), flow("fd00::1", "fd00::2", 53, UDP)
-    icmp, gone = flow("10.0.0.1", "10.0.0.2", protocol=1), flow("10.0.0.1", "10.0.0.9")
-    fence = Fence().after(
-        [Cut(tcp, "", DENIED), Cut(udp, "", DENIED), Cut(icmp, "", DENIED), Cut(gone, "", fenced=False)], now=0
-    )
-    assert set(fence.rules.elements) == {
-        Element("cut4", "10.0.0.2 . 6 . 80 . 10.0.0.1 . 40000"),
-        Element("cut6", "fd00::2 . 17 . 53 . fd00::1 . 40000"),
-    }
-    assert fence.ends == FENCED_S[UDP]
-    assert Fence.found(fence.rules.elements, 0) == fence
-    later = fence.after([], FENCED_S[UDP])
-    assert set(later.until) == {tcp.reply}
-    assert later.after([], FENCED_S[TCP]).rules == Fence().rules
-    assert not Fence().rules.chains, "no fence costs nothing"
-
-
-def test_a_fence_has_an_end() -> None:
-    def cut(number: int) -> Cut:
-        reply = Tuple(DB, ip_address(0x0B000000 + number), TCP, 80, 40000)
-        return Cut(flow("10.0.0.1", "10.0.0.2", reply=reply), "", DENIED)
-
-    fence = Fence().after(map(cut, range(MOST_FENCED + 5)), now=0)
-    assert len(fence.until) == MOST_FENCED
-    assert cut(4).flow.reply not in fence.until
-    assert cut(5).flow.reply in fence.until

@@ -12,9 +12,10 @@ from core.addr import Address
 from core.resources import EncapMode, Metadata, Resource
 from core.resources.network import ProtoPort
 from core.resources.policy import Action, Direction, EntityRule, Rule
-from felix.cut import TCP, UDP, Cut, Fence, Look, Ruling, cuts, look
+from felix.cut import TCP, UDP, Cut, Look, Ruling, cuts, look
 from felix.desired import desired
 from felix.failsafe import covers, covers_either
+from felix.fence import Fence
 from felix.guard import covering
 from linux.conntrack import Flow, Tuple
 from tests.felix.cluster import CONFIG, block, facts, felix, link, namespace, node, pod, pool, snapshot
@@ -152,7 +153,7 @@ def test_a_reason_names_plane_endpoint_and_rule_and_its_reverse_is_fenced() -> N
     found = cut(behind(OUTSIDE, HOST, 81, WEB, 80), EARLY)
     assert found is not None
     assert found.why.startswith("preDNAT ingress of HostEndpoint up: GlobalNetworkPolicy early in tier default")
-    fence = Fence().after([found], 0)
+    fence = Fence().after([found], {}, 0)
     assert set(fence.until) == {found.flow.reply}
     assert {"cut-forward", "cut-input", "cut-output"} <= fence.rules.chains.keys()
 

@@ -23,7 +23,9 @@ CASES = ("ports-named", "peers-both", "sets-overlap", "tier-three", "lists-union
 
 TRIED = 6
 
-FENCES = {"cut", "cut4", "cut6", "cut-forward", "cut-output"}
+FENCES = {"cut", "cut-forward", "cut-input", "cut-output"} | {
+    f"cut{version}{what}" for version in (4, 6) for what in ("", "-pods", "-hidden")
+}
 """What holds connections that felix has ended: they tell of those connections, and not of the objects."""
 
 
