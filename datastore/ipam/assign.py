@@ -77,6 +77,7 @@ class _Decision:
         self._handle = books.handle(request.handle)
         self._rested = ""
         self._doubted: tuple[Guard, ...] = ()
+        self._left_out: tuple[Guard, ...] = ()
 
     def step(self) -> Step:
         """The step."""
@@ -97,7 +98,7 @@ class _Decision:
                 begun.append(found)
             else:
                 given.append(found)
-        guards = (*relied_on(self._books, self._request), *self._books.settings_guards())
+        guards = (*relied_on(self._books, self._request), *self._books.settings_guards(), *self._left_out)
         if begun:
             changes = tuple(change for each in begun for change in each.changes)
             return Step(changes=changes, guards=_once(guards, *(each.guards for each in begun)))
@@ -127,6 +128,8 @@ class _Decision:
         asked = families(self._books, request)
         if not asked:
             raise Exhausted(exhaustion.nothing_serves(self._books, request))
+        if request.families is None and not request.addresses and len(asked) < len(Family):
+            self._left_out = (self._books.none_since(IPPool.KIND),)  # a pod would do without a family for good
         exact = {Family(address.version): address for address in request.addresses}
         for family, address in exact.items():
             if have.get(family, address) != address:

@@ -49,7 +49,7 @@ RECENT_S: Final = 1.0
 """Age of books on which a block may be claimed or an address borrowed: on older ones the race is likely lost."""
 
 STALE_S: Final = 10.0
-"""Age at which pools, reservations and settings are looked at again: a pool of another family is to serve soon."""
+"""Age at which pools, reservations and settings are looked at again: a new pool is to serve soon."""
 
 EVERYBODY: Final = 1 << 30
 

@@ -49,6 +49,14 @@ def test_who_needs_a_node_gets_nothing_without_one_and_counts_on_it() -> None:
     assert [each.key for each in guards if isinstance(each, Present) and each.key.kind == Node.KIND] == [node("a").key]
 
 
+def test_that_a_family_has_no_pool_is_counted_on_where_it_is_left_open() -> None:
+    cluster = Cluster(PODS)
+    lacking = Unchanged(IPPool.KIND, cluster.books.revision)
+    assert lacking in cluster.decide("h").guards
+    assert lacking not in cluster.decide("h", families=(Family.V4,)).guards
+    assert lacking not in Cluster(PODS, SIX).decide("h").guards
+
+
 # claims
 
 
