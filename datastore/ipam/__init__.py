@@ -18,6 +18,7 @@ old: a step made from them is refused by the store, never wrong.
     release    a handle's end, or an address's; a block's and an affinity's
     holders    who holds addresses and who says that he uses them, of a whole listing
     collect    what nobody uses: two observations and a live check; unused (containers, tunnels), idle (blocks, pools)
+    departure  a node that is gone for good: all that is its, when a person says so
     history    how long records of the past are kept
     split      a pool in n
     audit      every inconsistency there can be, and mend: what is safe to repair

@@ -39,7 +39,7 @@ def assign(books: Books, request: Request, now: datetime) -> Step:
 
 
 @dataclass(frozen=True, slots=True)
-class Held:
+class Kept:
     """What a handle holds, by its own word and the block's (an unreadable block has none).
 
     `guards`: that blocks which do not have what the handle says are as they are known. They may be behind the handle,
@@ -50,7 +50,7 @@ class Held:
     guards: tuple[Guard, ...]
 
 
-def held(books: Books, seen: Seen[IPAMHandle]) -> Held:
+def held(books: Books, seen: Seen[IPAMHandle]) -> Kept:
     """What a handle that can be read holds."""
     assert seen.resource is not None
     found: dict[Address, Seen[IPAMBlock]] = {}
@@ -65,7 +65,7 @@ def held(books: Books, seen: Seen[IPAMHandle]) -> Held:
             found[address] = there
         else:
             guards += books.present(there.key)
-    return Held(found, guards)
+    return Kept(found, guards)
 
 
 class _Decision:
