@@ -197,7 +197,7 @@ class Agent:
         """
         standing = await self._nft_driver.read()
         if standing:
-            self._cutter.adopt(each for each in standing if isinstance(each, Element))
+            self._cutter.adopt({key: str(value) for key, value in standing.items() if isinstance(key, Element)})
             return
         refused = await self._nft_driver.apply(Plan(upsert=CLOSED, delete={}))
         if refused:

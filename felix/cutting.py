@@ -13,7 +13,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from itertools import pairwise
 from typing import Final
 
@@ -69,7 +69,7 @@ class Cutter:
         self._conntrack.close()
         self._ways.close()
 
-    def adopt(self, elements: Iterable[Element]) -> None:
+    def adopt(self, elements: Mapping[Element, str]) -> None:
         """Take over the fence that an earlier felix left in the kernel."""
         self._stand(Fence.found(elements, time.monotonic()))
 

@@ -12,8 +12,8 @@ the fence is gone before the pod's last conntrack entries are is no gap: whateve
 nothing leads to or from an interface that is no endpoint's.
 
 The table tells a felix that is started whose each fence was: `cut4-pods` and `cut6-pods` have the interface, and a
-number made of the endpoint and its container; `cut4-hidden` and `cut6-hidden` whose it is where outside the pod was
-another address. Ends that are no local pod's (other hosts, this host) hold a fence for
+number made of the endpoint and its container; `cut4-hidden` and `cut6-hidden` have that number where outside the
+pod was another address. Ends that are no local pod's (other hosts, this host) hold a fence for
 its whole time: whether they live cannot be seen from here.
 """
 
@@ -105,20 +105,25 @@ class Fence:
         return kept if len(left) == len(kept.until) else _made(left, kept.ends, kept.hidden)
 
     @classmethod
-    def found(cls, elements: Iterable[Element], now: float) -> Fence:
+    def found(cls, elements: Mapping[Element, str], now: float) -> Fence:
         """The fence that an earlier felix left standing; its age is not known, so its time begins anew."""
         tuples: list[Tuple] = []
         ends: dict[Address, Holder | None] = {}
-        hidden: dict[Tuple, Address] = {}
-        for each in elements:
+        numbers: dict[Tuple, int] = {}
+        for each, value in elements.items():
             if each.set in _SETS.values():
                 tuples.append(_read(each.key))
             elif each.set in _PODS.values():
                 interface, address, high, low = each.key.split(" . ")
                 ends[ip_address(address)] = Holder(interface.strip('"'), int(high) << 16 | int(low))
             elif each.set in _HIDDEN.values():
-                fenced, address = each.key.rsplit(" . ", 1)
-                hidden[_read(fenced)] = ip_address(address)
+                numbers[_read(each.key)] = int(value)
+        known = {(holder.number, end.version): end for end, holder in ends.items() if holder}
+        hidden = {
+            each: known[number, each.source.version]
+            for each, number in numbers.items()
+            if (number, each.source.version) in known
+        }
         return _made({each: now + FENCED_S.get(each.protocol, 0) for each in tuples}, ends, hidden)
 
     @property
@@ -152,8 +157,7 @@ class Fence:
             for version, kind in _KINDS.items()
         }
         hidden = {
-            _HIDDEN[each.version]: Set(key=(*sets[_SETS[each.version]].key, _KINDS[each.version]))
-            for each in self.hidden.values()
+            _HIDDEN[end.version]: Set(key=sets[_SETS[end.version]].key, value="mark") for end in self.hidden.values()
         }
         pods = {
             _PODS[version]: Set(key=("ifname", kind, "inet_service", "inet_service"))
@@ -162,18 +166,19 @@ class Fence:
         return Ruleset(
             chains=MappingProxyType(chains),
             sets=MappingProxyType({**sets, **pods, **hidden}),
-            elements=MappingProxyType(dict.fromkeys(self._elements(), "")),
+            elements=MappingProxyType(dict(self._elements())),
         )
 
-    def _elements(self) -> Iterator[Element]:
+    def _elements(self) -> Iterator[tuple[Element, str]]:
         for each in self.until:
-            yield Element(_SETS[each.source.version], _spell(each))
+            yield Element(_SETS[each.source.version], _spell(each)), ""
         for each, end in self.hidden.items():
-            yield Element(_HIDDEN[end.version], f"{_spell(each)} . {end}")
+            if of := self.ends[end]:
+                yield Element(_HIDDEN[end.version], _spell(each)), str(of.number)
         for end, holder in self.ends.items():
             if holder:
                 number = f"{holder.number >> 16} . {holder.number & 0xFFFF}"
-                yield Element(_PODS[end.version], f'"{holder.interface}" . {end} . {number}')
+                yield Element(_PODS[end.version], f'"{holder.interface}" . {end} . {number}'), ""
 
 
 def _made(
