@@ -45,6 +45,7 @@ from core.nftables import Element
 from core.reconcile import Driver, Plan, Progress, Reconciler
 from core.reconcile import run as reconcile
 from core.report import keep_reported
+from core.resources import HostEndpoint
 from core.resources.status import FelixState
 from core.routing import RouteProtocol
 from core.snapshot import Snapshot
@@ -58,6 +59,7 @@ from felix import status, tunnel_address
 from felix.cutting import Cutter
 from felix.desired import Judge, desired
 from felix.endpoints import device_sysctls, lost_routes
+from felix.hosts import is_workloads
 from felix.kinds import KINDS
 from felix.metrics import Metrics
 from felix.model import Config, Desired, Judged
@@ -235,7 +237,23 @@ class Agent:
                     name not in facts.links or facts.links[name].index != link.index
                 ):
                     self._sysctls.forget(device_sysctls(name))  # one of that name that comes again has the defaults
-            self._changed.set()
+            if self._matters(before, facts):
+                self._changed.set()
+
+    def _matters(self, before: Facts, facts: Facts) -> bool:
+        """Whether what is wanted may be another now: not when all that changed are interfaces of pods without endpoint.
+
+        A pod has its interface before its endpoint is written, and with that comes a decision in any case.
+        """
+        wanted, snapshot = self._wanted.get(self._generation), self._snapshot
+        if wanted is None or snapshot is None or before is facts or before.gateways != facts.gateways:
+            return True
+        if snapshot.of(HostEndpoint):
+            return True
+        known = {each.interface for each in wanted.endpoints} | self._cutter.interfaces
+        names = before.links.keys() | facts.links.keys()
+        changed = (name for name in names if before.links.get(name) is not facts.links.get(name))
+        return any(name in known or not is_workloads(name) for name in changed)
 
     async def _watch_rules(self) -> None:
         quarrel, loop = Quarrel(), asyncio.get_running_loop()
@@ -269,6 +287,7 @@ class Agent:
             if self._judged is None or self._judged[0] is not snapshot or not self._judged[1].settled:
                 # Policy is the heavy part, and does not depend on facts: a link that comes up costs nothing of it.
                 self._judged = (snapshot, await asyncio.to_thread(self._judge, snapshot))
+            facts = self._facts or facts  # as they are now: what came meanwhile may have been no reason to decide
             wanted = desired(snapshot, facts, self._config, self._judged[1], self._memo)
             self._memo.forget()
             self._set(replace(wanted, held=tuple(snapshot.held.values())))
