@@ -178,7 +178,11 @@ def furnish(place: Place, wire: Wire, furniture: Furniture, mac: str) -> None:
                 interfaces.delete_address(pod, wire.pod.index, stale)
         if wire.pod.mac != mac:
             _batch(pod, [interfaces.link_change(wire.pod.index, mac=mac)])
-        gateways = [interfaces.neighbour_addition(wire.pod.index, GATEWAYS[each], HOST_MAC) for each in families]
+        # The host's end has one MAC address for ever. Its kernel answers for the IPv4 gateway only while it has a way
+        # to it by another interface, which a node without a default route has not.
+        gateways = [
+            interfaces.neighbour_addition(wire.pod.index, GATEWAYS[each], HOST_MAC, permanent=True) for each in families
+        ]
         _batch(pod, [*requests, *gateways])
         interfaces.find(pod, place.inside)  # asked for an end, the kernel lets it send at once, and not a little later
         _settle(furniture.addresses)

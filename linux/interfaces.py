@@ -50,6 +50,7 @@ IFINFO: Final = struct.Struct("=BxHiII")  # family, ARP type, index, flags, mask
 IFADDR: Final = struct.Struct("=BBBBi")  # family, prefix length, flags, scope, index
 _NEIGHBOUR = struct.Struct("=BxxxiHBB")  # family, index, state, flags, type
 _NUD_REACHABLE = 0x2
+_NUD_PERMANENT = 0x80
 _NDA_DST = 1
 _NDA_LLADDR = 2
 
@@ -245,12 +246,12 @@ def _address(index: int, address: Interface, flags: int) -> bytes:
     return head + attribute(_IFA_LOCAL, packed) + attribute(_IFA_ADDRESS, packed) + flagged
 
 
-def neighbour_addition(index: int, address: Address, mac: str) -> bytes:
+def neighbour_addition(index: int, address: Address, mac: str, *, permanent: bool = False) -> bytes:
     """The request, for a batch, that tells which MAC address a neighbour has, as if it had just said so itself.
 
-    What waits for its answer is sent. The kernel asks again in time, as it does of every neighbour.
+    What waits for its answer is sent. The kernel asks again in time, as it does of every neighbour, unless `permanent`.
     """
-    head = _NEIGHBOUR.pack(family(address), index, _NUD_REACHABLE, 0, 0)
+    head = _NEIGHBOUR.pack(family(address), index, _NUD_PERMANENT if permanent else _NUD_REACHABLE, 0, 0)
     body = head + attribute(_NDA_DST, address.packed) + attribute(_NDA_LLADDR, pack_mac(mac))
     return message(_RTM_NEWNEIGH, NLM_F_CREATE | NLM_F_REPLACE, body)
 

@@ -15,7 +15,7 @@ import pytest
 
 from cni import wiring
 from cni.wiring import Furniture, Place
-from core.addr import host_prefix
+from core.addr import Family, host_prefix
 from linux import netns
 
 MAC = "02:00:00:00:00:07"
@@ -62,6 +62,11 @@ def test_what_is_sent_before_does_not_delay_what_is_sent_after(pod: Path, addres
                 heard = hearing.recv(16)
         assert heard == b"late"
         assert MAC in neighbours()
+        gateway = wiring.GATEWAYS[Family(given.version)]
+        known = subprocess.run(
+            netns.command(str(pod), "ip", "neigh"), check=True, capture_output=True, text=True
+        ).stdout
+        assert f"{gateway} dev eth0 lladdr {wiring.HOST_MAC} PERMANENT" in known  # it need not answer
 
 
 def neighbours() -> str:
