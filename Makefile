@@ -35,8 +35,8 @@ fuzz: dev ## the deep run of the property tests: compiled tables against the boo
 	@MUSLIN_FUZZ=deep $(PYTHON) -m pytest -q --timeout=0 tests/policy/test_policy_properties.py tests/policy/test_policy_planes.py \
 		tests/bgp/test_bgp_fuzz.py
 
-soak: dev ## what flaps every 500 ms for ten minutes, beside what must stay; memory is weighed
-	@$(AS_ROOT) env MUSLIN_SOAK=long $(PYTHON) -m pytest -q -s --timeout=0 tests/bgp/test_bgp_soak.py
+soak: dev ## blocks that flap for ten minutes, a thousand pods while everything is killed, forty nodes that start at once
+	@$(AS_ROOT) env MUSLIN_SOAK=long $(PYTHON) -m pytest -q -s --timeout=0 tests/bgp/test_bgp_soak.py tests/survive
 
 proto: dev ## generate the wire code anew
 	@$(PYTHON) -m grpc_tools.protoc -I . \
