@@ -182,7 +182,7 @@ class _Decision:
                     yield Room(seen.resource, seen.revision, pool)
 
     def _next(self, block: IPAMBlock) -> Address | None:
-        if not self._books.alone(blocks.network(block)):
+        if not self._books.usable(blocks.network(block)):
             return None
         return blocks.next_free(block, self._rested, self._books.reserved_in(blocks.network(block)))
 
@@ -209,8 +209,10 @@ class _Decision:
         block = seen.resource
         if block is None:
             raise Exhausted(f"{address} lies in {seen.key}, which cannot be read; repair it")
-        if not self._books.alone(blocks.network(block)):
-            raise Exhausted(f"{address} lies in {seen.key}, and another block has a part of that too; run ipam check")
+        if not self._books.usable(blocks.network(block)):
+            raise Exhausted(
+                f"{address} lies in {seen.key}, which overlaps another block, or is too wide; run ipam check"
+            )
         if block.spec.node == self._node:
             changes = confirmed(self._books, self._node, blocks.network(block))
             return Room(block, seen.revision, pool, changes)

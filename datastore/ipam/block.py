@@ -26,7 +26,7 @@ from typing import Final
 import msgspec
 
 from core.addr import Address, Network, contains
-from core.resources import BlockAffinity, IPAMBlock, IPPool, Metadata
+from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata
 from core.resources.ipam import BlockSpec
 
 NOTHING: Final[AbstractSet[str]] = frozenset()
@@ -180,6 +180,17 @@ def spelt(block: IPAMBlock) -> IPAMBlock:
         if len(given) < len(maps[name]):
             raise ValueError(f"{block.spec.cidr}: {name} has an address twice")
     return changed(block, **right)
+
+
+def spelt_handle(handle: IPAMHandle) -> IPAMHandle:
+    """As `spelt`."""
+    given = handle.spec.addresses
+    if all(text == _spelling(text) for text in given):
+        return handle
+    right = {_spelling(text): cidr for text, cidr in given.items()}
+    if len(right) < len(given):
+        raise ValueError(f"{handle.spec.handle_id} has an address twice")
+    return msgspec.structs.replace(handle, spec=msgspec.structs.replace(handle.spec, addresses=right))
 
 
 @lru_cache(maxsize=1 << 16)

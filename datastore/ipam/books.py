@@ -225,9 +225,10 @@ class Books:
         """Whether any block has an address of `network`, also one that cannot be read."""
         return self._blocks.overlap(network)
 
-    def alone(self, network: Network) -> bool:
-        """Whether no more than one block has addresses of `network`. What two have, both would give."""
-        return self._blocks.count(network) <= 1
+    def usable(self, network: Network) -> bool:
+        """Whether a block of `network` may give addresses: no other has any of them, which would give them too, and it
+        is not wider than any is made."""
+        return network.num_addresses <= MOST_ADDRESSES and self._blocks.count(network) <= 1
 
     def taken_around(self, network: Network) -> Network | None:
         """What keeps a block from being made of `network`: a block around it, a reservation around it, or `network`
@@ -352,14 +353,15 @@ class Books:
 
 
 def _sound(resource: Resource | None) -> Resource | None:
-    """`resource`, or None when it is as little use as if it could not be read: a prefix or an address in it is none, a
-    block is wider than any is made, a handle is kept under another's name."""
+    """`resource`, or None when it is as little use as if it could not be read: a prefix or an address in it is none, or
+    a handle is kept under another's name."""
     try:
         match resource:
             case IPAMBlock():
-                return blocks.spelt(resource) if blocks.network(resource).num_addresses <= MOST_ADDRESSES else None
+                return blocks.spelt(resource)
             case IPAMHandle():
-                return resource if handle_name(resource.spec.handle_id) == resource.metadata.name else None
+                mine = handle_name(resource.spec.handle_id) == resource.metadata.name
+                return blocks.spelt_handle(resource) if mine else None
             case IPPool() | BlockAffinity():
                 blocks.network(resource)
             case IPReservation():

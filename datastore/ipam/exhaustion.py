@@ -93,7 +93,7 @@ def _none(books: Books, family: Family, fit: Serving) -> str:
 def _count(books: Books, pool: IPPool, rested: str) -> _Count:
     count = _Count()
     for seen in books.blocks_within(blocks.network(pool)):
-        if seen.resource is None or not books.alone(blocks.network(seen.resource)):
+        if seen.resource is None or not books.usable(blocks.network(seen.resource)):
             count.unusable += 1
             continue
         spec, network = seen.resource.spec, blocks.network(seen.resource)
@@ -118,7 +118,7 @@ def _rest(count: _Count) -> Iterator[tuple[int, str]]:
     yield count.resting, "freed and resting"
     yield count.reserved, "reserved"
     yield count.free, "free in blocks of other nodes"
-    yield count.unusable, "blocks that cannot be read or overlap another (see ipam check)"
+    yield count.unusable, "blocks that cannot be used (see ipam check)"
 
 
 def _remedy(

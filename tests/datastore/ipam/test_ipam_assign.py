@@ -403,7 +403,7 @@ def test_when_all_is_held_the_error_says_how_full_each_pool_is() -> None:
 def test_an_unreadable_block_is_neither_used_nor_made_anew() -> None:
     cluster = Cluster(pool("pods", "10.0.0.0/30", block_size=30))
     books = cluster.hide(block("10.0.0.0/30", "a"))
-    with pytest.raises(Exhausted, match="1 blocks that cannot be read"):
+    with pytest.raises(Exhausted, match="1 blocks that cannot be used"):
         assign(books, request("h"), cluster.now)
     with pytest.raises(Exhausted, match="IPAMBlock 10-0-0-0-30, which cannot be read"):
         assign(books, request("h", addresses=wanted("10.0.0.1")), cluster.now)
@@ -429,7 +429,7 @@ def test_an_address_in_another_spelling_is_held_and_one_in_two_makes_its_block_u
     assert [cluster.give(handle) for handle in "hij"] == [["fd00::1"], ["fd00::2"], ["fd00::3"]]
     assert cluster.block("fd00::/126").allocations["fd00::"] == "x"
     cluster.put(block("fd00::/126", "a", allocations={"FD00::": "x", "fd00::": "y"}))
-    with pytest.raises(Exhausted, match="cannot be read"):
+    with pytest.raises(Exhausted, match="cannot be used"):
         cluster.decide("k")
 
 

@@ -48,7 +48,7 @@ def test_of_two_blocks_with_the_same_addresses_neither_gives_any(other: IPAMBloc
     given = [ip_address(*cluster.give(f"{each}-{number}", each)) for each in "ab" for number in range(3)]
     assert len({*given}) == len(given)
     assert not any(each in ip_network("10.0.0.0/27") for each in given)
-    with pytest.raises(Exhausted, match="another block has a part of that too"):
+    with pytest.raises(Exhausted, match="which overlaps another block"):
         cluster.decide("h", "a", addresses=(ip_address("10.0.0.1"),))
 
 
@@ -82,3 +82,14 @@ def test_a_handle_under_anothers_name_frees_nothing() -> None:
     assert release(cluster.books, "net.c1", "DEL", cluster.now).changes == ()
     with pytest.raises(Exhausted, match=r"net\.c1 cannot be read"):
         cluster.decide("net.c1")
+
+
+def test_a_handle_frees_an_address_by_every_spelling_and_keeps_it_while_its_block_is_unreadable() -> None:
+    spec = HandleSpec(handle_id="net.c1", addresses={"FD00::7": "fd00::/122"})
+    odd = IPAMHandle(metadata=Metadata(name="net.c1"), spec=spec)
+    held = block("fd00::/122", "a", allocations={"fd00:0::7": "net.c1"})
+    cluster = Cluster(pool("six", "fd00::/112"), *NODES, odd, held)
+    assert release(cluster.hide(held), "net.c1", "DEL", cluster.now).changes == ()
+    cluster.put(held)
+    assert cluster.take_back("net.c1") == ["fd00::7"]
+    assert cluster.block("fd00::/122").allocations == {}
