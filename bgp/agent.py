@@ -35,6 +35,7 @@ from bgp.exabgp.errands import Errands
 from bgp.exabgp.line import Ack, Other, PeerDown, PeerUp, Refresh, Teardown, decode
 from bgp.exabgp.process import ExaBGP
 from bgp.model import Config, Speaker
+from bgp.paths.by_device import ByDevice
 from bgp.paths.fib import Scope
 from bgp.paths.learnt import Learnt
 from bgp.paths.reach import PeerRoutes
@@ -187,6 +188,7 @@ class Agent:
         self._peer_routes = PeerRoutes()
         self._routes = PrefixRoutes(RouteProtocol.BGP, Metric.BGP)
         self._kernel: Reconciler[Prefix, Route] = Reconciler(self._routes)
+        self._by_device = ByDevice()
         self._wake_kernel = asyncio.Event()
         self._timers, self._news = asyncio.Event(), asyncio.Event()
         self._course = Course(snapshot=Snapshot())
@@ -278,9 +280,13 @@ class Agent:
             sessions = self._course.speaker.sessions if self._course.speaker else ()
             self._learnt.learn_facts(self._peer_routes.find(sessions, self._course.facts))
 
-    def _on_drift(self, _devices: Collection[int]) -> None:
-        """Somebody else's hand was on our routes."""
-        self._kernel.distrust()
+    def _on_drift(self, devices: Collection[int]) -> None:
+        """Somebody else's hand was on our routes, or those through some devices may be gone."""
+        lost = self._by_device.lost(devices, self._kernel.wanted)
+        if lost is None:
+            self._kernel.distrust()
+        else:
+            self._kernel.forget(lost)
         self._wake_kernel.set()
 
     def _on_start(self) -> None:
@@ -336,6 +342,7 @@ class Agent:
         if self._course.speaker is None or self._course.facts is None:
             return
         changes = self._peer_routes.over(self._learnt.take_changes(), self._learnt.decisions)
+        self._by_device.learn(changes.values())
         self._kernel.change_desired(changes, self._course.whole)
         self._wake_kernel.set()
         self._teller.pass_on(self._learnt.take_chosen())
