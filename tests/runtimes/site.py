@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import re
 import shlex
 import socket
 import subprocess
@@ -32,7 +31,6 @@ HOUSE = Path(__file__).parents[2]
 EXAMPLES = HOUSE / "examples" / "cni"
 NODES = ("node1", "node2")
 NETWORK = "k8s-pod-network"
-FENCES = re.compile(r"set cut[46] \{.*?\n\t\}", re.DOTALL)
 
 
 @dataclass
@@ -114,8 +112,7 @@ class Site:
                 for net, each in ip.routes(self.node(node), version).items()
                 if each["dev"].startswith("mus")
             ]
-            # all rules but fences: those hold off what is left of a connection that policy ended (felix/cut.py)
-            rules = FENCES.sub("", inside(self.node(node), "nft", "list", "ruleset"))
+            rules = inside(self.node(node), "nft", "list", "ruleset")
             found[f"rules of {node}"] = [each for each in given if each in rules]
         return {what: names for what, names in found.items() if names}
 
