@@ -160,8 +160,12 @@ class Cutter:
         before, newest = self._before, self._wanted
         if before is None or newest is None or before.owners is newest.owners:
             return found, []
-        passed = [each for each in found if any(before.owners.get(end) != newest.owners.get(end) for end in each.ends)]
-        return ([each for each in found if each not in passed], passed) if passed else (found, [])
+        same: list[Cut] = []
+        passed: list[Cut] = []
+        for each in found:
+            other = any(before.owners.get(end) != newest.owners.get(end) for end in each.ends)
+            (passed if other else same).append(each)
+        return same, passed
 
     def _flows(self, asked: Look) -> Iterator[Flow]:
         return self._conntrack.flows() if asked.everything else self._conntrack.flows_of(asked.addresses)

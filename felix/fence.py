@@ -89,7 +89,10 @@ class Fence:
 
     def under(self, ruling: Ruling) -> Fence:
         """Without those of which an end has gone or is another pod's now; the same object if none has."""
-        over = {end for end, holder in self.ends.items() if _has_ended(ruling, end, holder)}
+        if not self.ends:
+            return self
+        over = {end for end, holder in self.ends.items() if holder and _has_ended(ruling, end, holder)}
+        over.update(end for end in ruling.owners if end in self.ends and not self.ends[end])
         if not over:
             return self
         left = {each: end for each, end in self.until.items() if over.isdisjoint(_ends(each, self.hidden))}
@@ -196,12 +199,10 @@ def _ends(fenced: Tuple, hidden: Mapping[Tuple, Address]) -> tuple[Address, ...]
     return (*ends, hidden[fenced]) if fenced in hidden else ends
 
 
-def _has_ended(ruling: Ruling, end: Address, holder: Holder | None) -> bool:
-    """Whether what had the address then has it no more, nor ever again."""
+def _has_ended(ruling: Ruling, end: Address, holder: Holder) -> bool:
+    """Whether the pod that had the address then has it no more, nor ever again."""
     owner = ruling.owners.get(end)
-    if owner is not None:
-        return Holder.of(owner) != holder
-    return holder is not None and holder.interface not in ruling.interfaces
+    return holder.interface not in ruling.interfaces if owner is None else Holder.of(owner) != holder
 
 
 def _may_be(ruling: Ruling, fence: Fence, fenced: Tuple) -> bool:
