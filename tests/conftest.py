@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+import grpc
 import pytest
 
 from core.resources import BY_KIND
@@ -68,3 +69,11 @@ async def _empty(address: str) -> None:
             await store.txn([Delete(entry.key) for entry in entries])
     finally:
         await store.close()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _grpc_at_home() -> Iterator[None]:
+    """gRPC keeps threads for the whole process, in the network namespace of whoever needs it first and until nobody
+    does: here, in ours. In that of a node whose agent runs in a thread, later tests would have none of our loopback."""
+    with grpc.insecure_channel("unix:/nowhere"):
+        yield
