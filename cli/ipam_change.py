@@ -26,12 +26,12 @@ from core.names import Key
 from core.resources import IPAMConfiguration, IPPool, Metadata
 from core.resources.ipam import IPAMConfigurationSpec
 from datastore.api import ABSENT, Store
-from datastore.ipam.audit import leak_of
-from datastore.ipam.holders import Held
+from datastore.ipam.auditing.audit import leak_of
+from datastore.ipam.giving.release import release_address
+from datastore.ipam.listing.holders import Held
+from datastore.ipam.listing.split import children
+from datastore.ipam.listing.split import split as split_step
 from datastore.ipam.model import Step, Write
-from datastore.ipam.release import release_address
-from datastore.ipam.split import children
-from datastore.ipam.split import split as split_step
 
 BY_HAND: Final = "ipam release"
 """What the records of addresses say that were released so."""

@@ -21,9 +21,9 @@ from cli.ipam_report import document
 from cli.render import Table
 from core.errors import Invalid, MuslinError, Problem
 from datastore.api import Store
-from datastore.ipam.audit import same
-from datastore.ipam.findings import Finding, Report
-from datastore.ipam.mend import Mended, look, mend
+from datastore.ipam.auditing.audit import same
+from datastore.ipam.auditing.findings import Finding, Report
+from datastore.ipam.auditing.mend import Mended, look, mend
 
 SECOND_LOOK_S: Final = 1.0
 

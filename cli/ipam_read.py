@@ -12,11 +12,12 @@ from core.manifest import decode
 from core.resources import IPPool
 from core.values import address as parse_address
 from datastore.api import Listing, Store
-from datastore.ipam import books, holders
+from datastore.ipam import books
 from datastore.ipam.books import Books
-from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.listing import holders
+from datastore.ipam.listing.holders import Held, Holdings
+from datastore.ipam.listing.uses import Uses
 from datastore.ipam.model import Step
-from datastore.ipam.uses import Uses
 from datastore.ipam.writing import operations
 
 ATTEMPTS: Final = 8

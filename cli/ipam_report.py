@@ -13,8 +13,8 @@ from typing import Any
 import msgspec
 
 from core.errors import Invalid, Problem
-from datastore.ipam import findings
-from datastore.ipam.findings import Report
+from datastore.ipam.auditing import findings
+from datastore.ipam.auditing.findings import Report
 
 
 class Leak(msgspec.Struct, frozen=True, kw_only=True, rename="camel"):

@@ -24,8 +24,8 @@ from core.names import Key
 from core.resources import FelixStatus, IPAMBlock, Node, SpeakerStatus
 from core.resources.status import SILENT_AFTER_S
 from datastore.api import Delete, Operation, Store
-from datastore.ipam.departure import Departure, departure, next_step
-from datastore.ipam.holders import Held
+from datastore.ipam.collecting.departure import Departure, departure, next_step
+from datastore.ipam.listing.holders import Held
 from datastore.ipam.writing import operations
 
 ROUNDS: Final = 2000

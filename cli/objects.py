@@ -21,7 +21,7 @@ from core.errors import Conflict, Invalid, NotFound, Problem
 from core.manifest import Located
 from core.names import Key, Kind
 from core.resources import IPPool, Resource
-from datastore.ipam.holders import KINDS, Holdings
+from datastore.ipam.listing.holders import KINDS, Holdings
 
 ATTEMPTS: Final = 4
 """How often `apply` and `delete` read again when somebody else wrote in between."""

@@ -14,8 +14,8 @@ from cli.kinds import reference
 from core.names import Key
 from core.resources import IPPool
 from datastore.api import Delete, Guard, Operation
-from datastore.ipam.ending import Ending, ending
-from datastore.ipam.holders import Holdings
+from datastore.ipam.listing.ending import Ending, ending
+from datastore.ipam.listing.holders import Holdings
 from datastore.ipam.model import Remove
 from datastore.ipam.writing import operations as to_operations
 

@@ -26,9 +26,9 @@ from core.metrics import Family
 from core.names import WORKLOAD_PREFIX
 from core.resources import IPAMBlock, IPAMRecord, WorkloadEndpoint
 from datastore.api import Delete, Entry, Store
-from datastore.ipam import history, idle, unused
-from datastore.ipam.collect import Candidate, Collection, Live, Scene, Written, confirm, observe
-from datastore.ipam.holders import KINDS, Held, Holder, Holdings
+from datastore.ipam.collecting import history, idle, unused
+from datastore.ipam.collecting.collect import Candidate, Collection, Live, Scene, Written, confirm, observe
+from datastore.ipam.listing.holders import KINDS, Held, Holder, Holdings
 from datastore.ipam.model import Step
 from datastore.ipam.writing import operations
 from linux import interfaces, netns

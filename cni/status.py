@@ -21,8 +21,8 @@ from core.names import Key
 from core.resources import IPPool, Node
 from datastore.api import ABSENT, Entry
 from datastore.ipam.books import Books
+from datastore.ipam.giving.pools import families, serving
 from datastore.ipam.model import Owner, Request
-from datastore.ipam.pools import families, serving
 
 _CONSULTED: Final = frozenset({IPPool.KIND, Node.KIND})
 

@@ -1,8 +1,8 @@
 """Rules for what IPAM keeps and is told: blocks, affinities, handles, reservations, settings, records.
 
 A block is read by everybody who routes, so it is refused only for what nobody could read: text that is no address, an
-address outside it. What merely does not agree (a borrower of an address that nobody holds) is `datastore.ipam.audit`'s
-to find: a block that cannot be read would take its pods' routes with it.
+address outside it. What merely does not agree (a borrower of an address that nobody holds) is for the audit
+(`datastore.ipam.auditing`) to find: a block that cannot be read would take its pods' routes with it.
 """
 
 from __future__ import annotations

@@ -28,12 +28,12 @@ from core.errors import Conflict, Invalid, MuslinError, on_purpose
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle
 from datastore import objects
 from datastore.api import ABSENT, Operation, Store
-from datastore.ipam.assign import assign
 from datastore.ipam.block import block_name
 from datastore.ipam.books import Books, handle_key
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.release import release
 from datastore.ipam.group import Group
 from datastore.ipam.model import Exhausted, Grant, Owner, Request, Step, Write
-from datastore.ipam.release import release
 from datastore.ipam.view import View
 
 ATTEMPTS: Final = 100

@@ -16,7 +16,7 @@ from core.resources.status import FelixState, SpeakerState
 from datastore.api import Delete, Put
 from datastore.client import GrpcStore
 from datastore.ipam.block import stamp
-from datastore.ipam.holders import KINDS
+from datastore.ipam.listing.holders import KINDS
 from tests.datastore.ipam import ipam_audit_world as w
 
 Muslin = Callable[[str], Any]

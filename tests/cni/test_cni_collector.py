@@ -31,8 +31,8 @@ from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec
 from datastore import objects
 from datastore.api import Store
 from datastore.client import GrpcStore
-from datastore.ipam.ending import ending
-from datastore.ipam.holders import KINDS, Holdings
+from datastore.ipam.listing.ending import ending
+from datastore.ipam.listing.holders import KINDS, Holdings
 from datastore.ipam.model import Owner, Request, Use
 from datastore.ipam.writing import operations
 from linux import interfaces, netns

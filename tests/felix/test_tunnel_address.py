@@ -16,8 +16,8 @@ from core.resources.network import EncapMode
 from core.snapshot import Snapshot
 from datastore import objects
 from datastore.api import Entry, Put
-from datastore.ipam.ending import terminating
 from datastore.ipam.ledger import Ledger
+from datastore.ipam.listing.ending import terminating
 from datastore.ipam.model import Exhausted, Grant, Owner, Request
 from datastore.sqlite import SqliteStore
 from felix.overlay import tunnel_address

@@ -30,10 +30,10 @@ from core.resources import IPAMConfiguration, IPPool, IPReservation, Metadata
 from core.resources.ipam import IPAMConfigurationSpec, ReservationSpec
 from datastore import objects
 from datastore.api import Store
-from datastore.ipam.ending import ending
-from datastore.ipam.holders import KINDS, Holdings
+from datastore.ipam.auditing.mend import look, mend
 from datastore.ipam.ledger import Ledger
-from datastore.ipam.mend import look, mend
+from datastore.ipam.listing.ending import ending
+from datastore.ipam.listing.holders import KINDS, Holdings
 from datastore.ipam.model import Exhausted, Owner, Request
 from datastore.ipam.writing import operations
 

@@ -27,7 +27,7 @@ from core.resources.network import IPPoolSpec, NodeBGPSpec, NodeSpec, WorkloadEn
 from datastore.api import Delete, Operation, Put
 from datastore.ipam.block import block_name
 from datastore.ipam.books import handle_name
-from datastore.ipam.holders import KINDS, Holdings
+from datastore.ipam.listing.holders import KINDS, Holdings
 from datastore.sqlite import SqliteStore
 
 NOW = datetime(2026, 1, 31, 12, 0, tzinfo=UTC)

@@ -24,11 +24,11 @@ from core.resources import (
 from core.resources.ipam import AffinitySpec, AffinityState, BlockSpec, HandleSpec, IPAMConfigurationSpec
 from core.resources.network import IPPoolSpec, WorkloadEndpointSpec
 from datastore.api import ABSENT, Entry, Listing
-from datastore.ipam import idle, unused
 from datastore.ipam.block import block_name
 from datastore.ipam.books import handle_name
-from datastore.ipam.collect import Candidate, Collection, Live, Scene, observe
-from datastore.ipam.holders import Holdings
+from datastore.ipam.collecting import idle, unused
+from datastore.ipam.collecting.collect import Candidate, Collection, Live, Scene, observe
+from datastore.ipam.listing.holders import Holdings
 from datastore.ipam.model import Remove, Step, Write
 
 B0, B1, B2 = "10.0.0.0/26", "10.0.0.64/26", "10.0.0.128/26"

@@ -22,12 +22,12 @@ from core.resources import (
 from core.resources.ipam import AffinityState, BlockSpec, IPAMConfigurationSpec, ReservationSpec
 from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT, Present, Unchanged
-from datastore.ipam.assign import assign
 from datastore.ipam.block import block_name
 from datastore.ipam.books import KINDS, Books
-from datastore.ipam.claim import affinity
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.claim import affinity
+from datastore.ipam.giving.release import release
 from datastore.ipam.model import Owner, Remove, Request, Step, Write
-from datastore.ipam.release import release
 
 
 class World:

@@ -14,11 +14,11 @@ from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Namespa
 from core.resources.base import Metadata
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import ABSENT, Present, Unchanged
-from datastore.ipam.assign import assign
 from datastore.ipam.books import handle_key, handle_name
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.pools import free_ranges
+from datastore.ipam.giving.release import release_affinity
 from datastore.ipam.model import Exhausted, Remove, Write
-from datastore.ipam.pools import free_ranges
-from datastore.ipam.release import release_affinity
 
 PODS = pool("pods", "10.0.0.0/28", block_size=30)
 SIX = pool("six", "fd00::/124", block_size=126)

@@ -13,9 +13,9 @@ from core.names import Key
 from core.resources import IPAMBlock, IPAMRecord, Resource
 from core.resources.ipam import AffinityState
 from datastore.api import Put
-from datastore.ipam.audit import audit, same
-from datastore.ipam.findings import Fault
-from datastore.ipam.mend import look, mend
+from datastore.ipam.auditing.audit import audit, same
+from datastore.ipam.auditing.findings import Fault
+from datastore.ipam.auditing.mend import look, mend
 
 State = Mapping[Key, Resource]
 

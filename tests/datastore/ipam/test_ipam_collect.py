@@ -27,7 +27,7 @@ from msgspec.structs import replace
 from core.names import Key, workload_interface
 from core.resources import IPAMBlock, IPAMRecord, Metadata, Node, WorkloadEndpoint
 from core.resources.network import NodeAddress, NodeBGPSpec, NodeSpec
-from datastore.ipam.collect import MOST_PATIENCE, Collection, confirm, observe
+from datastore.ipam.collecting.collect import MOST_PATIENCE, Collection, confirm, observe
 from datastore.ipam.model import Write
 
 WEB = workload_interface("shop", "web")

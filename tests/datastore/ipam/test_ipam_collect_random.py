@@ -26,7 +26,7 @@ from ipam_collect_world import (
 from core.manifest import decode
 from core.names import workload_interface
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, R, WorkloadEndpoint
-from datastore.ipam.collect import Candidate, Collection, observe
+from datastore.ipam.collecting.collect import Candidate, Collection, observe
 
 CIDRS = [f"10.0.0.{number * 8}/29" for number in range(4)]
 NODES = ["n1", "n2", "gone"]

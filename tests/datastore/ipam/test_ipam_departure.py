@@ -10,10 +10,10 @@ from core.names import Key
 from core.resources import IPAMBlock, IPAMConfiguration, Metadata, Node, Resource
 from core.resources.ipam import IPAMConfigurationSpec
 from datastore.api import Entry, Listing
-from datastore.ipam.audit import audit
-from datastore.ipam.departure import Departure, departure, next_step
-from datastore.ipam.holders import Holdings
-from datastore.ipam.uses import Uses
+from datastore.ipam.auditing.audit import audit
+from datastore.ipam.collecting.departure import Departure, departure, next_step
+from datastore.ipam.listing.holders import Holdings
+from datastore.ipam.listing.uses import Uses
 from datastore.ipam.writing import operations
 from datastore.sqlite import SqliteStore
 from tests.datastore.ipam import ipam_audit_world as w

@@ -12,8 +12,8 @@ from core.names import Key
 from core.resources import IPAMBlock, IPPool, Resource
 from core.snapshot import Snapshot
 from datastore.api import Unchanged
-from datastore.ipam.ending import Ending, ending, terminating
-from datastore.ipam.holders import Held
+from datastore.ipam.listing.ending import Ending, ending, terminating
+from datastore.ipam.listing.holders import Held
 from datastore.ipam.model import Remove, Write
 
 NOW = "2026-01-31T12:00:00Z"

@@ -32,9 +32,9 @@ from core.manifest import encode
 from core.resources import IPAMBlock, IPAMRecord, Resource
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import Entry
-from datastore.ipam.collect import MOST_PATIENCE, Written
-from datastore.ipam.history import BATCH, MOST_RECORDS, OLDEST, outdated
-from datastore.ipam.release import record
+from datastore.ipam.collecting.collect import MOST_PATIENCE, Written
+from datastore.ipam.collecting.history import BATCH, MOST_RECORDS, OLDEST, outdated
+from datastore.ipam.giving.release import record
 
 # Nodes that are gone
 

@@ -33,12 +33,12 @@ from core.resources import (
 from core.resources.ipam import AffinityState, IPAMConfigurationSpec, ReservationSpec
 from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT
-from datastore.ipam.assign import assign
 from datastore.ipam.block import stamp
 from datastore.ipam.books import KINDS
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.release import release, release_address, release_affinity, release_block
+from datastore.ipam.listing.split import children
 from datastore.ipam.model import Exhausted, Owner, Request, Step, Write
-from datastore.ipam.release import release, release_address, release_affinity, release_block
-from datastore.ipam.split import children
 
 OPERATIONS = int(os.environ.get("MUSLIN_IPAM_OPERATIONS", "100000"))
 NODES = tuple(f"n{number}" for number in range(8))

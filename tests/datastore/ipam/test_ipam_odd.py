@@ -10,10 +10,10 @@ from ipam_world import Cluster, block, node, pool, request, reservation
 
 from core.resources import IPAMBlock, IPAMHandle, Metadata
 from core.resources.ipam import BlockSpec, HandleSpec
-from datastore.ipam.assign import assign
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.pools import free_ranges
+from datastore.ipam.giving.release import release
 from datastore.ipam.model import Exhausted
-from datastore.ipam.pools import free_ranges
-from datastore.ipam.release import release
 
 PODS = pool("pods", "10.0.0.0/24")
 NODES = (node("a"), node("b"))

@@ -13,9 +13,9 @@ from core.addr import Family
 from core.errors import Invalid
 from core.names import Key
 from core.resources import EncapMode, IPAMBlock, Metadata, Namespace
-from datastore.ipam.assign import assign
+from datastore.ipam.giving.assign import assign
+from datastore.ipam.giving.pools import families, free_ranges, serving
 from datastore.ipam.model import Exhausted, Use
-from datastore.ipam.pools import families, free_ranges, serving
 
 SHOP = Namespace(metadata=Metadata(name="shop", labels={"team": "shop"}))
 BY_NAME = {"pools": {Family.V4: ("pods",)}}

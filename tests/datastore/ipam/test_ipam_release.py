@@ -13,7 +13,7 @@ from core.resources.ipam import AffinityState
 from core.validate import validate
 from datastore.api import ABSENT
 from datastore.ipam.books import handle_key
-from datastore.ipam.release import (
+from datastore.ipam.giving.release import (
     record_name,
     release,
     release_address,

@@ -12,8 +12,8 @@ from core.manifest import encode
 from core.names import Key
 from core.resources import IPAMBlock, IPPool, Resource
 from datastore.api import Delete, Present, Put
-from datastore.ipam.holders import KINDS, Held, Holdings
-from datastore.ipam.split import children, split
+from datastore.ipam.listing.holders import KINDS, Held, Holdings
+from datastore.ipam.listing.split import children, split
 from datastore.ipam.writing import operations
 from datastore.sqlite import SqliteStore
 

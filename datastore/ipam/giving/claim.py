@@ -23,8 +23,8 @@ from core.resources.ipam import AffinitySpec, AffinityState, IPAMConfigurationSp
 from datastore.api import ABSENT, Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books, Seen, affinity_key, block_key
+from datastore.ipam.giving.pools import free_ranges
 from datastore.ipam.model import Change, Remove, Write
-from datastore.ipam.pools import free_ranges
 
 
 @dataclass(frozen=True, slots=True)

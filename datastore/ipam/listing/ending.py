@@ -20,7 +20,7 @@ from msgspec.structs import replace
 from core.addr import contains, overlap
 from core.resources import BlockAffinity, IPAMBlock, IPPool
 from datastore.api import Unchanged
-from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.listing.holders import Held, Holdings
 from datastore.ipam.model import Change, Remove, Step, Write
 
 MOST_CHANGES: Final = 100

@@ -21,7 +21,7 @@ from core.errors import Invalid, Problem
 from core.names import Key
 from core.resources import IPAMBlock, IPPool, Metadata
 from datastore.api import ABSENT
-from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.listing.holders import Held, Holdings
 from datastore.ipam.model import Remove, Step, Write
 
 MOST_PARTS: Final = 64

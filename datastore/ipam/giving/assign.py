@@ -26,11 +26,11 @@ from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadat
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import ABSENT, Guard
 from datastore.ipam import block as blocks
-from datastore.ipam import exhaustion
 from datastore.ipam.books import Books, Seen, affinity_key, handle_name
-from datastore.ipam.claim import Begun, Claims, Room, confirmed
+from datastore.ipam.giving import exhaustion
+from datastore.ipam.giving.claim import Begun, Claims, Room, confirmed
+from datastore.ipam.giving.pools import families, relied_on, serving, serving_address
 from datastore.ipam.model import Change, Exhausted, Grant, Request, Step, Write
-from datastore.ipam.pools import families, relied_on, serving, serving_address
 
 
 def assign(books: Books, request: Request, now: datetime) -> Step:

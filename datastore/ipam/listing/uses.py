@@ -24,7 +24,7 @@ from core.names import Key
 from core.resources import IPAMBlock, IPPool, Node, WorkloadEndpoint
 from datastore.api import Entry
 from datastore.ipam.block import network_of
-from datastore.ipam.holders import Held, Holder, Holdings
+from datastore.ipam.listing.holders import Held, Holder, Holdings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

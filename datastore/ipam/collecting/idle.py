@@ -21,9 +21,9 @@ from core.addr import contains, order, overlap
 from core.names import Key
 from core.resources import BlockAffinity, IPAMBlock, IPAMConfiguration, IPPool, Node, R
 from datastore.ipam.block import block_name, given_to, rested_since, resting, stamp
-from datastore.ipam.collect import Candidate, Scene, Subject, Witness
-from datastore.ipam.ending import ending
-from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.collecting.collect import Candidate, Scene, Subject, Witness
+from datastore.ipam.listing.ending import ending
+from datastore.ipam.listing.holders import Held, Holdings
 from datastore.ipam.model import Remove, Step, Use, Write
 
 

@@ -17,10 +17,10 @@ from core.resources import IPAMBlock, WorkloadEndpoint
 from core.resources.ipam import HandleSpec
 from datastore.api import ABSENT
 from datastore.ipam.block import give_back
-from datastore.ipam.collect import Candidate, Scene, Subject, Witness
-from datastore.ipam.holders import Held, Holder
+from datastore.ipam.collecting.collect import Candidate, Scene, Subject, Witness
+from datastore.ipam.giving.release import record
+from datastore.ipam.listing.holders import Held, Holder
 from datastore.ipam.model import Change, Remove, Step, Write
-from datastore.ipam.release import record
 
 ORCHESTRATOR = "k8s"
 """Of endpoints that the CNI plugin makes."""

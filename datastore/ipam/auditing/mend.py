@@ -19,9 +19,9 @@ from typing import Final
 from core.errors import Conflict, Invalid
 from core.names import Key
 from datastore.api import Operation, Store
-from datastore.ipam.audit import audit
-from datastore.ipam.findings import Finding, Identity, Report
-from datastore.ipam.holders import KINDS, Holdings
+from datastore.ipam.auditing.audit import audit
+from datastore.ipam.auditing.findings import Finding, Identity, Report
+from datastore.ipam.listing.holders import KINDS, Holdings
 from datastore.ipam.writing import operations
 
 ROUNDS: Final = 20

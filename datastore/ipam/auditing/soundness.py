@@ -12,13 +12,13 @@ from core.addr import order, overlap
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata
 from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import ABSENT, Present
+from datastore.ipam.auditing.findings import Fault, Finding
 from datastore.ipam.block import block_name, changed, stamp
 from datastore.ipam.books import affinity_key, handle_key
-from datastore.ipam.claim import affinity
-from datastore.ipam.findings import Fault, Finding
-from datastore.ipam.holders import Held
+from datastore.ipam.giving.claim import affinity
+from datastore.ipam.listing.holders import Held
+from datastore.ipam.listing.uses import Allocation, Uses
 from datastore.ipam.model import Change, Remove, Step, Write
-from datastore.ipam.uses import Allocation, Uses
 
 
 def of_handles(uses: Uses, now: datetime) -> Iterator[Finding]:

@@ -41,7 +41,7 @@ from core.addr import Address
 from core.names import Key
 from core.resources import IPAMBlock, Node
 from datastore.ipam.block import give_back, given_to
-from datastore.ipam.holders import Held, Holdings
+from datastore.ipam.listing.holders import Held, Holdings
 from datastore.ipam.model import Change, Remove, Step, Write
 
 MOST_PATIENCE: Final = 4

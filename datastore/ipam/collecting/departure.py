@@ -20,11 +20,11 @@ from typing import Final
 from core.names import Key
 from core.resources import BlockAffinity, IPAMBlock, R, WorkloadEndpoint
 from datastore.ipam.block import given_to
-from datastore.ipam.holders import Held, Holder, Holdings
-from datastore.ipam.idle import rests
+from datastore.ipam.collecting.idle import rests
+from datastore.ipam.collecting.unused import freeing
+from datastore.ipam.listing.holders import Held, Holder, Holdings
+from datastore.ipam.listing.uses import Uses
 from datastore.ipam.model import Change, Remove, Step, Write
-from datastore.ipam.unused import freeing
-from datastore.ipam.uses import Uses
 
 WHY: Final = "node remove"
 """What the records of the addresses say."""

@@ -8,8 +8,8 @@ from enum import StrEnum
 from typing import TypeAlias
 
 from core.addr import Address
+from datastore.ipam.listing.uses import Allocation
 from datastore.ipam.model import Step
-from datastore.ipam.uses import Allocation
 
 Identity: TypeAlias = tuple[str, str, str]
 """What tells one finding from another, from one look to the next."""

@@ -11,8 +11,8 @@ from core.resources import IPAMBlock, IPPool
 from core.resources.ipam import IPAMConfigurationSpec
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books
+from datastore.ipam.giving.pools import Serving, serving
 from datastore.ipam.model import Exhausted, Request
-from datastore.ipam.pools import Serving, serving
 
 
 @dataclass(slots=True)

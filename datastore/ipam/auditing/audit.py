@@ -28,12 +28,12 @@ from core.errors import Invalid
 from core.manifest import decode
 from core.resources import IPAMBlock, IPAMHandle, IPPool, IPReservation, Node
 from datastore.api import ABSENT
-from datastore.ipam.findings import Fault, Finding, Leak, Report, Stock
-from datastore.ipam.holders import Holder, Holdings
+from datastore.ipam.auditing.findings import Fault, Finding, Leak, Report, Stock
+from datastore.ipam.auditing.soundness import of_affinities, of_blocks, of_handles
+from datastore.ipam.collecting.unused import freeing
+from datastore.ipam.listing.holders import Holder, Holdings
+from datastore.ipam.listing.uses import Allocation, Use, Uses
 from datastore.ipam.model import Step
-from datastore.ipam.soundness import of_affinities, of_blocks, of_handles
-from datastore.ipam.unused import freeing
-from datastore.ipam.uses import Allocation, Use, Uses
 
 YOUNG: Final = timedelta(minutes=15)
 """What was given less long ago may be on its way to its user; Calico's leakGracePeriod."""

@@ -19,8 +19,8 @@ from core.resources import IPAMBlock, IPAMHandle, IPAMRecord, Metadata
 from core.resources.ipam import HandleSpec, RecordSpec
 from datastore.api import ABSENT, Guard, Present
 from datastore.ipam import block as blocks
-from datastore.ipam.assign import held
 from datastore.ipam.books import Books, block_key, handle_key
+from datastore.ipam.giving.assign import held
 from datastore.ipam.model import Change, Grant, Remove, Step, Write
 
 _AS_NAME: Final = str.maketrans(".:", "--")
