@@ -33,7 +33,7 @@ HealthOption = Annotated[
 ]
 LeakGraceOption = Annotated[
     float,
-    typer.Option("--leak-grace", min=1, help="Seconds without a user after which the CNI agent frees an address."),
+    typer.Option("--leak-grace", min=0.1, help="Seconds without a user after which the CNI agent frees an address."),
 ]
 LogLevelOption = Annotated[str, typer.Option("--log-level", help="debug, info, warning or error.")]
 

@@ -31,19 +31,6 @@ ALLOWED, DENIED = 8080, 8081
 PATIENCE_S = 60.0
 """How long something that must happen may take on a machine that has other things to do."""
 
-AGENT = """
-import sys
-from pathlib import Path
-from cni.agent import run
-from cni.model import Config
-from core import log, supervise
-node, datastore, run_dir, grace = sys.argv[1:]
-log.configure("info")
-config = Config(node=node, datastore=datastore, run_dir=Path(run_dir), leak_grace_s=float(grace))
-sys.exit(supervise.main({"cni": lambda: run(config)}, grace_s=15))
-"""
-"""The CNI agent with another grace than the usual one."""
-
 
 class Process:
     """One process; its log is kept over its lives."""
@@ -132,7 +119,7 @@ class Machine:
         self.run_dir.mkdir()
         words = ("--node", node, "--datastore", datastore, "--run-dir", str(self.run_dir))
         self.felix = self._process("felix", "-m", "felix", *words)
-        self.cni = self._process("cni", "-c", AGENT, node, datastore, str(self.run_dir), str(grace_s))
+        self.cni = self._process("cni", "-m", "cli", "cni", *words, "--leak-grace", str(grace_s))
         self.executable: Executable = install(folder, self.run_dir / "cni.sock")
 
     def _process(self, name: str, *words: str) -> Process:
