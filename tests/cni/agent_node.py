@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from asking import Executable, Heard, install
+from cni_node import write
 
 from core.names import workload_interface
 from core.resources import (
@@ -221,7 +222,7 @@ def start() -> list[Resource]:
 def site(datastore: str, folder: Path) -> Iterator[Site]:
     """A node whose agents run; all of it is removed at the end."""
     name = f"muslin-cna{os.getpid()}"
-    asyncio.run(_write(datastore, *start()))
+    asyncio.run(write(datastore, *start()))
     netns.create(name)
     (folder / "run").mkdir()
     made = Site(name, datastore, folder, install(folder, folder / "run" / "cni.sock"))
@@ -232,11 +233,3 @@ def site(datastore: str, folder: Path) -> Iterator[Site]:
         yield made
     finally:
         made.close()
-
-
-async def _write(datastore: str, *resources: Resource) -> None:
-    store = GrpcStore(datastore)
-    try:
-        await store.txn([objects.put(each) for each in resources])
-    finally:
-        await store.close()
