@@ -1,8 +1,8 @@
 """Ends the connections that the kernel tracks of addresses that change hands.
 
 An address that is given again soon would otherwise bring its new pod what was its former one's: UDP that goes on
-leading nowhere, translated connections, and answers that pass as established (anchors: rapid reuse). They are cut
-when an address is given, after felix's rules and route are there, and when it is freed.
+leading nowhere, translated connections, and answers that pass as established. They are cut when an
+address is given, after felix's rules and route are there, and when it is freed.
 
     cut(a) ──┐
     cut(b) ──┴── one look through the table ──> next look: those who came meanwhile, together
