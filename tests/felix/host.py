@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 from core.names import workload_interface
 from linux import netns
+from linux.interfaces import delete_link
+from linux.netlink import Netlink
 
 PATIENCE_S = 20.0
 """How long a test waits for what must happen."""
@@ -104,6 +106,15 @@ class Place:
         except (TimeoutError, OSError):
             return False
         return True
+
+
+def unplug(interface: str, place: Place) -> None:
+    """The pod's end, as a runtime makes it. The kernel takes its time with a namespace, and with it the wire."""
+    for opened in place.sockets:
+        opened.close()
+    netns.delete(place.namespace)
+    with Netlink() as node:
+        delete_link(node, interface)
 
 
 async def says(connection: socket.socket, text: bytes) -> bytes:

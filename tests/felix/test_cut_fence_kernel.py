@@ -11,10 +11,9 @@ import pytest
 from core.resources import WorkloadEndpoint
 from datastore import objects
 from datastore.api import Delete
-from linux import netns
 from linux.conntrack import Conntrack
 from tests.felix.cluster import allow_from, deny, pod
-from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, Place, ip, nft, until
+from tests.felix.host import HOST, OUTSIDE, PATIENCE_S, Place, ip, nft, unplug, until
 from tests.felix.one_node import DB, WEB, Cluster
 from tests.felix.test_cut_kernel import Talk, ended, of_port, tcp, udp
 
@@ -37,15 +36,6 @@ def fenced() -> bool:
 
 async def no_fence() -> None:
     await until(lambda: not fenced())
-
-
-def unplug(interface: str, place: Place) -> None:
-    """The pod's end, as a runtime makes it."""
-    for opened in place.sockets:
-        opened.close()
-    netns.delete(place.namespace)
-    if interface in ip("link"):  # the kernel takes its time with a namespace
-        ip("link", "del", interface)
 
 
 async def cut(cluster: Cluster, conntrack: Conntrack, address: str = "10.0.0.2") -> tuple[Talk, Talk]:

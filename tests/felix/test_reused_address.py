@@ -15,9 +15,8 @@ from core.names import workload_interface
 from core.resources import WorkloadEndpoint
 from datastore import objects
 from datastore.api import Delete
-from linux import netns
 from tests.felix.cluster import pod
-from tests.felix.host import PATIENCE_S, Place, ip, until
+from tests.felix.host import PATIENCE_S, Place, ip, unplug, until
 from tests.felix.one_node import DB, Cluster
 
 pytestmark = pytest.mark.kernel
@@ -103,9 +102,7 @@ async def test_a_pod_of_the_same_name_has_another_link(cluster: Cluster) -> None
     await cluster.start()
     async with listening(cluster) as outcomes:
         await outcomes.until_up("shop/a-k8s-db-eth0", cluster.revision, PATIENCE_S, link=socket.if_nametoindex(DB))
-        netns.delete(cluster.db.namespace)
-        if DB in ip("link"):  # the kernel takes its time with a namespace
-            ip("link", "del", DB)
+        unplug(DB, cluster.db)
         again = cluster.host.pod("db", ADDRESS, "fd00::2")
         index = socket.if_nametoindex(DB)
         changed: WorkloadEndpoint = pod("db", ADDRESS, "fd00::2", container="second", app="db")
