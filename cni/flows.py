@@ -46,6 +46,5 @@ class Flows:
 
 def _cut(addresses: AbstractSet[Address]) -> None:
     with Conntrack() as table:
-        if table.count():
-            for flow in list(table.flows_of(addresses)):
-                table.delete(flow)
+        for flow in list(table.flows_of(addresses)):
+            table.delete(flow)

@@ -5,7 +5,8 @@
 
 Where a service's address was translated, the reply's source is where packets really go. A table may hold hundreds of
 thousands of entries, so a dump is a stream: one buffer of the kernel's at a time, and nothing is kept. Entries that
-come or go meanwhile may be in it or not.
+come or go meanwhile may be in it or not. A dump goes through all buckets of the host, a quarter of a million on a large
+one, for some milliseconds: where this namespace tracks nothing, none is asked for.
 
 The kernel can filter a dump by address and spares the copying (CTA_FILTER, Linux 5.8). That is used for IPv4; for IPv6
 its comparison is the wrong way round (ctnetlink_filter_match_tuple, seen in 6.18), so those are filtered here.
@@ -155,6 +156,8 @@ class Conntrack:
 
     def flows(self) -> Iterator[Flow]:
         """Every entry, as the kernel hands them out. Raises OSError when it will not."""
+        if not self.count():
+            return
         for body in self._stream(_GET, _header(0)):
             flow = parse(body)
             if flow is not None:
@@ -162,6 +165,8 @@ class Conntrack:
 
     def flows_of(self, addresses: AbstractSet[Address]) -> Iterator[Flow]:
         """Entries whose first packet came from one of `addresses`, and those whose answers do; some may come twice."""
+        if not self.count():
+            return
         if len(addresses) <= ASKED_ONE_BY_ONE and not any(each.version == 6 for each in addresses):
             for address in addresses:
                 for side in (_TUPLE_ORIG, _TUPLE_REPLY):
