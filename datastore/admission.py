@@ -3,7 +3,7 @@
     operations ── decode ──> changes ── core.admission.needs ──> kinds ── list at revision r ──> existing
                                  └──────── core.admission.check(changes, existing) ──> Invalid, or
                                                                                        Unchanged(kind, r) for each,
-                                                          Present(key, its revision) for what the changes rely on
+                                                          At(key, its revision) for what the changes rely on
 
 What was read may change before the write. The guards make the transaction fail then, and the server asks again.
 """
@@ -19,7 +19,7 @@ from core.errors import Invalid, Problem
 from core.manifest import decode
 from core.names import Key, Kind
 from core.resources import Resource
-from datastore.api import Guard, Listing, Operation, Present, Put, Store, Unchanged
+from datastore.api import At, Guard, Listing, Operation, Put, Store, Unchanged
 
 log = structlog.get_logger()
 
@@ -37,7 +37,7 @@ async def admit(store: Store, operations: Sequence[Operation]) -> Sequence[Guard
     if problems:
         raise Invalid(problems)
     relied = admission.relies(changes)
-    present = (Present(entry.key, entry.revision) for entry in listing.entries if entry.key in relied)
+    present = (At(entry.key, entry.revision) for entry in listing.entries if entry.key in relied)
     return [*(Unchanged(kind, listing.revision) for kind in sorted(kinds)), *present]
 
 

@@ -6,7 +6,7 @@ A store maps keys to values (the canonical JSON of one resource) under one count
   `Conflict`. Revisions grow by at least one and never repeat. A transaction names each key at most once.
 - An operation may compare: `if_revision=None` does not care, `ABSENT` (0) wants no such key, n wants the key's
   last change at n. A guard compares without writing: nothing of a kind was written after revision n, or a key's last
-  change was at n. Unlike the first, the second sees a deletion.
+  change was at n (ABSENT: there is no such key). Unlike the first, the second sees a deletion.
 - Deleting a key that is not there is a success and, alone, makes no revision (the current one is returned).
 - An empty store is at revision 1. A read returns one consistent state and its revision.
 - `watch(after, kinds)` yields every later change of those kinds, in order, each revision whole in one `Changes`.
@@ -99,8 +99,8 @@ class Unchanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Present:
-    """Guard: `key` is there still, its last change at `revision`."""
+class At:
+    """Guard: the last change of `key` was at `revision`; ABSENT: there is no such key."""
 
     key: Key
     revision: int
@@ -110,7 +110,7 @@ class Present:
         return str(self.key)
 
 
-Guard: TypeAlias = Unchanged | Present
+Guard: TypeAlias = Unchanged | At
 
 
 @dataclass(frozen=True, slots=True)
@@ -204,8 +204,8 @@ def _check_guard(guard: Guard) -> Iterator[Problem]:
     match guard:
         case Unchanged(_, since) if since < 0:
             yield Problem(what=str(guard), why=f"compares with revision {since}; use 0 or more")
-        case Present(_, revision) if revision < 1:
-            yield Problem(what=str(guard), why=f"compares with revision {revision}; use 1 or more")
+        case At(_, revision) if revision < ABSENT:
+            yield Problem(what=str(guard), why=f"compares with revision {revision}; use 0 or more")
 
 
 @lru_cache(maxsize=1 << 12)

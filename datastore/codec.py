@@ -14,6 +14,7 @@ from core.names import Key, Kind
 from core.resources import BY_KIND, parse_path
 from datastore.api import (
     ABSENT,
+    At,
     Changes,
     Compacted,
     Delete,
@@ -21,7 +22,6 @@ from datastore.api import (
     Event,
     Guard,
     Operation,
-    Present,
     Put,
     Synced,
     Unchanged,
@@ -122,9 +122,7 @@ def txn_to(operations: Sequence[Operation], guards: Sequence[Guard]) -> pb.TxnRe
         guards=[
             pb.Unchanged(prefix=each.kind.prefix, since=each.since) for each in guards if isinstance(each, Unchanged)
         ],
-        present=[
-            pb.Present(path=each.key.path, revision=each.revision) for each in guards if isinstance(each, Present)
-        ],
+        at=[pb.At(path=each.key.path, revision=each.revision) for each in guards if isinstance(each, At)],
     )
 
 
@@ -138,7 +136,7 @@ def txn_from(message: pb.TxnRequest) -> tuple[list[Operation], list[Guard]]:
         except Invalid as invalid:
             problems += invalid.problems
     guards: list[Guard] = [Unchanged(kind_from(guard.prefix), guard.since) for guard in message.guards]
-    guards += [Present(key_from(guard.path), guard.revision) for guard in message.present]
+    guards += [At(key_from(guard.path), guard.revision) for guard in message.at]
     if problems:
         raise Invalid(problems)
     return operations, guards

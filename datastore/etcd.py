@@ -33,6 +33,7 @@ from datastore import link
 from datastore.api import (
     ABSENT,
     PROGRESS,
+    At,
     Changes,
     Compacted,
     Entry,
@@ -40,7 +41,6 @@ from datastore.api import (
     Guard,
     Listing,
     Operation,
-    Present,
     Put,
     Synced,
     WatchItem,
@@ -278,7 +278,7 @@ def _read(key: bytes, range_end: bytes = b"") -> Any:
 
 def _read_guarded(guard: Guard) -> Any:
     """What `guard` is about: its key, or the newest of its kind."""
-    if isinstance(guard, Present):
+    if isinstance(guard, At):
         return _read(guard.key.path.encode())
     key, end = _range(guard.kind)
     return rpc.RequestOp(
@@ -308,7 +308,7 @@ def _is_at(key: Key, revision: int | None) -> Any:
 
 def _hold(guard: Guard) -> Any:
     """Of a kind: every key was last changed at or before `since`; true of a kind that has none."""
-    if isinstance(guard, Present):
+    if isinstance(guard, At):
         return _is_at(guard.key, guard.revision)
     key, end = _range(guard.kind)
     return rpc.Compare(
@@ -323,7 +323,7 @@ def _conflict(compared: Sequence[Operation], guards: Sequence[Guard], found: Seq
         if operation.if_revision != revision:
             return Conflict(str(operation.key), operation.if_revision, revision or None)
     for guard, revision in zip(guards, actual[len(compared) :], strict=True):
-        if isinstance(guard, Present):
+        if isinstance(guard, At):
             if revision != guard.revision:
                 return Conflict(str(guard), guard.revision, revision or None)
         elif revision > guard.since:

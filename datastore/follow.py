@@ -37,6 +37,7 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
+from msgspec.structs import replace as _changed
 
 from core import manifest
 from core.breaker import hold
@@ -48,7 +49,7 @@ from core.resources import Resource
 from core.snapshot import Snapshot
 from core.thrift import Decode, Sharing
 from datastore import cache as cache_file
-from datastore.api import Changes, Compacted, Event, Listing, Store, Synced
+from datastore.api import Changes, Compacted, Entry, Event, Listing, Store, Synced
 
 log = structlog.get_logger()
 
@@ -70,6 +71,7 @@ async def follow(
     *,
     node: str = "",
     decode: Decode = manifest.decode,
+    revised: bool = False,
     timing: Timing = PATIENCE,
     save_every_s: float = SAVE_EVERY_S,
 ) -> None:
@@ -77,10 +79,11 @@ async def follow(
 
     `cache` is where the last snapshot is kept across restarts (None: nowhere). A snapshot is `stale` while the store
     is away: the one from disk at the start, and the last one again when the connection is lost. With `node`, what
-    vanishes in masses is held until an operator has looked at that Node.
+    vanishes in masses is held until an operator has looked at that Node. `revised`: each object says in its
+    `resource_version` at which revision it was last changed, as one does that a client of Kubernetes reads.
     """
     kept = frozenset(cls.KIND for cls in kinds)
-    follower = _Follower(store, kept, latest, cache, node, Sharing(decode, node), timing)
+    follower = _Follower(store, kept, latest, cache, node, Sharing(decode, node), timing, revised=revised)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")
@@ -101,9 +104,12 @@ class _Follower:
         node: str,
         decode: Decode,
         timing: Timing,
+        *,
+        revised: bool,
     ) -> None:
         self._store, self._kinds, self._latest = store, kinds, latest
         self._cache, self._node, self._decode, self._timing = cache, node, decode, timing
+        self._revised = revised
         self._snapshot: Snapshot | None = None
         self._accepted: Snapshot | None = None
         self._failures = 0
@@ -145,7 +151,7 @@ class _Follower:
                 async for item in items:
                     match item:
                         case Changes() if item.revision >= snapshot.revision:
-                            read = [(event, self._read(event.key, event.value)) for event in item.events]
+                            read = [(event, self._read(event)) for event in item.events]
                             snapshot = _next(snapshot, item.revision, read)
                             listed = listed if synced else _next(listed, item.revision, read)
                             news = news or bool(read)
@@ -241,7 +247,7 @@ class _Follower:
     ) -> None:
         """Put what a part of a listing holds where it belongs."""
         for entry in page.entries:
-            found = self._read(entry.key, entry.value)
+            found = self._read(entry)
             if isinstance(found, str):
                 problems[entry.key] = found
             elif found is not None:
@@ -251,17 +257,20 @@ class _Follower:
                 else:
                     tables[entry.key.kind][entry.key] = found
 
-    def _read(self, key: Key, value: bytes | None) -> Resource | str | None:
-        if value is None:
+    def _read(self, said: Entry | Event) -> Resource | str | None:
+        if said.value is None:
             return None
         try:
-            return self._decode(key, value)
+            found = self._decode(said.key, said.value)
         except Invalid as invalid:
             why = str(invalid)
-            if self._set_aside.get(key) != why:  # else every listing to compare would say it again
-                self._set_aside[key] = why
-                log.warning("datastore.object_set_aside", object=str(key), why=why)
+            if self._set_aside.get(said.key) != why:  # else every listing to compare would say it again
+                self._set_aside[said.key] = why
+                log.warning("datastore.object_set_aside", object=str(said.key), why=why)
             return why
+        if found is None or not self._revised:
+            return found
+        return _changed(found, metadata=_changed(found.metadata, resource_version=str(said.revision)))
 
     async def keep_saved(self, every_s: float) -> None:
         """Write the cache when there is something new, at most every so many seconds."""

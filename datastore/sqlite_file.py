@@ -19,7 +19,7 @@ from typing import Final
 from core.errors import Conflict, Invalid, Problem, Unsupported
 from core.names import Key, Kind
 from core.resources import parse_path
-from datastore.api import ABSENT, Entry, Event, Guard, Listing, Operation, Present, Put, full
+from datastore.api import ABSENT, At, Entry, Event, Guard, Listing, Operation, Put, full
 
 SCHEMA_VERSION: Final = 1
 APPLICATION_ID: Final = 0x6D75736C
@@ -160,8 +160,11 @@ def past(connection: sqlite3.Connection, after: int, kinds: AbstractSet[Kind]) -
     return Past(floor, current, reached, tuple(events))
 
 
-def apply(connection: sqlite3.Connection, operations: Sequence[Operation], guards: Sequence[Guard], keep: int) -> int:
-    """Make the transaction; the new revision, or the present one when nothing had to be written."""
+def apply(
+    connection: sqlite3.Connection, operations: Sequence[Operation], guards: Sequence[Guard], keep: int
+) -> tuple[int, tuple[Event, ...]]:
+    """Make the transaction; the new revision and what happened in it, or the present one when nothing had to be
+    written."""
     with _transaction(connection, "IMMEDIATE") as (floor, revision):
         for operation in operations:
             _compare(connection, operation.key, operation.if_revision)
@@ -169,12 +172,12 @@ def apply(connection: sqlite3.Connection, operations: Sequence[Operation], guard
             _hold(connection, guard)
         written = [operation for operation in operations if _write(connection, operation, revision + 1)]
         if not written:
-            return revision
+            return revision, ()
         revision += 1
         connection.execute("UPDATE state SET revision = ?", (revision,))
         if revision - floor > keep + TRIM_EVERY:
             _trim(connection, revision - keep)
-    return revision
+    return revision, tuple(Event(each.key, each.value if isinstance(each, Put) else None, revision) for each in written)
 
 
 def compact(connection: sqlite3.Connection, before: int) -> None:
@@ -201,7 +204,7 @@ def _compare(connection: sqlite3.Connection, key: Key, wanted: int | None) -> No
 
 
 def _hold(connection: sqlite3.Connection, guard: Guard) -> None:
-    if isinstance(guard, Present):
+    if isinstance(guard, At):
         _compare(connection, guard.key, guard.revision)
         return
     newest = connection.execute("SELECT max(revision) FROM objects WHERE prefix = ?", (guard.kind.prefix,)).fetchone()

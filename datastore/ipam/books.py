@@ -42,7 +42,7 @@ from core.resources import (
 from core.resources.ipam import IPAMConfigurationSpec
 from core.validate.checks import name as checked_name
 from core.validate.ipam import MOST_ADDRESSES
-from datastore.api import ABSENT, Guard, Present, Unchanged
+from datastore.api import ABSENT, At, Guard, Unchanged
 from datastore.ipam import block as blocks
 from datastore.ipam.model import Exhausted
 from datastore.ipam.ranges import Ranges
@@ -164,7 +164,7 @@ class Books:
     def present(self, key: Key) -> tuple[Guard, ...]:
         """The guard that an object is as it is known; none for one that is not there."""
         revision = self.at(key)
-        return () if revision == ABSENT else (Present(key, revision),)
+        return () if revision == ABSENT else (At(key, revision),)
 
     def none_since(self, kind: Kind) -> Guard:
         """The guard that nothing of a kind was written after all that was seen of it (`caught_up`)."""

@@ -6,7 +6,8 @@
     the group  block A @7 -> A''    handles 1, 2 absent -> 1, 2     endpoint 1 @3     all or nothing
 
 An object is written once, as the last step leaves it, if it is as the first one found it. What a caller brings
-`along` is his alone: when it is not at its revision, the others are done without him.
+`along` is his alone, and so are the guards that he brings: when one of them does not hold, the others are done without
+him.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from core.errors import Conflict
 from core.names import Key
 from core.resources import Resource
 from datastore import objects
-from datastore.api import Delete, Guard, Operation, Present, Put, Unchanged
+from datastore.api import At, Delete, Guard, Operation, Put, Unchanged
 from datastore.ipam.model import Step, Write
 
 OPERATIONS: Final = 120
@@ -37,35 +38,41 @@ class Group(Generic[C]):
     def __init__(self) -> None:
         self._changes: dict[Key, tuple[int, Resource | None]] = {}
         self._along: dict[Key, tuple[Operation, C]] = {}
-        self._present: dict[Key, int] = {}
+        self._at: dict[Key, int] = {}
         self._unchanged: dict[Unchanged, None] = {}
+        self._brought: dict[At, list[C]] = {}
         self._bytes = 0
         self.callers: list[C] = []
 
-    def add(self, caller: C, step: Step, along: Sequence[Operation]) -> bool:
-        """Lay a caller's step over the ones before; False, and nothing is done, when it does not go with them."""
-        if self.callers and not self._fits(step, along):
+    def add(self, caller: C, step: Step, along: Sequence[Operation], guards: Sequence[At] = ()) -> bool:
+        """Lay a caller's step over the ones before; False, and nothing is done, when it does not go with them.
+
+        `guards` are of objects that are not IPAM's.
+        """
+        if self.callers and not self._fits(step, along, guards):
             return False
         for change in step.changes:
             key = change.resource.key if isinstance(change, Write) else change.key
             first, _ = self._changes.get(key, (change.if_revision, None))
             self._changes[key] = (first, change.resource if isinstance(change, Write) else None)
         for guard in step.guards:
-            if isinstance(guard, Present):
-                self._present.setdefault(guard.key, guard.revision)
+            if isinstance(guard, At):
+                self._at.setdefault(guard.key, guard.revision)
             else:
                 self._unchanged[guard] = None
         self._along |= {operation.key: (operation, caller) for operation in along}
+        for each in guards:
+            self._brought.setdefault(each, []).append(caller)
         self._bytes += _size(along)
         self.callers.append(caller)
         return True
 
-    def _fits(self, step: Step, along: Sequence[Operation]) -> bool:
+    def _fits(self, step: Step, along: Sequence[Operation], guards: Sequence[At]) -> bool:
         written = self._changes.keys() | self._along.keys()
         if any(operation.key in written for operation in along):
             return False
-        more = len(step.changes) + len(step.guards) + len(along)
-        there = len(self._changes) + len(self._along) + len(self._present) + len(self._unchanged)
+        more = len(step.changes) + len(step.guards) + len(along) + len(guards)
+        there = len(self._changes) + len(self._along) + len(self._at) + len(self._unchanged) + len(self._brought)
         return there + more <= OPERATIONS and self._bytes + _size(along) <= BYTES
 
     @property
@@ -83,23 +90,26 @@ class Group(Generic[C]):
     @property
     def guards(self) -> list[Guard]:
         """What must hold, each once; a guard of what the group itself creates says nothing."""
-        present = (Present(key, revision) for key, revision in self._present.items() if revision)
-        return [*self._unchanged, *present]
+        present = (At(key, revision) for key, revision in self._at.items() if revision)
+        return [*self._unchanged, *present, *self._brought]
 
     def along(self) -> Iterator[Operation]:
         """What all callers bring along."""
         return (operation for operation, _ in self._along.values())
 
-    def to_blame(self, conflict: Conflict) -> C | None:
-        """Whose `along` it is that the store found at another revision than it said; None when nobody's."""
+    def to_blame(self, conflict: Conflict) -> Sequence[C]:
+        """Who brought what the store found at another revision than they said; empty when nobody did."""
         for key, (operation, caller) in self._along.items():
             if str(key) == conflict.what and operation.if_revision == conflict.expected:
-                return caller
-        return None
+                return [caller]
+        for guard, callers in self._brought.items():
+            if str(guard) == conflict.what and guard.revision == conflict.expected:
+                return callers
+        return ()
 
     def about(self, conflict: Conflict) -> Key | None:
         """The object of IPAM's that was not as it was thought to be; None when it was no single one."""
-        return next((key for key in chain(self._changes, self._present) if str(key) == conflict.what), None)
+        return next((key for key in chain(self._changes, self._at) if str(key) == conflict.what), None)
 
 
 def _size(along: Sequence[Operation]) -> int:

@@ -27,7 +27,7 @@ from core.addr import Address
 from core.errors import Conflict, Invalid, MuslinError, on_purpose
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle
 from datastore import objects
-from datastore.api import ABSENT, Operation, Store
+from datastore.api import ABSENT, At, Operation, Store
 from datastore.ipam.block import block_name
 from datastore.ipam.books import Books, handle_key
 from datastore.ipam.giving.assign import assign
@@ -78,6 +78,7 @@ class _Call:
     handle: str
     decide: Callable[[Books], Step]
     along: Along | None
+    guards: Sequence[At]
     owner: Owner | None
     done: asyncio.Future[tuple[Grant, int]]
     began: float = field(default_factory=time.monotonic)
@@ -112,15 +113,18 @@ class Ledger:
         self._calls: list[_Call] = []
         self._work: asyncio.Task[None] | None = None
 
-    async def assign(self, request: Request, along: Along | None = None) -> tuple[Grant, int]:
+    async def assign(
+        self, request: Request, along: Along | None = None, guards: Sequence[At] = ()
+    ) -> tuple[Grant, int]:
         """The addresses of `request.handle`, given now if it has none, and the revision at which that stood.
 
-        What it has already is kept. With `along` the handle is written each time, with what it returns. Raises
-        `Exhausted`, `Invalid` (a pool asked for is not there), `Unavailable`, or `Conflict` when too many races
-        were lost or something in `along` is not at its revision.
+        What it has already is kept. With `along` the handle is written each time, with what it returns, while the
+        `guards` hold, which are of objects that are not IPAM's: what the request was made from. Raises `Exhausted`,
+        `Invalid` (a pool asked for is not there), `Unavailable`, or `Conflict` when too many races were lost or
+        something in `along` or `guards` is not at its revision.
         """
         return await self._ask(
-            request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, request.owner
+            request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, guards, request.owner
         )
 
     async def release(self, handle: str, why: str, along: Sequence[Operation] = (), *, node: str = "") -> Grant:
@@ -141,9 +145,14 @@ class Ledger:
         return await held_by(self._store, handle)
 
     async def _ask(
-        self, handle: str, decide: Callable[[Books], Step], along: Along | None, owner: Owner | None = None
+        self,
+        handle: str,
+        decide: Callable[[Books], Step],
+        along: Along | None,
+        guards: Sequence[At] = (),
+        owner: Owner | None = None,
     ) -> tuple[Grant, int]:
-        call = _Call(handle, decide, along, owner, asyncio.get_running_loop().create_future())
+        call = _Call(handle, decide, along, guards, owner, asyncio.get_running_loop().create_future())
         self._calls.append(call)
         if self._work is None or self._work.done():
             self._work = asyncio.create_task(self._run(), name="ipam-ledger")
@@ -247,7 +256,7 @@ class Ledger:
             along = call.along(step.grant)
             if call.owner is not None:
                 step = self._handle_written(call, step)
-        if not group.add(call, step, along):
+        if not group.add(call, step, along, call.guards):
             return False
         call.grant = step.grant
         self._view.lay(step.changes)
@@ -285,9 +294,9 @@ class Ledger:
 
     async def _lost(self, group: Group[_Call], conflict: Conflict) -> None:
         """A race was lost: see what is there now, and let the callers be decided again."""
-        caller = group.to_blame(conflict)
-        if caller is not None:
-            caller.fail(conflict)
+        if callers := group.to_blame(conflict):
+            for call in callers:
+                call.fail(conflict)
             return
         for call in group.callers:
             _count(call)

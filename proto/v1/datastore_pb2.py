@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18proto/v1/datastore.proto\x12\x13muslin.datastore.v1\"6\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x1a\n\nGetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"8\n\x0bGetResponse\x12)\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1a.muslin.datastore.v1.Entry\"\x1f\n\x0bListRequest\x12\x10\n\x08prefixes\x18\x01 \x03(\t\"M\n\x0cListResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.muslin.datastore.v1.Entry\"\x9f\x01\n\nTxnRequest\x12\x32\n\noperations\x18\x01 \x03(\x0b\x32\x1e.muslin.datastore.v1.Operation\x12.\n\x06guards\x18\x02 \x03(\x0b\x32\x1e.muslin.datastore.v1.Unchanged\x12-\n\x07present\x18\x03 \x03(\x0b\x32\x1c.muslin.datastore.v1.Present\"\xa9\x01\n\tOperation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x03put\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1b.muslin.datastore.v1.DeleteH\x00\x12-\n\x06\x61\x62sent\x18\x04 \x01(\x0b\x32\x1b.muslin.datastore.v1.AbsentH\x01\x12\x0c\n\x02\x61t\x18\x05 \x01(\x03H\x01\x42\x08\n\x06\x61\x63tionB\t\n\x07\x63ompare\"\x08\n\x06\x44\x65lete\"\x08\n\x06\x41\x62sent\"*\n\tUnchanged\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05since\x18\x02 \x01(\x03\")\n\x07Present\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x1f\n\x0bTxnResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"/\n\x0cWatchRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x10\n\x08prefixes\x18\x02 \x03(\t\"\xac\x01\n\rWatchResponse\x12/\n\x07\x63hanges\x18\x01 \x01(\x0b\x32\x1c.muslin.datastore.v1.ChangesH\x00\x12-\n\x06synced\x18\x02 \x01(\x0b\x32\x1b.muslin.datastore.v1.SyncedH\x00\x12\x33\n\tcompacted\x18\x03 \x01(\x0b\x32\x1e.muslin.datastore.v1.CompactedH\x00\x42\x06\n\x04item\"G\n\x07\x43hanges\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.muslin.datastore.v1.Event\"E\n\x05\x45vent\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x42\x08\n\x06_value\"\x1a\n\x06Synced\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x1d\n\tCompacted\x12\x10\n\x08revision\x18\x01 \x01(\x03\" \n\x0e\x43ompactRequest\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\x03\"\x11\n\x0f\x43ompactResponse2\x96\x03\n\tDatastore\x12H\n\x03Get\x12\x1f.muslin.datastore.v1.GetRequest\x1a .muslin.datastore.v1.GetResponse\x12M\n\x04List\x12 .muslin.datastore.v1.ListRequest\x1a!.muslin.datastore.v1.ListResponse0\x01\x12H\n\x03Txn\x12\x1f.muslin.datastore.v1.TxnRequest\x1a .muslin.datastore.v1.TxnResponse\x12P\n\x05Watch\x12!.muslin.datastore.v1.WatchRequest\x1a\".muslin.datastore.v1.WatchResponse0\x01\x12T\n\x07\x43ompact\x12#.muslin.datastore.v1.CompactRequest\x1a$.muslin.datastore.v1.CompactResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x18proto/v1/datastore.proto\x12\x13muslin.datastore.v1\"6\n\x05\x45ntry\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x0c\x12\x10\n\x08revision\x18\x03 \x01(\x03\"\x1a\n\nGetRequest\x12\x0c\n\x04path\x18\x01 \x01(\t\"8\n\x0bGetResponse\x12)\n\x05\x65ntry\x18\x01 \x01(\x0b\x32\x1a.muslin.datastore.v1.Entry\"\x1f\n\x0bListRequest\x12\x10\n\x08prefixes\x18\x01 \x03(\t\"M\n\x0cListResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12+\n\x07\x65ntries\x18\x02 \x03(\x0b\x32\x1a.muslin.datastore.v1.Entry\"\x95\x01\n\nTxnRequest\x12\x32\n\noperations\x18\x01 \x03(\x0b\x32\x1e.muslin.datastore.v1.Operation\x12.\n\x06guards\x18\x02 \x03(\x0b\x32\x1e.muslin.datastore.v1.Unchanged\x12#\n\x02\x61t\x18\x03 \x03(\x0b\x32\x17.muslin.datastore.v1.At\"\xa9\x01\n\tOperation\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\r\n\x03put\x18\x02 \x01(\x0cH\x00\x12-\n\x06\x64\x65lete\x18\x03 \x01(\x0b\x32\x1b.muslin.datastore.v1.DeleteH\x00\x12-\n\x06\x61\x62sent\x18\x04 \x01(\x0b\x32\x1b.muslin.datastore.v1.AbsentH\x01\x12\x0c\n\x02\x61t\x18\x05 \x01(\x03H\x01\x42\x08\n\x06\x61\x63tionB\t\n\x07\x63ompare\"\x08\n\x06\x44\x65lete\"\x08\n\x06\x41\x62sent\"*\n\tUnchanged\x12\x0e\n\x06prefix\x18\x01 \x01(\t\x12\r\n\x05since\x18\x02 \x01(\x03\"$\n\x02\x41t\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x10\n\x08revision\x18\x02 \x01(\x03\"\x1f\n\x0bTxnResponse\x12\x10\n\x08revision\x18\x01 \x01(\x03\"/\n\x0cWatchRequest\x12\r\n\x05\x61\x66ter\x18\x01 \x01(\x03\x12\x10\n\x08prefixes\x18\x02 \x03(\t\"\xac\x01\n\rWatchResponse\x12/\n\x07\x63hanges\x18\x01 \x01(\x0b\x32\x1c.muslin.datastore.v1.ChangesH\x00\x12-\n\x06synced\x18\x02 \x01(\x0b\x32\x1b.muslin.datastore.v1.SyncedH\x00\x12\x33\n\tcompacted\x18\x03 \x01(\x0b\x32\x1e.muslin.datastore.v1.CompactedH\x00\x42\x06\n\x04item\"G\n\x07\x43hanges\x12\x10\n\x08revision\x18\x01 \x01(\x03\x12*\n\x06\x65vents\x18\x02 \x03(\x0b\x32\x1a.muslin.datastore.v1.Event\"E\n\x05\x45vent\x12\x0c\n\x04path\x18\x01 \x01(\t\x12\x12\n\x05value\x18\x02 \x01(\x0cH\x00\x88\x01\x01\x12\x10\n\x08revision\x18\x03 \x01(\x03\x42\x08\n\x06_value\"\x1a\n\x06Synced\x12\x10\n\x08revision\x18\x01 \x01(\x03\"\x1d\n\tCompacted\x12\x10\n\x08revision\x18\x01 \x01(\x03\" \n\x0e\x43ompactRequest\x12\x0e\n\x06\x62\x65\x66ore\x18\x01 \x01(\x03\"\x11\n\x0f\x43ompactResponse2\x96\x03\n\tDatastore\x12H\n\x03Get\x12\x1f.muslin.datastore.v1.GetRequest\x1a .muslin.datastore.v1.GetResponse\x12M\n\x04List\x12 .muslin.datastore.v1.ListRequest\x1a!.muslin.datastore.v1.ListResponse0\x01\x12H\n\x03Txn\x12\x1f.muslin.datastore.v1.TxnRequest\x1a .muslin.datastore.v1.TxnResponse\x12P\n\x05Watch\x12!.muslin.datastore.v1.WatchRequest\x1a\".muslin.datastore.v1.WatchResponse0\x01\x12T\n\x07\x43ompact\x12#.muslin.datastore.v1.CompactRequest\x1a$.muslin.datastore.v1.CompactResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -42,35 +42,35 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_start=224
   _globals['_LISTRESPONSE']._serialized_end=301
   _globals['_TXNREQUEST']._serialized_start=304
-  _globals['_TXNREQUEST']._serialized_end=463
-  _globals['_OPERATION']._serialized_start=466
-  _globals['_OPERATION']._serialized_end=635
-  _globals['_DELETE']._serialized_start=637
-  _globals['_DELETE']._serialized_end=645
-  _globals['_ABSENT']._serialized_start=647
-  _globals['_ABSENT']._serialized_end=655
-  _globals['_UNCHANGED']._serialized_start=657
-  _globals['_UNCHANGED']._serialized_end=699
-  _globals['_PRESENT']._serialized_start=701
-  _globals['_PRESENT']._serialized_end=742
-  _globals['_TXNRESPONSE']._serialized_start=744
-  _globals['_TXNRESPONSE']._serialized_end=775
-  _globals['_WATCHREQUEST']._serialized_start=777
-  _globals['_WATCHREQUEST']._serialized_end=824
-  _globals['_WATCHRESPONSE']._serialized_start=827
-  _globals['_WATCHRESPONSE']._serialized_end=999
-  _globals['_CHANGES']._serialized_start=1001
-  _globals['_CHANGES']._serialized_end=1072
-  _globals['_EVENT']._serialized_start=1074
-  _globals['_EVENT']._serialized_end=1143
-  _globals['_SYNCED']._serialized_start=1145
-  _globals['_SYNCED']._serialized_end=1171
-  _globals['_COMPACTED']._serialized_start=1173
-  _globals['_COMPACTED']._serialized_end=1202
-  _globals['_COMPACTREQUEST']._serialized_start=1204
-  _globals['_COMPACTREQUEST']._serialized_end=1236
-  _globals['_COMPACTRESPONSE']._serialized_start=1238
-  _globals['_COMPACTRESPONSE']._serialized_end=1255
-  _globals['_DATASTORE']._serialized_start=1258
-  _globals['_DATASTORE']._serialized_end=1664
+  _globals['_TXNREQUEST']._serialized_end=453
+  _globals['_OPERATION']._serialized_start=456
+  _globals['_OPERATION']._serialized_end=625
+  _globals['_DELETE']._serialized_start=627
+  _globals['_DELETE']._serialized_end=635
+  _globals['_ABSENT']._serialized_start=637
+  _globals['_ABSENT']._serialized_end=645
+  _globals['_UNCHANGED']._serialized_start=647
+  _globals['_UNCHANGED']._serialized_end=689
+  _globals['_AT']._serialized_start=691
+  _globals['_AT']._serialized_end=727
+  _globals['_TXNRESPONSE']._serialized_start=729
+  _globals['_TXNRESPONSE']._serialized_end=760
+  _globals['_WATCHREQUEST']._serialized_start=762
+  _globals['_WATCHREQUEST']._serialized_end=809
+  _globals['_WATCHRESPONSE']._serialized_start=812
+  _globals['_WATCHRESPONSE']._serialized_end=984
+  _globals['_CHANGES']._serialized_start=986
+  _globals['_CHANGES']._serialized_end=1057
+  _globals['_EVENT']._serialized_start=1059
+  _globals['_EVENT']._serialized_end=1128
+  _globals['_SYNCED']._serialized_start=1130
+  _globals['_SYNCED']._serialized_end=1156
+  _globals['_COMPACTED']._serialized_start=1158
+  _globals['_COMPACTED']._serialized_end=1187
+  _globals['_COMPACTREQUEST']._serialized_start=1189
+  _globals['_COMPACTREQUEST']._serialized_end=1221
+  _globals['_COMPACTRESPONSE']._serialized_start=1223
+  _globals['_COMPACTRESPONSE']._serialized_end=1240
+  _globals['_DATASTORE']._serialized_start=1243
+  _globals['_DATASTORE']._serialized_end=1649
 # @@protoc_insertion_point(module_scope)

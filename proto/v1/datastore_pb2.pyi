@@ -160,7 +160,7 @@ class TxnRequest(_message.Message):
 
     OPERATIONS_FIELD_NUMBER: _builtins.int
     GUARDS_FIELD_NUMBER: _builtins.int
-    PRESENT_FIELD_NUMBER: _builtins.int
+    AT_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def operations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Operation]:
         """What to write; each key at most once."""
@@ -170,19 +170,19 @@ class TxnRequest(_message.Message):
         """Kinds that must not have changed meanwhile."""
 
     @_builtins.property
-    def present(self) -> _containers.RepeatedCompositeFieldContainer[Global___Present]:
-        """Objects that must be there still, as they were."""
+    def at(self) -> _containers.RepeatedCompositeFieldContainer[Global___At]:
+        """Keys that must be as they were."""
 
     def __init__(
         self,
         *,
         operations: _abc.Iterable[Global___Operation] | None = ...,
         guards: _abc.Iterable[Global___Unchanged] | None = ...,
-        present: _abc.Iterable[Global___Present] | None = ...,
+        at: _abc.Iterable[Global___At] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guards", b"guards", "operations", b"operations", "present", b"present"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["at", b"at", "guards", b"guards", "operations", b"operations"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -290,7 +290,7 @@ class Unchanged(_message.Message):
 Global___Unchanged: _TypeAlias = Unchanged  # noqa: Y015
 
 @_typing.final
-class Present(_message.Message):
+class At(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     PATH_FIELD_NUMBER: _builtins.int
@@ -298,7 +298,7 @@ class Present(_message.Message):
     path: _builtins.str
     """The key."""
     revision: _builtins.int
-    """The key's last change must have been at this revision (1 or more)."""
+    """The key's last change must have been at this revision; 0: there must be no such key."""
     def __init__(
         self,
         *,
@@ -311,7 +311,7 @@ class Present(_message.Message):
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
-Global___Present: _TypeAlias = Present  # noqa: Y015
+Global___At: _TypeAlias = At  # noqa: Y015
 
 @_typing.final
 class TxnResponse(_message.Message):

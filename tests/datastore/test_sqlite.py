@@ -5,18 +5,19 @@ from __future__ import annotations
 import asyncio
 import os
 import sqlite3
+from contextlib import aclosing
 from pathlib import Path
 
 import pytest
 
 from core.errors import Invalid, Unavailable, Unsupported
 from core.names import Key
-from core.resources import IPPool
-from datastore.api import ABSENT, Changes, Compacted, Delete, Put, Synced
-from datastore.sqlite import SqliteStore
+from core.resources import IPPool, Node
+from datastore.api import ABSENT, BATCH_BYTES, Changes, Compacted, Delete, Put, Synced
+from datastore.sqlite import RECENT, SqliteStore
 from datastore.sqlite_file import TRIM_EVERY
 
-POOL = IPPool.KIND
+POOL, NODE = IPPool.KIND, Node.KIND
 
 
 def key(name: str) -> Key:
@@ -76,6 +77,35 @@ async def test_a_watcher_that_reads_slower_than_history_is_kept_is_ended(tmp_pat
         await store.txn([Put(key("a"), b"%d" % number)])
     rest = [item async for item in items]
     assert isinstance(rest[-1], Compacted)
+    await store.close()
+
+
+@pytest.mark.parametrize("size", [1, BATCH_BYTES // 20])
+async def test_watchers_hear_the_same_of_memory_and_of_the_file(tmp_path: Path, size: int) -> None:
+    """However far behind they are: the last commits are in memory, of large objects fewer."""
+    store = await SqliteStore.open(tmp_path / "db")
+    start = (await store.list({POOL})).revision
+    written = []
+    for number in range(RECENT + 10):
+        other = Key(NODE, "", f"n{number}")
+        changes = [Put(key("a"), b"%d" % number * size), Put(other, b"1"), *([Delete(key("b"))] if number % 2 else [])]
+        written.append(await store.txn([*changes, *([] if number % 2 else [Put(key("b"), b"1")])]))
+    for after in (start, *written):
+        events, revision = [], after
+        async with aclosing(store.watch(after, {POOL})) as items:
+            async for item in items:
+                assert not isinstance(item, Compacted)
+                if isinstance(item, Synced):
+                    break
+                assert len(item.events) == 1 or sum(len(event.value or b"") for event in item.events[:-2]) < BATCH_BYTES
+                assert item.revision > revision
+                revision = item.revision
+                events += item.events
+        assert [event.revision for event in events] == [each for each in written if each > after for _ in range(2)]
+        assert {event.key for event in events} <= {key("a"), key("b")}
+    await store.compact(written[-1])
+    (ended,) = [item async for item in store.watch(written[-3], {POOL})]
+    assert isinstance(ended, Compacted)
     await store.close()
 
 

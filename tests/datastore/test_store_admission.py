@@ -13,7 +13,7 @@ from core.resources.ipam import BlockSpec
 from core.resources.network import IPPoolSpec
 from core.resources.policy import NetworkPolicySpec, TierSpec
 from datastore.admission import admit
-from datastore.api import Delete, Present, Put, Store, Unchanged
+from datastore.api import At, Delete, Put, Store, Unchanged
 from datastore.ipam.ledger import Ledger
 from datastore.ipam.model import Owner, Request
 from datastore.sqlite import SqliteStore
@@ -63,7 +63,7 @@ async def test_what_is_relied_on_is_guarded(sqlite: Store) -> None:
     policy = NetworkPolicy(metadata=Metadata(name="p", namespace="shop"), spec=NetworkPolicySpec(tier="t"))
     made = await sqlite.txn([put(tier)])
     newest = await sqlite.txn([put(Tier(metadata=Metadata(name="u"), spec=TierSpec(order=2)))])
-    assert list(await admit(sqlite, [put(policy)])) == [Unchanged(Tier.KIND, newest), Present(tier.key, made)]
+    assert list(await admit(sqlite, [put(policy)])) == [Unchanged(Tier.KIND, newest), At(tier.key, made)]
     assert list(await admit(sqlite, [put(policy), put(tier)])) == [Unchanged(Tier.KIND, newest)]
 
 

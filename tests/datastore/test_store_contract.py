@@ -16,12 +16,12 @@ from datastore.api import (
     BATCH_EVENTS,
     PROGRESS,
     VALUE_BOUND,
+    At,
     Changes,
     Compacted,
     Delete,
     Entry,
     Event,
-    Present,
     Put,
     Store,
     Synced,
@@ -273,22 +273,28 @@ async def test_a_guard_is_not_fooled_by_a_kind_with_a_longer_name(store: Store) 
 
 async def test_a_guard_of_an_object_breaks_on_its_deletion_and_on_its_replacement(store: Store) -> None:
     created = await store.txn([Put(pool("a"), b"1"), Put(pool("b"), b"1")])
-    replaced = await store.txn([Put(pool("b"), b"2")], [Present(pool("a"), created), Unchanged(POOL, created)])
-    assert await store.txn([], [Present(pool("b"), replaced)]) == replaced
+    replaced = await store.txn([Put(pool("b"), b"2")], [At(pool("a"), created), Unchanged(POOL, created)])
+    assert await store.txn([], [At(pool("b"), replaced)]) == replaced
     with pytest.raises(Conflict) as caught:
-        await store.txn([Put(node("n"), b"1")], [Present(pool("a"), created), Present(pool("b"), created)])
+        await store.txn([Put(node("n"), b"1")], [At(pool("a"), created), At(pool("b"), created)])
     assert (caught.value.what, caught.value.expected, caught.value.actual) == ("IPPool b", created, replaced)
-    await store.txn([Delete(pool("a"))], [Present(pool("a"), created)])
+    await store.txn([Delete(pool("a"))], [At(pool("a"), created)])
     await store.txn([Put(node("n"), b"1")], [Unchanged(POOL, replaced)])
     with pytest.raises(Conflict) as caught:
-        await store.txn([Put(node("n"), b"2")], [Unchanged(POOL, replaced), Present(pool("a"), created)])
+        await store.txn([Put(node("n"), b"2")], [Unchanged(POOL, replaced), At(pool("a"), created)])
     assert (caught.value.what, caught.value.expected, caught.value.actual) == ("IPPool a", created, None)
     await store.txn([Put(pool("a"), b"1")])
     with pytest.raises(Conflict, match="IPPool a"):
-        await store.txn([Put(node("n"), b"2")], [Present(pool("a"), created)])
+        await store.txn([Put(node("n"), b"2")], [At(pool("a"), created)])
     assert (await state(store))[node("n")][0] == b"1"
-    with pytest.raises(Invalid, match="use 1 or more"):
-        await store.txn([], [Present(pool("gone"), 0)])
+    with pytest.raises(Invalid, match="use 0 or more"):
+        await store.txn([], [At(pool("gone"), -1)])
+
+
+async def test_a_guard_of_absence_breaks_when_the_object_is_made(store: Store) -> None:
+    await store.txn([Put(pool("a"), b"1")], [At(pool("b"), ABSENT)])
+    with pytest.raises(Conflict, match="IPPool a"):
+        await store.txn([Put(node("n"), b"2")], [At(pool("a"), ABSENT)])
 
 
 # --- watch ------------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from core.errors import Conflict, Invalid, Problem
 from core.names import Key
 from core.resources import CLASSES
 from datastore import codec
-from datastore.api import ABSENT, Changes, Compacted, Delete, Event, Present, Put, Synced, Unchanged, addressable
+from datastore.api import ABSENT, At, Changes, Compacted, Delete, Event, Put, Synced, Unchanged, addressable
 from proto.v1 import datastore_pb2 as pb
 
 HOUSE = Path(__file__).parents[2]
@@ -64,13 +64,11 @@ def test_the_generated_code_is_that_of_the_proto_file(tmp_path: Path) -> None:
 @given(
     st.lists(operations),
     st.lists(st.builds(Unchanged, kinds, st.integers(0, 1 << 62))),
-    st.lists(st.builds(Present, keys, revisions)),
+    st.lists(st.builds(At, keys, revisions)),
 )
-def test_transactions_survive_the_wire(
-    made: list[Put | Delete], guards: list[Unchanged], present: list[Present]
-) -> None:
-    message = pb.TxnRequest.FromString(codec.txn_to(made, [*present, *guards]).SerializeToString())
-    assert codec.txn_from(message) == (made, [*guards, *present])
+def test_transactions_survive_the_wire(made: list[Put | Delete], guards: list[Unchanged], at: list[At]) -> None:
+    message = pb.TxnRequest.FromString(codec.txn_to(made, [*at, *guards]).SerializeToString())
+    assert codec.txn_from(message) == (made, [*guards, *at])
 
 
 @settings(max_examples=50)

@@ -11,7 +11,7 @@ from msgspec.structs import replace
 from core.addr import order, overlap
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata
 from core.resources.ipam import AffinityState, HandleSpec
-from datastore.api import ABSENT, Present
+from datastore.api import ABSENT, At
 from datastore.ipam.auditing.findings import Fault, Finding
 from datastore.ipam.block import block_name, changed, stamp
 from datastore.ipam.books import affinity_key, handle_key
@@ -85,7 +85,7 @@ def _missing(uses: Uses, given: Allocation, now: datetime) -> Finding:
             since=stamp(now),
         ),
     )
-    guards = {block.resource.key: Present(block.resource.key, block.revision) for block in blocks.values()}
+    guards = {block.resource.key: At(block.resource.key, block.revision) for block in blocks.values()}
     return Finding(
         fault=Fault.NO_HANDLE,
         what=str(given.address),
@@ -108,7 +108,7 @@ def _unnamed(given: Allocation, held: Held[IPAMHandle]) -> Finding:
         remedy="the handle names it",
         step=Step(
             changes=(Write(replace(handle, spec=replace(handle.spec, addresses=addresses)), held.revision),),
-            guards=(Present(block.resource.key, block.revision),),
+            guards=(At(block.resource.key, block.revision),),
         ),
     )
 
@@ -279,7 +279,7 @@ def _half_made(held: Held[BlockAffinity], block: Held[IPAMBlock] | None) -> Find
     if block is None:
         return found
     whole = replace(held.resource, spec=replace(spec, state=AffinityState.CONFIRMED))
-    step = Step(changes=(Write(whole, held.revision),), guards=(Present(block.resource.key, block.revision),))
+    step = Step(changes=(Write(whole, held.revision),), guards=(At(block.resource.key, block.revision),))
     return Finding(
         fault=Fault.PENDING,
         what=found.what,
@@ -299,7 +299,7 @@ def _unclaimed(block: Held[IPAMBlock]) -> Finding:
         who=spec.node,
         why=f"it is {spec.node}'s, which has no BlockAffinity to it",
         remedy="the BlockAffinity is made",
-        step=Step(changes=(Write(made, ABSENT),), guards=(Present(block.resource.key, block.revision),)),
+        step=Step(changes=(Write(made, ABSENT),), guards=(At(block.resource.key, block.revision),)),
     )
 
 

@@ -17,7 +17,7 @@ from core.addr import Address, Network
 from core.names import Key
 from core.resources import IPAMBlock, IPAMHandle, IPAMRecord, Metadata
 from core.resources.ipam import HandleSpec, RecordSpec
-from datastore.api import ABSENT, Guard, Present
+from datastore.api import ABSENT, At, Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books, block_key, handle_key
 from datastore.ipam.giving.assign import held
@@ -172,5 +172,5 @@ def _rest_of(handle: IPAMHandle, kept: dict[str, str], revision: int) -> Change:
 def _step(handle: str, freed: _Freed, rest: Change, guards: tuple[Guard, ...] = ()) -> Step:
     changes = (*freed.blocks.values(), rest, *freed.records)
     addresses = tuple(sorted(freed.addresses, key=lambda each: (each.version, int(each))))
-    guards = tuple(each for each in guards if not (isinstance(each, Present) and each.key in freed.blocks))
+    guards = tuple(each for each in guards if not (isinstance(each, At) and each.key in freed.blocks))
     return Step(changes=changes, guards=guards, grant=Grant(handle=handle, addresses=addresses))

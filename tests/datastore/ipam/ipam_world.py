@@ -21,7 +21,7 @@ from core.resources import (
 )
 from core.resources.ipam import AffinityState, BlockSpec, IPAMConfigurationSpec, ReservationSpec
 from core.resources.network import IPPoolSpec
-from datastore.api import ABSENT, Present, Unchanged
+from datastore.api import ABSENT, At, Unchanged
 from datastore.ipam.block import block_name
 from datastore.ipam.books import KINDS, Books
 from datastore.ipam.giving.assign import assign
@@ -54,7 +54,7 @@ class World:
                 return False
         for guard in step.guards:
             match guard:
-                case Present(key, revision) if self.at(key) != revision:
+                case At(key, revision) if self.at(key) != revision:
                     return False
                 case Unchanged(kind, since) if self._last_put.get(kind, ABSENT) > since:
                     return False

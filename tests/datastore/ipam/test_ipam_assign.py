@@ -13,7 +13,7 @@ from core.errors import Invalid
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Namespace, Node
 from core.resources.base import Metadata
 from core.resources.ipam import AffinityState, HandleSpec
-from datastore.api import ABSENT, Present, Unchanged
+from datastore.api import ABSENT, At, Unchanged
 from datastore.ipam.books import handle_key, handle_name
 from datastore.ipam.giving.assign import assign
 from datastore.ipam.giving.pools import free_ranges
@@ -46,7 +46,7 @@ def test_who_needs_a_node_gets_nothing_without_one_and_counts_on_it() -> None:
         assign(cluster.books, request("h", needs_node=True), cluster.now)
     cluster.put(node("a"))
     guards = assign(cluster.books, request("h", needs_node=True), cluster.now).guards
-    assert [each.key for each in guards if isinstance(each, Present) and each.key.kind == Node.KIND] == [node("a").key]
+    assert [each.key for each in guards if isinstance(each, At) and each.key.kind == Node.KIND] == [node("a").key]
 
 
 def test_that_a_family_has_no_pool_is_counted_on_where_it_is_left_open() -> None:
@@ -196,7 +196,7 @@ def test_asking_twice_is_asking_once() -> None:
     assert step.changes == ()
     assert step.grant is not None
     assert [str(each) for each in step.grant.addresses] == given
-    assert {guard.key.kind for guard in step.guards if isinstance(guard, Present)} == {IPAMBlock.KIND, IPAMHandle.KIND}
+    assert {guard.key.kind for guard in step.guards if isinstance(guard, At)} == {IPAMBlock.KIND, IPAMHandle.KIND}
 
 
 def test_a_family_that_is_asked_for_by_name_is_added_to_what_is_held() -> None:

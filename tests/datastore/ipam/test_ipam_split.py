@@ -11,7 +11,7 @@ from core.errors import Conflict, Invalid
 from core.manifest import encode
 from core.names import Key
 from core.resources import IPAMBlock, IPPool, Resource
-from datastore.api import Delete, Present, Put
+from datastore.api import At, Delete, Put
 from datastore.ipam.listing.holders import KINDS, Held, Holdings
 from datastore.ipam.listing.split import children, split
 from datastore.ipam.writing import operations
@@ -107,11 +107,11 @@ async def test_who_gives_an_address_meanwhile_decides_again(tmp_path: Path) -> N
         held = pool_of(seen)
         step = split(held, 2, seen, NOW)
         before = w.block("10.244.1.0/26", "a")
-        await store.txn([Put(before.key, encode(before))], [Present(held.resource.key, held.revision)])
+        await store.txn([Put(before.key, encode(before))], [At(held.resource.key, held.revision)])
         await store.txn(operations(step.changes), step.guards)
         late = w.block("10.244.2.0/26", "a")
         with pytest.raises(Conflict):
-            await store.txn([Put(late.key, encode(late))], [Present(held.resource.key, held.revision)])
+            await store.txn([Put(late.key, encode(late))], [At(held.resource.key, held.revision)])
         after = Holdings(await store.list(KINDS))
         assert sorted(key.name for key in after.of(IPPool)) == ["six", "split-pods-0", "split-pods-1"]
         assert before.key in after.of(IPAMBlock)
