@@ -1,14 +1,15 @@
 """ADD: join a pod, or find that it is joined already.
 
-    read Pod, Namespace ──> wish ──> address + handle + endpoint, one transaction ──┐
-    make the wire (a thread) ───────────────────────────────────────────────────────┴─┬─> furnish the pod's end ──┐
-                                                                                      └─> felix says `up` ────────┤
-        result <── the host leads to the pod <── connections of former holders cut <──────────────────────────────┘
+    Pod, Namespace ──> wish ──> address + handle + endpoint, one transaction ──┐
+    make the wire (a thread) ──────────────────────────────────────────────────┴─┬─> furnish the pod's end ──┐
+                                                                                 └─> felix says `up` ────────┤
+        result <── the host leads to the pod <── connections of former holders cut <─────────────────────────┘
 
     anything fails, or nobody waits any more  ──> wire, endpoint and address are taken back, if the wire is ours
 
-The endpoint is written as if there were none. That there is one is seen by the conflict, and looked at then: the same
-container's is kept as it is, a former container's of the pod is replaced at the revision at which it was read. A wire
+Pod and Namespace are taken as they were last heard of, and the endpoint is written as if there were none. That it is
+otherwise is seen by the conflict; then all is read. The same container's endpoint is kept as it is, a former
+container's of the pod is replaced at the revision at which it was read. No refusal rests on what was only heard. A wire
 that stood before is that of a pod that works (ADD is asked once more, or an agent died after it was made): what fails
 then takes nothing away, and the DEL that a runtime owes for a failed ADD does.
 """
@@ -25,6 +26,7 @@ import structlog
 
 from cni import endpoint, gates, wiring
 from cni.annotations import Wish, askers, wish
+from cni.around import Around, known, read
 from cni.call import ATTEMPTS, Call, Found
 from cni.result import Device, Joined
 from cni.spec import Code, Failure
@@ -34,7 +36,7 @@ from core.addr import Address, Family, host_prefix
 from core.errors import Conflict, Invalid, MuslinError
 from core.manifest import decode
 from core.names import WORKLOAD_PREFIX
-from core.resources import Namespace, Pod, WorkloadEndpoint
+from core.resources import Pod, WorkloadEndpoint
 from core.validate import validate
 from datastore import objects
 from datastore.api import Operation
@@ -64,7 +66,7 @@ class _Adding:
         self._call, self._means = call, call.means
         self.wire: Wire | None = None
         self._pod: Pod | None = None
-        self._wish, self._askers = Wish(), ""
+        self._wish = Wish()
         self._mac = ""
 
     async def run(self) -> Joined:
@@ -107,42 +109,44 @@ class _Adding:
 
     async def _grant(self) -> tuple[Grant, int]:
         """The addresses, and the revision of the endpoint that has them."""
+        call, at, store = self._call, self._call.at, self._call.means.store
+        around = known(self._means.pods, at.namespace, at.pod) or await read(store, at.namespace, at.pod)
+        found = Found()
+        for _ in range(ATTEMPTS):
+            try:
+                return await self._granted(around, found)
+            except (Conflict, Exhausted, Failure, Invalid):
+                seen, found_before = around, found
+                around, found = await asyncio.gather(read(store, at.namespace, at.pod), call.found())
+                if (around.guards, found.revision) == (seen.guards, found_before.revision):
+                    raise
+        raise Conflict(str(call.key), None, found.revision)
+
+    async def _granted(self, around: Around, found: Found) -> tuple[Grant, int]:
+        """As `_grant`, by what is known. Raises `Conflict` when it is not so any more."""
         call, at = self._call, self._call.at
-        self._pod, namespace = await asyncio.gather(
-            self._read_pod(), objects.read(self._means.store, Namespace, at.namespace)
-        )
-        around = namespace[0].metadata.annotations if namespace else {}
-        own = {**call.conf.asked.annotations, **(self._pod.metadata.annotations if self._pod else {})}
-        self._wish, self._askers = wish(call.conf, at, own, around), askers(call.conf, at, own, around)
+        self._pod = around.pod
+        annotations = around.namespace.metadata.annotations if around.namespace else {}
+        own = {**call.conf.asked.annotations, **(around.pod.metadata.annotations if around.pod else {})}
+        self._wish = wish(call.conf, at, own, annotations)
         self._mac = self._wish.mac or endpoint.own_mac(call.handle)
         if problems := validate(self.endpoint(())):
             raise Invalid(problems)  # before anything is written
-        found = Found()
-        for _ in range(ATTEMPTS):
-            if call.is_beside(found) and found.endpoint:
-                network = found.endpoint.metadata.annotations.get(endpoint.NETWORK, call.conf.name)
-                where = f"{found.endpoint.spec.endpoint} of the network {network}"
-                why = f"pod {at.namespace}/{at.pod} has an interface, {where}"
-                raise Failure(Code.ENVIRONMENT, f"{why}; muslin gives a pod one")
-            writing = _Writing(self, found)
-            try:
-                grant, revision = await self._means.ledger.assign(self._request(), along=writing)
-            except Conflict:
-                seen, found = found, await call.found()
-                if found.revision == seen.revision:
-                    raise
-                continue
-            except (Exhausted, Invalid) as error:
-                if not self._askers:
-                    raise
-                code = Code.NO_ADDRESS if isinstance(error, Exhausted) else Code.CONFIG
-                raise Failure(code, f"{error} (asked for by {self._askers})") from error
-            return grant, (revision if writing.writes else found.revision)
-        raise Conflict(str(call.key), None, found.revision)
-
-    async def _read_pod(self) -> Pod | None:
-        found = await objects.read(self._means.store, Pod, self._call.at.pod, self._call.at.namespace)
-        return found[0] if found else None
+        if call.is_beside(found) and found.endpoint:
+            network = found.endpoint.metadata.annotations.get(endpoint.NETWORK, call.conf.name)
+            where = f"{found.endpoint.spec.endpoint} of the network {network}"
+            why = f"pod {at.namespace}/{at.pod} has an interface, {where}"
+            raise Failure(Code.ENVIRONMENT, f"{why}; muslin gives a pod one")
+        writing = _Writing(self, found)
+        try:
+            grant, revision = await self._means.ledger.assign(self._request(), writing, around.guards)
+        except (Exhausted, Invalid) as error:
+            asking = askers(call.conf, at, own, annotations)
+            if not asking:
+                raise
+            code = Code.NO_ADDRESS if isinstance(error, Exhausted) else Code.CONFIG
+            raise Failure(code, f"{error} (asked for by {asking})") from error
+        return grant, (revision if writing.writes else found.revision)
 
     def _request(self) -> Request:
         call, wish = self._call, self._wish

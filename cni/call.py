@@ -14,8 +14,10 @@ from cni.flows import Flows
 from cni.wiring import Place
 from core.endpoint_feed import Outcomes
 from core.errors import Conflict
+from core.latest import Latest
 from core.names import Key, workload_interface
 from core.resources import WorkloadEndpoint
+from core.snapshot import Snapshot
 from datastore import objects
 from datastore.api import ABSENT, Delete, Store
 from datastore.ipam.ledger import Ledger
@@ -27,13 +29,14 @@ ATTEMPTS: Final = 5
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Means:
-    """What the agent of `node` works with. Its threads are in the node's network namespace: `makers` for wires that are
-    made, `threads` for all else."""
+    """What the agent of `node` works with. `pods` is what it follows of them. Its threads are in the node's network
+    namespace: `makers` for wires that are made, `threads` for all else."""
 
     node: str
     store: Store
     ledger: Ledger
     outcomes: Outcomes
+    pods: Latest[Snapshot]
     flows: Flows
     threads: Executor
     makers: Executor

@@ -191,4 +191,4 @@ def asked(given: bytes) -> str:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    posix._exit(main())  # nothing is left to clean up, and each pod pays for it

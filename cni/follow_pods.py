@@ -1,6 +1,7 @@
 """Later changes of Pods, brought to this node's endpoints: labels, named ports, service account.
 
-    datastore ── Pod, WorkloadEndpoint ──> snapshot ──> pairs ──> those that differ: read again, written as they are
+    datastore ── Pod, Namespace, WorkloadEndpoint ──> snapshot ─┬─> pairs ──> those that differ: read again, written
+                                                               └─> `cni.around`, for ADD
 
 An endpoint is written by ADD from the Pod as it was then; policy goes by the endpoint. A Pod that is gone, or that
 cannot be read, changes nothing: the pod may run for a while yet, under the policy that it had.
@@ -19,7 +20,7 @@ from core import manifest
 from core.errors import Conflict, Invalid, MuslinError, Unavailable
 from core.latest import Latest
 from core.names import Key, workload_endpoint_name
-from core.resources import Pod, Resource, WorkloadEndpoint
+from core.resources import Namespace, Pod, Resource, WorkloadEndpoint
 from core.snapshot import Snapshot
 from core.thrift import Decode
 from core.validate import validate
@@ -36,11 +37,12 @@ Pair: TypeAlias = tuple[WorkloadEndpoint, Pod]
 log = structlog.get_logger()
 
 
-async def follow_pods(store: Store, node: str) -> None:
-    """Keep the endpoints of `node` as their Pods say, until cancelled. Errors of the store are waited out."""
-    latest: Latest[Snapshot] = Latest()
+async def follow_pods(store: Store, node: str, latest: Latest[Snapshot]) -> None:
+    """Keep the endpoints of `node` as their Pods say, and `latest` as the store is, until cancelled. Errors of the
+    store are waited out."""
     async with asyncio.TaskGroup() as group:
-        following = follow(store, (Pod, WorkloadEndpoint), latest, None, decode=of_node(node))
+        kinds = (Pod, Namespace, WorkloadEndpoint)
+        following = follow(store, kinds, latest, None, decode=of_node(node), revised=True)
         group.create_task(following, name="follow pods")
         group.create_task(_keep(store, node, latest), name="keep labels")
 

@@ -37,6 +37,7 @@ from cni.status import status
 from cni.thread import Threads
 from core.endpoint_feed import NotProgrammed, Outcomes
 from core.errors import Conflict, Invalid, MuslinError, Unavailable, on_purpose
+from core.latest import Latest
 from core.resources import IPAMHandle
 from datastore import objects
 from datastore.api import Store
@@ -73,6 +74,7 @@ class Plugin:
             store=store,
             ledger=ledger,
             outcomes=outcomes,
+            pods=Latest(),
             flows=Flows(),
             threads=Threads(THREADS, "cni"),
             makers=Threads(MAKERS, "cni-make"),
@@ -86,7 +88,7 @@ class Plugin:
 
     async def follow_pods(self) -> None:
         """Bring later changes of Pods to this node's endpoints, until cancelled."""
-        await follow_pods(self._means.store, self._means.node)
+        await follow_pods(self._means.store, self._means.node, self._means.pods)
 
     def busy(self) -> frozenset[str]:
         """The ids of the containers that are worked on now."""

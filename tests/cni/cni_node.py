@@ -136,13 +136,24 @@ class Agent:
         collector = Collector(config, store, self.plugin.busy)
         self.plugin.collect_with(collector)
         self._loop, self._stop = asyncio.get_running_loop(), asyncio.Event()
-        others = [asyncio.create_task(outcomes.run()), asyncio.create_task(self.plugin.follow_pods())]
+        self._following = asyncio.create_task(self.plugin.follow_pods())
+        others = [asyncio.create_task(outcomes.run()), self._following]
         self._began.set()
         await self._stop.wait()
         for each in others:
             each.cancel()
         await asyncio.gather(*others, return_exceptions=True)
         await store.close()
+
+    async def hear_no_more(self) -> None:
+        """From now on it knows of Pods what it has heard up to now, as one does that is a moment late."""
+        assert self._loop
+
+        async def stop() -> None:
+            self._following.cancel()
+            await asyncio.wait([self._following])
+
+        await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(stop(), self._loop))
 
     async def ask(self, question: Question) -> model.Answer:
         """What the plugin answers. Cancelled, so is the question, and this ends when it has been taken back."""
