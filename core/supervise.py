@@ -28,11 +28,16 @@ SIGNALS: Final = (signal.SIGTERM, signal.SIGINT)
 CANNOT_RUN: Final = os.EX_CONFIG
 """Exit code (78) of a process that this machine cannot run: do not start it again before that has changed."""
 
+SWITCH_S: Final = 0.0005
+"""How long one thread may work in Python while others wait, Python's event loops among them. As it comes it is ten
+times that, which a pod then waits for, again and again, while a worker thread goes through what has changed."""
+
 log = structlog.get_logger()
 
 
 def main(services: Mapping[str, Service], *, grace_s: float = 5.0) -> int:
     """`run` as the whole of a process; its exit code. What the machine lacks is one sentence on stderr."""
+    sys.setswitchinterval(SWITCH_S)
     try:
         return asyncio.run(run(services, grace_s=grace_s))
     except Unsupported as lack:
