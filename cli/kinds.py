@@ -37,6 +37,7 @@ SHORT: Final[Mapping[Kind, tuple[str, ...]]] = MappingProxyType(
         r.IPAMHandle.KIND: ("handle", "handles"),
         r.IPPool.KIND: ("ipp", "ipps", "pool", "pools"),
         r.IPReservation.KIND: ("reservation", "reservations"),
+        r.KubeControllersConfiguration.KIND: ("kubecontrollersconfig", "kcc"),
         r.Namespace.KIND: ("ns",),
         r.Node.KIND: ("no",),
         r.Pod.KIND: ("po",),

@@ -11,6 +11,7 @@ from core.names import ROOT, Key, Kind
 from core.resources.admin import AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy
 from core.resources.base import Base, Metadata, R, Resource
 from core.resources.bgp import BGPConfiguration, BGPFilter, BGPPeer
+from core.resources.controllers import KubeControllersConfiguration
 from core.resources.ipam import (
     BlockAffinity,
     IPAMBlock,
@@ -66,6 +67,7 @@ CLASSES: Final[tuple[type[Resource], ...]] = (
     IPAMRecord,
     IPPool,
     IPReservation,
+    KubeControllersConfiguration,
     KubernetesNetworkPolicy,
     Namespace,
     NetworkPolicy,
@@ -117,6 +119,7 @@ __all__ = [
     "IPAMRecord",
     "IPPool",
     "IPReservation",
+    "KubeControllersConfiguration",
     "KubernetesNetworkPolicy",
     "Metadata",
     "Namespace",

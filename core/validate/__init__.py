@@ -36,6 +36,7 @@ from core.resources import (
     IPAMRecord,
     IPPool,
     IPReservation,
+    KubeControllersConfiguration,
     KubernetesNetworkPolicy,
     NetworkPolicy,
     NetworkSet,
@@ -50,7 +51,20 @@ from core.resources import (
     Tier,
     WorkloadEndpoint,
 )
-from core.validate import admin, bgp, ipam, kubernetes, metadata, network, node_status, policy, secret, service, staged
+from core.validate import (
+    admin,
+    bgp,
+    controllers,
+    ipam,
+    kubernetes,
+    metadata,
+    network,
+    node_status,
+    policy,
+    secret,
+    service,
+    staged,
+)
 
 VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] = MappingProxyType(
     {
@@ -73,6 +87,7 @@ VALIDATORS: Final[Mapping[type[Resource], Callable[[Any], Iterator[Problem]]]] =
         IPAMRecord: ipam.record,
         IPPool: network.ip_pool,
         IPReservation: ipam.reservation,
+        KubeControllersConfiguration: controllers.configuration,
         KubernetesNetworkPolicy: kubernetes.network_policy,
         NetworkPolicy: policy.network_policy,
         NetworkSet: policy.network_set,
