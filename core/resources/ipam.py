@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from enum import StrEnum
 from ipaddress import ip_network
-from typing import ClassVar
+from typing import ClassVar, Final
 
 from msgspec import field
 
@@ -23,9 +23,16 @@ from core.addr import Network
 from core.names import Kind
 from core.resources.base import Base, Resource, calico
 
+VIRTUAL: Final = "virtual:"
+"""How an owner of blocks begins that is no node; no node has such a name."""
+
+LOAD_BALANCER: Final = f"{VIRTUAL}load-balancer"
+"""Who owns blocks of LoadBalancer pools: nobody routes them, and their addresses are Services'. Calico's spelling."""
+
 
 class BlockSpec(Base, frozen=True, kw_only=True):
-    """A block of a pool. `affinity` is `host:NODE` for the node that routes it ("" when free of a node).
+    """A block of a pool. `affinity` is `host:NODE` for the node that routes it ("" when free of a node), or the name
+    of an owner that is no node (`LOAD_BALANCER`).
 
     `allocations` maps an address to the handle that holds it (`NETWORK.CONTAINER`, `ipip-tunnel-addr-NODE`);
     `borrowers` maps those that are held on another node than the block's to that node; `freed` maps addresses that were
@@ -48,6 +55,11 @@ class BlockSpec(Base, frozen=True, kw_only=True):
         """The node that owns the block; "" when none does."""
         return self.affinity.removeprefix("host:") if self.affinity.startswith("host:") else ""
 
+    @property
+    def owner(self) -> str:
+        """Whose the block is: a node's name, an owner's that is no node (`virtual:NAME`), or "" for nobody's."""
+        return self.affinity.removeprefix("host:")
+
 
 class IPAMBlock(Resource, frozen=True, kw_only=True):
     """Who holds which address of one block. Named by its CIDR, `.` `:` and `/` replaced by `-`."""
@@ -65,7 +77,8 @@ class AffinityState(StrEnum):
 
 
 class AffinitySpec(Base, frozen=True, kw_only=True):
-    """That `node` wants, or has, the block `cidr`. `type` is `host`; `deleted` is Calico's and has no meaning here."""
+    """That `node` wants, or has, the block `cidr`. `type` is `host`, or `virtual` when `node` names no node but an
+    owner as `load-balancer`; `deleted` is Calico's and has no meaning here."""
 
     state: AffinityState
     node: str
@@ -78,6 +91,11 @@ class AffinitySpec(Base, frozen=True, kw_only=True):
         """The block's prefix."""
         return ip_network(self.cidr)
 
+    @property
+    def owner(self) -> str:
+        """Who claims it, as `BlockSpec.owner` has it."""
+        return f"{VIRTUAL}{self.node}" if self.type == "virtual" else self.node
+
 
 class BlockAffinity(Resource, frozen=True, kw_only=True):
     """A node's claim to a block. Named `NODE-` and the block's name."""
@@ -89,7 +107,8 @@ class BlockAffinity(Resource, frozen=True, kw_only=True):
 class HandleSpec(Base, frozen=True, kw_only=True):
     """What `handleID` holds: `addresses`, each with the block it lies in; and for whom, as far as that is known.
 
-    `interface` is the host's end of the pod's wire, `since` when the addresses were given (RFC 3339).
+    `interface` is the host's end of the pod's wire, `since` when the addresses were given (RFC 3339). `service` is the
+    name of the Service, in `namespace`, whose load balancer's addresses they are.
     """
 
     handle_id: str = field(name="handleID")
@@ -99,6 +118,7 @@ class HandleSpec(Base, frozen=True, kw_only=True):
     pod: str = ""
     container: str = ""
     interface: str = ""
+    service: str = ""
     since: str = ""
 
 
@@ -156,6 +176,7 @@ class RecordSpec(Base, frozen=True, kw_only=True):
     namespace: str = ""
     pod: str = ""
     container: str = ""
+    service: str = ""
     since: str = ""
     until: str
     why: str = ""

@@ -27,7 +27,7 @@ import msgspec
 
 from core.addr import Address, Network, contains
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata
-from core.resources.ipam import BlockSpec
+from core.resources.ipam import VIRTUAL, BlockSpec
 
 NOTHING: Final[AbstractSet[str]] = frozenset()
 
@@ -70,8 +70,8 @@ def network(of: IPAMBlock | BlockAffinity | IPPool) -> Network:
 
 
 def affinity_of(node: str) -> str:
-    """A block's `affinity` when it is `node`'s; "" for nobody's."""
-    return f"host:{node}" if node else ""
+    """A block's `affinity` when it is `node`'s, or an owner's that is no node; "" for nobody's."""
+    return node if not node or node.startswith(VIRTUAL) else f"host:{node}"
 
 
 def empty(cidr: Network, node: str) -> IPAMBlock:
@@ -133,7 +133,7 @@ def take(block: IPAMBlock, address: Address, handle: str, node: str) -> IPAMBloc
     if text in freed:
         freed = {**freed}
         del freed[text]
-    borrowers = spec.borrowers if node == spec.node else {**spec.borrowers, text: node}
+    borrowers = spec.borrowers if node == spec.owner else {**spec.borrowers, text: node}
     return changed(block, allocations={**spec.allocations, text: handle}, borrowers=borrowers, freed=freed)
 
 

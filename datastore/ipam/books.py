@@ -39,7 +39,7 @@ from core.resources import (
     R,
     Resource,
 )
-from core.resources.ipam import IPAMConfigurationSpec
+from core.resources.ipam import VIRTUAL, IPAMConfigurationSpec
 from core.validate.checks import name as checked_name
 from core.validate.ipam import MOST_ADDRESSES
 from datastore.api import ABSENT, At, Guard, Unchanged
@@ -95,7 +95,7 @@ def block_key(network: Network) -> Key:
 
 def affinity_key(node: str, network: Network) -> Key:
     """Where the object of a node's claim to a block lies."""
-    return Key(BlockAffinity.KIND, "", f"{node}-{blocks.block_name(network)}")
+    return Key(BlockAffinity.KIND, "", f"{node.removeprefix(VIRTUAL)}-{blocks.block_name(network)}")
 
 
 class Books:
@@ -334,9 +334,9 @@ class Books:
 
     def _index_affinity(self, name: str, before: Seen[Resource] | None, after: Seen[Resource] | None) -> None:
         if before is not None and isinstance(before.resource, BlockAffinity):
-            self._claims[before.resource.spec.node].discard(name)
+            self._claims[before.resource.spec.owner].discard(name)
         if after is not None and isinstance(after.resource, BlockAffinity):
-            self._claims.setdefault(after.resource.spec.node, set()).add(name)
+            self._claims.setdefault(after.resource.spec.owner, set()).add(name)
 
     def _index_pool(self, name: str, before: Seen[Resource] | None, after: Seen[Resource] | None) -> None:
         self._pool_order.clear()

@@ -127,9 +127,11 @@ class Ledger:
             request.handle, lambda books: assign(books, request, datetime.now(UTC)), along, guards, request.owner
         )
 
-    async def release(self, handle: str, why: str, along: Sequence[Operation] = (), *, node: str = "") -> Grant:
-        """Free all that `handle` holds on `node` ("": anywhere), and write `along` with it; what it held. None is a
-        success.
+    async def release(
+        self, handle: str, why: str, along: Sequence[Operation] = (), guards: Sequence[At] = (), *, node: str = ""
+    ) -> Grant:
+        """Free all that `handle` holds on `node` ("": anywhere), and write `along` with it, while the `guards` hold;
+        what it held. None is a success.
 
         `why` goes into the addresses' records. Raises `Unavailable` or `Conflict`, as `assign`.
         """
@@ -137,6 +139,7 @@ class Ledger:
             handle,
             lambda books: release(books, handle, why, datetime.now(UTC), node),
             (lambda _: along) if along else None,
+            guards,
         )
         return grant
 
@@ -340,7 +343,7 @@ def _reaches_out(step: Step, owner: Owner | None) -> bool:
         isinstance(each.resource, IPAMBlock | BlockAffinity)
         and (
             each.if_revision == ABSENT
-            or (isinstance(each.resource, IPAMBlock) and each.resource.spec.node != owner.node)
+            or (isinstance(each.resource, IPAMBlock) and each.resource.spec.owner != owner.node)
         )
         for each in written
     )

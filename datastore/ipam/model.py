@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import StrEnum
-from typing import TypeAlias
+from typing import Final, TypeAlias
 
 from core.addr import Address, Family
 from core.errors import MuslinError
 from core.names import Key
 from core.resources import Resource
+from core.resources.ipam import VIRTUAL
 from datastore.api import Guard
 
 
@@ -19,6 +20,11 @@ class Use(StrEnum):
 
     WORKLOAD = "Workload"
     TUNNEL = "Tunnel"
+    LOAD_BALANCER = "LoadBalancer"
+
+
+ON_NODES: Final = (Use.WORKLOAD, Use.TUNNEL)
+"""What a pool that says nothing is for."""
 
 
 class Exhausted(MuslinError):
@@ -29,7 +35,8 @@ class Exhausted(MuslinError):
 class Owner:
     """For whom an address is: the node it is used on, and the pod, as far as there is one.
 
-    `interface` is the host's end of the pod's wire.
+    `interface` is the host's end of the pod's wire. An address of a Service is used on no node: `node` is then an owner
+    as `core.resources.ipam.LOAD_BALANCER`, whose blocks nobody routes, and `service` the name in `namespace`.
     """
 
     node: str
@@ -37,6 +44,15 @@ class Owner:
     pod: str = ""
     container: str = ""
     interface: str = ""
+    service: str = ""
+
+    @property
+    def virtual(self) -> bool:
+        """Whether the owner is no node: it has as many blocks as it needs, and borrows from nobody."""
+        return self.node.startswith(VIRTUAL)
+
+    def __str__(self) -> str:
+        return f"Service {self.namespace}/{self.service}" if self.virtual else f"node {self.node}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -47,7 +63,8 @@ class Request:
     only those are asked then, whatever their selectors and assignmentMode say, and one that does not exist is an
     `Invalid`. `addresses` are those wanted and no others, at most one of a family (reserved ones too, from a Manual
     pool too); the families are theirs. `needs_node`: none when the owner's node has no Node, as when it was removed
-    while its machine lives: nobody would lead there.
+    while its machine lives: nobody would lead there. `instead_of` are addresses that go back in the same transaction,
+    if the handle has them.
     """
 
     handle: str
@@ -57,6 +74,11 @@ class Request:
     addresses: tuple[Address, ...] = ()
     use: Use = Use.WORKLOAD
     needs_node: bool = False
+    instead_of: tuple[Address, ...] = ()
+
+    def __str__(self) -> str:
+        """For whom, as a reason names it."""
+        return str(self.owner) if self.owner.virtual else f"{self.handle} on {self.owner}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -126,6 +126,8 @@ class View:
 
     def unknown(self, owner: Owner) -> list[Key]:
         """The Node and the Namespace of an owner, if some pool asks for labels of such and they are not known."""
+        if owner.virtual:
+            return []
         keys = [
             Key(Node.KIND, "", owner.node),
             *([Key(Namespace.KIND, "", owner.namespace)] if owner.namespace else []),

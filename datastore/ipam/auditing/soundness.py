@@ -210,22 +210,23 @@ def of_affinities(uses: Uses) -> Iterator[Finding]:
         if found is not None:
             yield found
     hidden = {entry.key for entry in uses.seen.unread_of(BlockAffinity)}
-    claimed = {(each.resource.spec.node, each.resource.spec.network) for each in uses.seen.of(BlockAffinity).values()}
+    claimed = {(each.resource.spec.owner, each.resource.spec.network) for each in uses.seen.of(BlockAffinity).values()}
     for block in uses.blocks:
-        node, network = block.resource.spec.node, block.resource.spec.network
-        if not node or (node, network) in claimed or affinity_key(node, network) in hidden:
+        owner, network = block.resource.spec.owner, block.resource.spec.network
+        if not owner or (owner, network) in claimed or affinity_key(owner, network) in hidden:
             continue
-        yield _unclaimed(block) if node in uses.seen.nodes else _deserted(uses, block)
+        known = owner in uses.seen.nodes or not block.resource.spec.node
+        yield _unclaimed(block) if known else _deserted(uses, block)
 
 
 def _claim(uses: Uses, held: Held[BlockAffinity], block: Held[IPAMBlock] | None) -> Finding | None:
     spec = held.resource.spec
     away = Remove(held.resource.key, held.revision)
-    its = block is not None and block.resource.spec.node == spec.node
+    its = block is not None and block.resource.spec.owner == spec.owner
     if spec.node not in uses.seen.nodes and spec.type == "host":
         return _gone(uses, held, block if its else None)
     if block is not None and not its:
-        owner = block.resource.spec.node or "nobody"
+        owner = block.resource.spec.owner or "nobody"
         why, remedy = f"{block.resource.key} is {owner}'s", "the claim is removed"
     elif spec.state is AffinityState.CONFIRMED and block is None:
         why, remedy = "the block is not there", "the claim is removed"
@@ -292,12 +293,12 @@ def _half_made(held: Held[BlockAffinity], block: Held[IPAMBlock] | None) -> Find
 
 def _unclaimed(block: Held[IPAMBlock]) -> Finding:
     spec = block.resource.spec
-    made = affinity(spec.node, spec.network, AffinityState.CONFIRMED)
+    made = affinity(spec.owner, spec.network, AffinityState.CONFIRMED)
     return Finding(
         fault=Fault.NO_AFFINITY,
         what=str(block.resource.key),
-        who=spec.node,
-        why=f"it is {spec.node}'s, which has no BlockAffinity to it",
+        who=spec.owner,
+        why=f"it is {spec.owner}'s, which has no BlockAffinity to it",
         remedy="the BlockAffinity is made",
         step=Step(changes=(Write(made, ABSENT),), guards=(At(block.resource.key, block.revision),)),
     )

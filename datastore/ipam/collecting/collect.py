@@ -173,7 +173,7 @@ class Written:
         for text in sorted(before.allocations.keys() - wanted.spec.allocations.keys()):
             block = give_back(block, ip_address(text), self._now)
         if wanted.spec.affinity != before.affinity:
-            block = given_to(block, wanted.spec.node)
+            block = given_to(block, wanted.spec.owner)
         return Write(block, mine.revision)
 
 

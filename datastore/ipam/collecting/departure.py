@@ -63,7 +63,7 @@ def departure(uses: Uses, node: str) -> Departure:
         ),
         holders=holders,
         blocks=tuple(held for _, held in sorted(seen.of(IPAMBlock).items()) if held.resource.spec.node == node),
-        claims=tuple(held for _, held in sorted(seen.of(BlockAffinity).items()) if held.resource.spec.node == node),
+        claims=tuple(held for _, held in sorted(seen.of(BlockAffinity).items()) if held.resource.spec.owner == node),
         obstacles=tuple(_obstacles(uses, node, holders)),
     )
 

@@ -24,7 +24,7 @@ from datastore.ipam.block import block_name, given_to, rested_since, resting, st
 from datastore.ipam.collecting.collect import Candidate, Scene, Subject, Witness
 from datastore.ipam.listing.ending import ending
 from datastore.ipam.listing.holders import Held, Holdings
-from datastore.ipam.model import Remove, Step, Use, Write
+from datastore.ipam.model import ON_NODES, Remove, Step, Write
 
 
 def candidates(scene: Scene) -> Iterator[Candidate]:
@@ -126,7 +126,7 @@ def _staying(scene: Scene) -> list[Held[IPAMBlock]]:
 def _serves(scene: Scene, pool: IPPool) -> bool:
     """Whether pods or the tunnel of this node may get addresses of the pool. A Node that cannot be read may."""
     spec = pool.spec
-    if pool.terminating or spec.disabled or not (not spec.allowed_uses or {*spec.allowed_uses} & {*Use}):
+    if pool.terminating or spec.disabled or not {*(spec.allowed_uses or ON_NODES)} & {*ON_NODES}:
         return False
     mine = scene.holdings.of(Node).get(Key(Node.KIND, "", scene.node))
     return mine is None or selector.parse(spec.node_selector).matches(mine.resource.metadata.labels)
@@ -137,7 +137,7 @@ def _claims(scene: Scene, block: IPAMBlock) -> tuple[Held[BlockAffinity], ...]:
     return tuple(
         held
         for held in scene.holdings.of(BlockAffinity).values()
-        if held.resource.spec.network == block.spec.network and held.resource.spec.node == block.spec.node
+        if held.resource.spec.network == block.spec.network and held.resource.spec.owner == block.spec.owner
     )
 
 
@@ -147,11 +147,11 @@ def _claim_unread(scene: Scene, block: IPAMBlock) -> bool:
 
 
 def _affinities(scene: Scene) -> Iterator[Candidate]:
-    owners = {held.resource.spec.network: held.resource.spec.node for held in scene.holdings.of(IPAMBlock).values()}
+    owners = {held.resource.spec.network: held.resource.spec.owner for held in scene.holdings.of(IPAMBlock).values()}
     unread = {entry.key.name for entry in scene.holdings.unread_of(IPAMBlock)}
     for held in scene.holdings.of(BlockAffinity).values():
         spec = held.resource.spec
-        if owners.get(spec.network) == spec.node or block_name(spec.network) in unread:
+        if owners.get(spec.network) == spec.owner or block_name(spec.network) in unread or spec.type != "host":
             continue
         rank = 0 if spec.node == scene.node else scene.rank(spec.node)
         if rank is None or (spec.node != scene.node and spec.node in scene.holdings.nodes):

@@ -18,7 +18,7 @@ from core.resources.ipam import HandleSpec
 from datastore.api import ABSENT
 from datastore.ipam.block import give_back
 from datastore.ipam.collecting.collect import Candidate, Scene, Subject, Witness
-from datastore.ipam.giving.release import record
+from datastore.ipam.giving.past import record
 from datastore.ipam.listing.holders import Held, Holder
 from datastore.ipam.model import Change, Remove, Step, Write
 

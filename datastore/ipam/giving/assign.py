@@ -6,6 +6,8 @@
     strictAffinity is off                         ── one address out of another node's block: borrowed
     else                                          ── Exhausted, and why
 
+An owner that is no node (load balancers') never borrows, nor is it bound by maxBlocksPerHost or autoAllocateBlocks.
+
 What was relied on goes into the step: the blocks' and the handle's revisions, and guards that the pool, the node, the
 namespace, the settings and the reservations are as they were.
 """
@@ -17,20 +19,26 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from ipaddress import ip_address, ip_network
+from typing import Final
 
 import msgspec
 
 from core.addr import Address, Family, Network, contains
 from core.names import Key
 from core.resources import BlockAffinity, IPAMBlock, IPAMHandle, IPPool, Metadata, Node
-from core.resources.ipam import AffinityState, HandleSpec
+from core.resources.ipam import AffinityState, HandleSpec, IPAMConfigurationSpec
+from core.validate.ipam import MOST_BLOCKS
 from datastore.api import ABSENT, Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books, Seen, affinity_key, handle_name
 from datastore.ipam.giving import exhaustion
 from datastore.ipam.giving.claim import Begun, Claims, Room, confirmed
+from datastore.ipam.giving.past import record
 from datastore.ipam.giving.pools import families, relied_on, serving, serving_address
 from datastore.ipam.model import Change, Exhausted, Grant, Request, Step, Write
+
+EXCHANGED: Final = "exchanged"
+"""What the record of an address says that went back in the transaction that gave another."""
 
 
 def assign(books: Books, request: Request, now: datetime) -> Step:
@@ -77,18 +85,23 @@ class _Decision:
         self._handle = books.handle(request.handle)
         self._rested = ""
         self._doubted: tuple[Guard, ...] = ()
+        self._back: dict[Address, Seen[IPAMBlock]] = {}
         self._left_out: tuple[Guard, ...] = ()
 
     def step(self) -> Step:
         """The step."""
         kept = self._kept()
         wanted = self._wanted(kept)
+        if not wanted and self._back:
+            return self._written(kept, [], ())
         if not wanted:
             return Step(grant=self._grant(kept), guards=self._as_kept(kept))
         if self._request.needs_node and self._books.at(Key(Node.KIND, "", self._node)) == ABSENT:
             why = f"there is no Node {self._node}; create it, or start the agent with its name"
             raise Exhausted(f"no address for {self._request.handle}: {why}")
         self._settings = self._books.settings()
+        if self._request.owner.virtual:
+            self._settings = _unbound(self._settings)
         self._rested = blocks.rested_since(self._now, self._settings.ip_cooldown_seconds)
         given: list[tuple[Room, Address]] = []
         begun: list[Begun] = []
@@ -118,7 +131,8 @@ class _Decision:
             if there.resource is None:
                 raise Exhausted(f"{address} of {self._request.handle} lies in {there.key}, which cannot be read")
         self._doubted = kept.guards
-        return kept.places
+        self._back = {each: there for each, there in kept.places.items() if each in self._request.instead_of}
+        return {each: there for each, there in kept.places.items() if each not in self._back}
 
     def _wanted(self, kept: Mapping[Address, Seen[IPAMBlock]]) -> list[tuple[Family, Address | None]]:
         request = self._request
@@ -213,11 +227,16 @@ class _Decision:
             raise Exhausted(
                 f"{address} lies in {seen.key}, which overlaps another block, or is too wide; run ipam check"
             )
-        if block.spec.node == self._node:
+        if block.spec.owner == self._node:
             changes = confirmed(self._books, self._node, blocks.network(block))
             return Room(block, seen.revision, pool, changes)
         if block.spec.affinity and not block.spec.node:
             raise Exhausted(f"{address} lies in {seen.key}, which is {block.spec.affinity}'s and not for pods")
+        if self._request.owner.virtual:
+            whose = f"node {block.spec.node}'s" if block.spec.node else "nobody's"
+            raise Exhausted(
+                f"{address} for {self._request} lies in {seen.key}, which is {whose}: free its addresses first"
+            )
         exhaustion.refuse_taken(self._request, block, address, self._rested, self._settings)
         if self._settings.strict_affinity:
             owner = f"node {block.spec.node}'s" if block.spec.node else "no node's"
@@ -256,28 +275,44 @@ class _Decision:
         given: list[tuple[Room, Address]],
         guards: tuple[Guard, ...],
     ) -> Step:
-        """Blocks, claims and the handle, in one transaction."""
+        """Blocks, claims and the handle, in one transaction; and what goes back."""
         places = {address: there.resource.spec.cidr for address, there in kept.items() if there.resource is not None}
-        changes: list[Change] = []
         pools: tuple[Guard, ...] = ()
+        taken: dict[Key, Write] = {}
         for room, address in given:
-            changes.append(Write(blocks.take(room.block, address, self._request.handle, self._node), room.revision))
-            changes.extend(room.changes)
+            block = blocks.take(room.block, address, self._request.handle, self._node)
+            taken[block.key] = Write(block, room.revision)
             places[address] = room.block.spec.cidr
             pools += self._books.present(room.pool.key)
-        changes.append(self._write_handle(places))
-        return Step(changes=tuple(changes), guards=_once(guards, pools, self._doubted), grant=self._grant(places))
+        records = self._given_back(taken)
+        claims = (change for room, _ in given for change in room.changes)
+        changes = (*taken.values(), *claims, self._write_handle(places), *records)
+        return Step(changes=changes, guards=_once(guards, pools, self._doubted), grant=self._grant(places))
+
+    def _given_back(self, taken: dict[Key, Write]) -> list[Change]:
+        """Free what goes back, in the blocks that are written anyhow (`taken`) or in its own; the records of it."""
+        records: list[Change] = []
+        for address, there in self._back.items():
+            assert self._handle is not None
+            assert self._handle.resource is not None
+            before = taken.get(there.key)
+            block = before.resource if before is not None else there.resource
+            assert isinstance(block, IPAMBlock)
+            records.append(Write(record(block, address, self._handle.resource.spec, EXCHANGED, self._now), ABSENT))
+            taken[there.key] = Write(blocks.give_back(block, address, self._now), there.revision)
+        return records
 
     def _write_handle(self, places: dict[Address, str]) -> Write:
         owner = self._request.owner
         spec = HandleSpec(
             handle_id=self._request.handle,
             addresses={str(address): cidr for address, cidr in places.items()},
-            node=owner.node,
+            node="" if owner.virtual else owner.node,
             namespace=owner.namespace,
             pod=owner.pod,
             container=owner.container,
             interface=owner.interface,
+            service=owner.service,
             since=blocks.stamp(self._now),
         )
         if self._handle is not None and self._handle.resource is not None:
@@ -297,6 +332,13 @@ class _Decision:
     def _grant(self, addresses: Mapping[Address, Seen[IPAMBlock]] | Mapping[Address, str]) -> Grant:
         in_order = tuple(sorted(addresses, key=lambda address: (address.version, int(address))))
         return Grant(handle=self._request.handle, addresses=in_order)
+
+
+def _unbound(settings: IPAMConfigurationSpec) -> IPAMConfigurationSpec:
+    """How an owner that is no node takes blocks: as many as it needs, and its own only."""
+    return msgspec.structs.replace(
+        settings, strict_affinity=True, auto_allocate_blocks=True, max_blocks_per_host=MOST_BLOCKS
+    )
 
 
 def _once(*groups: tuple[Guard, ...]) -> tuple[Guard, ...]:

@@ -19,7 +19,7 @@ import msgspec
 
 from core.addr import Family, Network, contains
 from core.resources import BlockAffinity, IPAMBlock, IPPool, Metadata
-from core.resources.ipam import AffinitySpec, AffinityState, IPAMConfigurationSpec
+from core.resources.ipam import VIRTUAL, AffinitySpec, AffinityState, IPAMConfigurationSpec
 from datastore.api import ABSENT, Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books, Seen, affinity_key, block_key
@@ -58,11 +58,17 @@ def confirmed(books: Books, node: str, network: Network) -> tuple[Change, ...]:
 
 def affinity(node: str, network: Network, state: AffinityState) -> BlockAffinity:
     """A claim."""
+    virtual = node.startswith(VIRTUAL)
     return BlockAffinity(
         api_version=BlockAffinity.KIND.api_version,
         kind=BlockAffinity.KIND.name,
         metadata=Metadata(name=affinity_key(node, network).name),
-        spec=AffinitySpec(state=state, node=node, cidr=str(network)),
+        spec=AffinitySpec(
+            state=state,
+            node=node.removeprefix(VIRTUAL),
+            cidr=str(network),
+            type="virtual" if virtual else "host",
+        ),
     )
 
 
@@ -130,7 +136,7 @@ class Claims:
             return None
         spec, network = seen.resource.spec, blocks.network(seen.resource)
         there = self._books.find(IPAMBlock, block_key(network))
-        if there is not None and there.resource is not None and there.resource.spec.node == self._node:
+        if there is not None and there.resource is not None and there.resource.spec.owner == self._node:
             return None  # it is ours already, and was asked for its addresses
         pool = next((each for each in pools if contains(blocks.network(each), network)), None)
         if pool is None or network.version != self._family:

@@ -43,17 +43,17 @@ def nothing_serves(books: Books, request: Request) -> str:
     """Why a request that leaves the family open gets nothing of either."""
     refused = {family: serving(books, request, family) for family in Family}
     reasons = "; ".join(_none(books, family, fit) for family, fit in refused.items())
-    return f"no address for {request.handle} on node {request.owner.node}: {reasons}"
+    return f"no address for {request}: {reasons}"
 
 
 def no_pool_for(request: Request, address: Address, fit: Serving) -> str:
     """Why an address that was asked for is in no pool that may give it."""
     if fit.refused:
         reasons = ", ".join(f"pool {name} {reason}" for name, reason in fit.refused.items())
-        return f"{address} for {request.handle} cannot be given: {reasons}"
+        return f"{address} for {_name(request)} cannot be given: {reasons}"
     asked = request.pools.get(Family(address.version))
     among = f"none of {', '.join(asked)}" if asked else "no pool"
-    return f"{address} for {request.handle} lies in {among}; ask for one that a pool has, or add a pool"
+    return f"{address} for {_name(request)} lies in {among}; ask for one that a pool has, or add a pool"
 
 
 def refuse_taken(
@@ -63,11 +63,11 @@ def refuse_taken(
     text = str(address)
     holder = block.spec.allocations.get(text)
     if holder is not None:
-        raise Exhausted(f"{text} for {request.handle} is held by {holder}; release it, or ask for another")
+        raise Exhausted(f"{text} for {_name(request)} is held by {holder}; release it, or ask for another")
     since = block.spec.freed.get(text, "")
     if rested and since > rested:
         until = _until(since, settings)
-        raise Exhausted(f"{text} for {request.handle} was freed a moment ago and rests until {until}; try again then")
+        raise Exhausted(f"{text} for {_name(request)} was freed a moment ago and rests until {until}; try again then")
 
 
 def no_claim(node: str, count: int, settings: IPAMConfigurationSpec, *, begun: bool) -> str:
@@ -79,8 +79,12 @@ def no_claim(node: str, count: int, settings: IPAMConfigurationSpec, *, begun: b
     return ""
 
 
+def _name(request: Request) -> str:
+    return str(request) if request.owner.virtual else request.handle
+
+
 def _who(request: Request, family: Family) -> str:
-    return f"no IPv{family} address for {request.handle} on node {request.owner.node}"
+    return f"no IPv{family} address for {request}"
 
 
 def _none(books: Books, family: Family, fit: Serving) -> str:
@@ -134,7 +138,7 @@ def _remedy(
         return f"strictAffinity is set and {limit}; raise the limit or free addresses of this node"
     if resting:
         return f"the next has rested at {_until(min(resting), settings)}"
-    if settings.strict_affinity and any(count.free for count in counts):
+    if settings.strict_affinity and any(count.free for count in counts) and not request.owner.virtual:
         return "strictAffinity keeps it from what is free on other nodes; add a pool or free addresses"
     if any(count.reserved for count in counts):
         return "only reserved addresses are left; add a pool, or free addresses"

@@ -25,7 +25,7 @@ from core.selector import SelectorError
 from datastore.api import Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books
-from datastore.ipam.model import Request, Use
+from datastore.ipam.model import ON_NODES, Request, Use
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -82,6 +82,8 @@ def serving_address(books: Books, request: Request, address: Address) -> Serving
 
 def relied_on(books: Books, request: Request) -> tuple[Guard, ...]:
     """The guards that the node and the namespace are as they were when pools were chosen. The pool's is its user's."""
+    if request.owner.virtual:
+        return ()  # pools of load balancers choose nobody by labels
     guards = books.present(Key(Node.KIND, "", request.owner.node))
     if request.owner.namespace:
         guards += books.present(Key(Namespace.KIND, "", request.owner.namespace))
@@ -157,8 +159,9 @@ def _out_of_order(pool: IPPool, use: Use) -> str:
         return "is being deleted"
     if spec.disabled:
         return "is disabled"
-    if spec.allowed_uses and use not in spec.allowed_uses:
-        return f"is for {', '.join(spec.allowed_uses)} only"
+    uses = spec.allowed_uses or ON_NODES
+    if use not in uses:
+        return f"is for {', '.join(uses)} only"
     if use is Use.TUNNEL and spec.ipip_mode is EncapMode.NEVER:
         return "does not tunnel"
     return ""

@@ -6,30 +6,21 @@ it was judged to be lost stays.
 
 from __future__ import annotations
 
-import hashlib
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Final
 
 import msgspec
 
 from core.addr import Address, Network
 from core.names import Key
-from core.resources import IPAMBlock, IPAMHandle, IPAMRecord, Metadata
-from core.resources.ipam import HandleSpec, RecordSpec
+from core.resources import IPAMBlock, IPAMHandle
+from core.resources.ipam import HandleSpec
 from datastore.api import ABSENT, At, Guard
 from datastore.ipam import block as blocks
 from datastore.ipam.books import Books, block_key, handle_key
 from datastore.ipam.giving.assign import held
+from datastore.ipam.giving.past import record
 from datastore.ipam.model import Change, Grant, Remove, Step, Write
-
-_AS_NAME: Final = str.maketrans(".:", "--")
-
-
-def record_name(address: Address, handle: str, since: str) -> str:
-    """The name of the record that `handle` held `address` from `since` on: by address, and unlike any other's."""
-    digest = hashlib.sha256(f"{handle} {since}".encode()).hexdigest()[:20]
-    return f"ip-{str(address).translate(_AS_NAME)}-{digest}"
 
 
 @dataclass(slots=True)
@@ -101,7 +92,7 @@ def release_block(books: Books, network: Network, now: datetime) -> Step:
     if blocks.resting(seen.resource, blocks.rested_since(now, books.settings().ip_cooldown_seconds)):
         return Step()
     changes: list[Change] = [Remove(seen.key, seen.revision)]
-    claim = books.affinity(seen.resource.spec.node, network) if seen.resource.spec.node else None
+    claim = books.affinity(seen.resource.spec.owner, network) if seen.resource.spec.owner else None
     if claim is not None:
         changes.append(Remove(claim.key, claim.revision))
     return Step(changes=tuple(changes), guards=guards)
@@ -111,7 +102,7 @@ def release_affinity(books: Books, node: str, network: Network, now: datetime) -
     """End a node's claim to a block. A block that is in use or rests becomes nobody's; an empty one goes."""
     claim = books.affinity(node, network)
     seen = books.find(IPAMBlock, block_key(network))
-    mine = seen is not None and seen.resource is not None and seen.resource.spec.node == node
+    mine = seen is not None and seen.resource is not None and seen.resource.spec.owner == node
     if not mine:
         return (
             Step()
@@ -139,27 +130,6 @@ def _give_back(
     freed.blocks[key] = Write(blocks.give_back(block, address, now), books.at(key))
     freed.addresses.append(address)
     freed.records.append(Write(record(block, address, spec, why, now), ABSENT))
-
-
-def record(block: IPAMBlock, address: Address, spec: HandleSpec, why: str, now: datetime) -> IPAMRecord:
-    """What is remembered of an address that `block`, as it was before, gave to the handle of that `spec`."""
-    until = blocks.stamp(now)
-    return IPAMRecord(
-        api_version=IPAMRecord.KIND.api_version,
-        kind=IPAMRecord.KIND.name,
-        metadata=Metadata(name=record_name(address, spec.handle_id, spec.since or until)),
-        spec=RecordSpec(
-            address=str(address),
-            handle_id=spec.handle_id,
-            node=spec.node or block.spec.borrowers.get(str(address), block.spec.node),
-            namespace=spec.namespace,
-            pod=spec.pod,
-            container=spec.container,
-            since=spec.since,
-            until=until,
-            why=why,
-        ),
-    )
 
 
 def _rest_of(handle: IPAMHandle, kept: dict[str, str], revision: int) -> Change:

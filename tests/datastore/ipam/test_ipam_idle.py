@@ -34,7 +34,7 @@ from core.resources.ipam import AffinityState, HandleSpec
 from datastore.api import Entry
 from datastore.ipam.collecting.collect import MOST_PATIENCE, Written
 from datastore.ipam.collecting.history import BATCH, MOST_RECORDS, OLDEST, outdated
-from datastore.ipam.giving.release import record
+from datastore.ipam.giving.past import record
 
 # Nodes that are gone
 

@@ -13,8 +13,8 @@ from core.resources.ipam import AffinityState
 from core.validate import validate
 from datastore.api import ABSENT
 from datastore.ipam.books import handle_key
+from datastore.ipam.giving.past import record_name
 from datastore.ipam.giving.release import (
-    record_name,
     release,
     release_address,
     release_affinity,
