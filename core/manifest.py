@@ -23,7 +23,7 @@ from core import documents, shape, source
 from core.documents import Document
 from core.errors import Invalid, Problem
 from core.names import Key
-from core.resources import BY_KIND, BY_MANIFEST, CLASSES, Resource, Secret
+from core.resources import BY_KIND, BY_MANIFEST, CLASSES, DECODERS, Resource, Secret
 from core.resources.policy import KubernetesNetworkPolicySpec, NetworkPolicySpec
 from core.validate import validate
 
@@ -97,7 +97,7 @@ def decode(key: Key, value: bytes) -> Resource:
     """The resource kept under `key`. Raises `Invalid` when the bytes are no valid resource, or another one."""
     cls = BY_KIND[key.kind]
     try:
-        resource = msgspec.json.decode(value, type=cls)
+        resource = DECODERS[key.kind].decode(value)
     except (msgspec.MsgspecError, RecursionError, UnicodeDecodeError) as error:
         raise Invalid(_faults_of(value, cls, named(key), error)) from None
     problems = validate(resource)

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Final
 
+import msgspec
+
 from core.names import ROOT, Key, Kind
 from core.resources.admin import AdminNetworkPolicy, BaselineAdminNetworkPolicy, ClusterNetworkPolicy
 from core.resources.base import Base, Metadata, R, Resource
@@ -91,12 +93,19 @@ BY_MANIFEST: Final[Mapping[tuple[str, str], type[Resource]]] = MappingProxyType(
     {(cls.KIND.api_version, cls.KIND.name): cls for cls in CLASSES}
     | {(IPAMConfiguration.KIND.api_version, "IPAMConfig"): IPAMConfiguration}  # the kind's older name in Calico
 )
+DECODERS: Final[Mapping[Kind, msgspec.json.Decoder[Resource]]] = MappingProxyType(
+    {cls.KIND: msgspec.json.Decoder(cls) for cls in CLASSES}
+)
+"""From JSON. They are made while there is one thread: msgspec (0.22) looks into a class when it is first asked for one,
+and two threads that do so at once end the process (SIGSEGV). An agent reads in several as soon as it starts."""
+
 _BY_PATH: Final = {(cls.KIND.group, cls.KIND.plural): cls.KIND for cls in CLASSES}
 
 __all__ = [
     "BY_KIND",
     "BY_MANIFEST",
     "CLASSES",
+    "DECODERS",
     "AdminNetworkPolicy",
     "BGPConfiguration",
     "BGPFilter",
