@@ -1,7 +1,8 @@
 """From one line of configuration to a running datastore: backend, admission, server.
 
 sqlite:/var/lib/muslin/datastore.db ──┐
-etcd:10.0.0.1:2379,10.0.0.2:2379 ─────┴── open_store ──> Store ──> server.serve_store
+etcd:10.0.0.1:2379,10.0.0.2:2379 ─────┴── open_store ──> Store ──┬──> server.serve_store
+                                                                 └──> ipam.balancing: addresses for Services
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from datastore import presence
 from datastore.admission import admit as admit_resources
 from datastore.api import Store
 from datastore.etcd import EtcdStore
+from datastore.ipam.balancing.balancer import balance
 from datastore.server import Admission, serve_store
 from datastore.sqlite import SqliteStore
 
@@ -37,12 +39,19 @@ async def serve(
     insecure: bool = False,
     on_ready: Callable[[Sequence[str]], None] = lambda _: None,
 ) -> None:
-    """Open `backend` and serve it on `listen` until cancelled; see `serve_store`. The log says when it is away."""
+    """Open `backend` and serve it on `listen` until cancelled; see `serve_store`. The log says when it is away.
+
+    Beside it, Services of type LoadBalancer get their addresses; any number of servers may do so over one etcd.
+    """
     store = await open_store(backend)
-    telling = asyncio.create_task(presence.tell(store), name="datastore-presence")
+    beside = [
+        asyncio.create_task(presence.tell(store), name="datastore-presence"),
+        asyncio.create_task(balance(store), name="datastore-balancing"),
+    ]
     try:
         await serve_store(store, listen, admit, insecure=insecure, on_ready=on_ready)
     finally:
-        telling.cancel()
-        await asyncio.wait([telling])
+        for task in beside:
+            task.cancel()
+        await asyncio.wait(beside)
         await store.close()

@@ -124,7 +124,7 @@ def _asked_for(
     found: list[IPPool] = []
     problems: list[Problem] = []
     for text in dict.fromkeys(asked):
-        pool = next((each for each in books.pools(family) if text == each.metadata.name or _is(each, text)), None)
+        pool = next((each for each in books.pools(family) if named(each, text)), None)
         if pool is not None:
             found.append(pool)
         elif text in books.unreadable(IPPool.KIND):
@@ -138,9 +138,10 @@ def _asked_for(
     return found
 
 
-def _is(pool: IPPool, text: str) -> bool:
+def named(pool: IPPool, text: str) -> bool:
+    """Whether somebody who asks for `text`, a name or a CIDR, means `pool`."""
     try:
-        return "/" in text and ip_network(text) == blocks.network(pool)
+        return text == pool.metadata.name or ("/" in text and ip_network(text) == blocks.network(pool))
     except ValueError:
         return False
 
