@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from core.errors import Conflict, Invalid, Problem
 from core.manifest import encode
 from core.names import Key
-from core.resources import CalicoNodeStatus, Metadata, Node, Resource
+from core.resources import CalicoNodeStatus, Metadata, Node, Resource, Service
 from datastore.api import ABSENT
 
 R = TypeVar("R", bound=Resource)
@@ -124,12 +124,14 @@ def _with_what_agents_wrote(after: Resource, before: Resource) -> Resource:
     """Keep what agents and `muslin` itself have put into an object and a person's manifest leaves out.
 
     That is a node's tunnel address and that it is drained, its answer to a CalicoNodeStatus that asks the same as
-    before, and annotations under `muslin.io/`.
+    before, which addresses a Service's load balancer has, and annotations under `muslin.io/`.
     """
     ours = {name: text for name, text in before.metadata.annotations.items() if name.startswith(OURS)}
     if ours.keys() - after.metadata.annotations.keys():
         metadata = replace(after.metadata, annotations=ours | dict(after.metadata.annotations))
         after = replace(after, metadata=metadata)
+    if isinstance(after, Service) and isinstance(before, Service) and after.status is None:
+        return replace(after, status=before.status)
     if isinstance(after, CalicoNodeStatus) and isinstance(before, CalicoNodeStatus):
         answered = after.status is None and after.spec == before.spec
         return replace(after, status=before.status) if answered else after

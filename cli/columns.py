@@ -42,6 +42,7 @@ from core.resources import (
 )
 from core.resources.admin import Subject
 from core.resources.ipam import HandleSpec, RecordSpec
+from datastore.ipam.balancing import ingress
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,6 +72,8 @@ def _pool_state(pool: IPPool) -> str:
 
 
 def _pod(spec: HandleSpec | RecordSpec) -> str:
+    if spec.service:
+        return f"Service {spec.namespace}/{spec.service}"
     return f"{spec.namespace}/{spec.pod}" if spec.pod else "-"
 
 
@@ -130,13 +133,13 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
         ),
         IPAMBlock.KIND: (
             Column("CIDR", lambda block: block.spec.cidr),
-            Column("NODE", lambda block: block.spec.node),
+            Column("NODE", lambda block: block.spec.owner),
             Column("IN USE", lambda block: str(len(block.spec.allocations))),
             Column("BORROWED", lambda block: str(len(block.spec.borrowers)), wide=True),
             Column("FREED", lambda block: str(len(block.spec.freed)), wide=True),
         ),
         BlockAffinity.KIND: (
-            Column("NODE", lambda affinity: affinity.spec.node),
+            Column("NODE", lambda affinity: affinity.spec.owner),
             Column("CIDR", lambda affinity: affinity.spec.cidr),
             Column("STATE", lambda affinity: affinity.spec.state),
         ),
@@ -216,6 +219,7 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
         Service.KIND: (
             Column("TYPE", lambda service: service.spec.type),
             Column("ADDRESS", lambda service: service.spec.cluster_ip),
+            Column("EXTERNAL", lambda service: ",".join(map(str, ingress.addresses(service)))),
             Column("PORTS", lambda service: ",".join(f"{each.port}/{each.protocol}" for each in service.spec.ports)),
         ),
         Secret.KIND: (

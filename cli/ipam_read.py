@@ -47,7 +47,7 @@ class Scene:
 
 async def read(store: Store) -> Scene:
     """The scene as the store is now."""
-    return Scene.of(await store.list(holders.KINDS | books.KINDS))
+    return Scene.of(await store.list(holders.AUDITED | books.KINDS))
 
 
 async def decided(store: Store, decide: Callable[[Scene], tuple[_T, Step]]) -> _T:

@@ -124,7 +124,7 @@ def _history(records: Sequence[RecordSpec]) -> Table:
             each.since or "-",
             each.until or "now",
             each.node or "-",
-            f"{each.namespace}/{each.pod}" if each.pod else "-",
+            _whose(each),
             each.container[:12] or "-",
             each.handle_id,
             each.why,
@@ -134,6 +134,12 @@ def _history(records: Sequence[RecordSpec]) -> Table:
     return Table(HISTORY, tuple(rows))
 
 
+def _whose(each: RecordSpec) -> str:
+    if each.service:
+        return f"Service {each.namespace}/{each.service}"
+    return f"{each.namespace}/{each.pod}" if each.pod else "-"
+
+
 def _record(each: RecordSpec) -> dict[str, str]:
     return {
         "handleID": each.handle_id,
@@ -141,6 +147,7 @@ def _record(each: RecordSpec) -> dict[str, str]:
         "namespace": each.namespace,
         "pod": each.pod,
         "container": each.container,
+        "service": each.service,
         "since": each.since,
         "until": each.until,
         "why": each.why,
@@ -159,6 +166,7 @@ def _now(scene: Scene, address: Address) -> Iterator[RecordSpec]:
             namespace=spec.namespace if spec else "",
             pod=spec.pod if spec else "",
             container=holder.container,
+            service=spec.service if spec else "",
             since=spec.since if spec else "",
             until="",
         )

@@ -26,10 +26,12 @@ from typing import Final
 from core.addr import Address, contains
 from core.errors import Invalid
 from core.manifest import decode
-from core.resources import IPAMBlock, IPAMHandle, IPPool, IPReservation, Node
-from datastore.api import ABSENT
+from core.names import Key
+from core.resources import IPAMBlock, IPAMHandle, IPPool, IPReservation, Node, Service
+from datastore.api import ABSENT, At
 from datastore.ipam.auditing.findings import Fault, Finding, Leak, Report, Stock
 from datastore.ipam.auditing.soundness import of_affinities, of_blocks, of_handles
+from datastore.ipam.balancing.waiting import waiting
 from datastore.ipam.collecting.unused import freeing
 from datastore.ipam.listing.holders import Holder, Holdings
 from datastore.ipam.listing.uses import Allocation, Use, Uses
@@ -60,7 +62,7 @@ def audit(seen: Holdings, now: datetime) -> Report:
         revision=seen.revision,
         findings=tuple(findings),
         leaks=tuple(leak_of(uses, given) for given in leaks),
-        notes=tuple(_reserved(uses)),
+        notes=(*_reserved(uses), *waiting(seen, now)),
         pools=len(seen.of(IPPool)),
         blocks=len(uses.blocks),
         handles=len(seen.of(IPAMHandle)),
@@ -120,10 +122,25 @@ def _leak(uses: Uses, given: Allocation, now: datetime) -> Finding:
         remedy=f"node {node or '(unknown)'} collects what its kernel has no pod of; by hand: "
         f"muslin ipam release --ip {given.address}",
     )
+    if holder.service is not None:
+        return _of_service(uses, holder, holder.service, found, now)
     if not _left_behind(uses, holder):
         return found
     step = Step(changes=tuple(freeing([holder], (), now, MENDED)))
     return replace(found, why=f"{found.why}; its node {node} is gone", remedy="it is given back", step=step)
+
+
+def _of_service(uses: Uses, holder: Holder, service: Key, found: Finding, now: datetime) -> Finding:
+    """An address of a load balancer that its Service does not say it has, or whose Service is gone."""
+    by_hand = f"by hand: muslin ipam release --ip {found.what}"
+    if service in uses.seen.of(Service):
+        name = f"Service {service.namespace}/{service.name}"
+        return replace(found, why=f"{found.why}, nor does its {name}", remedy=f"muslin datastore sees to it; {by_hand}")
+    why = f"{found.why}; its Service {service.namespace}/{service.name} is gone"
+    if _several_blocks(uses, holder):
+        return replace(found, why=why, remedy=f"muslin datastore sees to it; {by_hand}")
+    step = Step(changes=tuple(freeing([holder], (), now, MENDED)), guards=(At(service, ABSENT),))
+    return replace(found, why=why, remedy="it is given back", step=step)
 
 
 def _left_behind(uses: Uses, holder: Holder) -> bool:
@@ -156,7 +173,9 @@ def _unheld(uses: Uses) -> Iterator[Finding]:
             what=str(address),
             who=who,
             why="it is used and no block gives it to anybody: somebody else may be given it",
-            remedy="restart its user, so that it is given an address; or delete the endpoint if its pod is gone",
+            remedy="restart its user, so that it is given an address; or delete the endpoint if its pod is gone"
+            if not any(use.service for use in users)
+            else "muslin datastore gives the Service an address, and takes this one out of its status",
         )
 
 
@@ -181,9 +200,9 @@ def _owners(address: Address, owners: list[str], why: str) -> Finding:
 
 def _same_owner(holder: Holder, handle: str, use: Use) -> bool:
     """Whether who uses an address may be the one who holds it; what has no container that is known may be anybody's."""
-    if use.tunnel:
-        return handle == use.tunnel
-    if holder.owner_of_tunnel:
+    if use.tunnel or use.service:
+        return handle in (use.tunnel, use.service)
+    if holder.owner_of_tunnel or holder.service is not None:
         return False
     return not holder.container or not use.container or holder.container == use.container
 

@@ -21,7 +21,7 @@ from core.names import Key
 from datastore.api import Operation, Store
 from datastore.ipam.auditing.audit import audit
 from datastore.ipam.auditing.findings import Finding, Identity, Report
-from datastore.ipam.listing.holders import KINDS, Holdings
+from datastore.ipam.listing.holders import AUDITED, Holdings
 from datastore.ipam.writing import operations
 
 ROUNDS: Final = 20
@@ -39,7 +39,7 @@ class Mended:
 
 async def look(store: Store, now: datetime) -> Report:
     """The audit of what the store has now."""
-    return audit(Holdings(await store.list(KINDS)), now)
+    return audit(Holdings(await store.list(AUDITED)), now)
 
 
 async def mend(store: Store, agreed: AbstractSet[Identity], now: Callable[[], datetime]) -> Mended:

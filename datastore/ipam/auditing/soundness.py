@@ -68,6 +68,7 @@ def _missing(uses: Uses, given: Allocation, now: datetime) -> Finding:
     """An allocation whose handle has no object: it is made from what is known, so that its age begins to count."""
     holder = uses.holder(given)
     users = [held.resource for held in uses.seen.users(holder)]
+    balanced = next((use.key for use in uses.uses.get(given.address, ()) if use.service == given.handle), None)
     user = users[0] if len(users) == 1 else None
     blocks = {str(address): block for address, block in holder.addresses.items() if block is not None}
     made = IPAMHandle(
@@ -79,9 +80,10 @@ def _missing(uses: Uses, given: Allocation, now: datetime) -> Finding:
             addresses={text: block.resource.spec.cidr for text, block in blocks.items()},
             node=holder.owner_of_tunnel or holder.node or given.node,
             container=holder.container,
-            namespace=user.metadata.namespace if user else "",
+            namespace=user.metadata.namespace if user else balanced.namespace if balanced else "",
             pod=user.spec.pod if user else "",
             interface=user.spec.interface_name if user else "",
+            service=balanced.name if balanced else "",
             since=stamp(now),
         ),
     )
@@ -91,7 +93,7 @@ def _missing(uses: Uses, given: Allocation, now: datetime) -> Finding:
         what=str(given.address),
         who=given.handle,
         why=f"{given.block.resource.key} gives it to a handle that is not there: nothing would give it back by that",
-        remedy="the handle is made, from the block and the endpoint",
+        remedy="the handle is made, from the block and its user",
         step=Step(changes=(Write(made, ABSENT),), guards=tuple(guards.values())),
     )
 

@@ -36,7 +36,7 @@ from core.resources.ipam import LOAD_BALANCER, AffinityState
 from core.snapshot import Snapshot
 from datastore.ipam import block as blocks
 from datastore.ipam.balancing.ingress import telling
-from datastore.ipam.balancing.wishes import Wish, asks, balances, ours, request, served, service_of, wish
+from datastore.ipam.balancing.wishes import Wish, asks, balances, handle_of, ours, request, served, service_of, wish
 from datastore.ipam.model import Remove, Request, Step
 
 SETTINGS: Final = Key(KubeControllersConfiguration.KIND, "", "default")
@@ -137,10 +137,12 @@ class Planner:
         """What is to be done, in no order."""
         context = self._in(snapshot)
         handles = {key: handle for handle in snapshot.of(IPAMHandle).values() if (key := _service_of(handle))}
+        named = {handle.spec.handle_id: handle for handle in snapshot.of(IPAMHandle).values()}
         services = snapshot.of(Service)
         known: dict[Key, tuple[Service | None, IPAMHandle | None, Context, Due | None]] = {}
         for key in services.keys() | handles.keys():
-            service, handle = services.get(key), handles.get(key)
+            service = services.get(key)
+            handle = handles.get(key) or named.get(handle_of(key.namespace, key.name))
             if key in snapshot.problems:
                 continue
             if handle is None and service is not None and not ours(service):

@@ -17,6 +17,7 @@ import hashlib
 from collections.abc import Collection, Iterator, Mapping
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 import msgspec
@@ -76,6 +77,7 @@ class Wish:
         return not {*self.families} <= {Family(each.version) for each in held}
 
 
+@lru_cache(maxsize=1 << 14)
 def handle_of(namespace: str, name: str) -> str:
     """The handle of a Service's addresses."""
     return HANDLE + hashlib.sha256(f"{namespace}/{name}".encode()).hexdigest()[:32]

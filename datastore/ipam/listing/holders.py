@@ -28,12 +28,15 @@ from core.resources import (
     IPAMHandle,
     IPPool,
     IPReservation,
+    KubeControllersConfiguration,
     Node,
     R,
     Resource,
+    Service,
     WorkloadEndpoint,
 )
 from datastore.api import Entry, Listing
+from datastore.ipam.balancing.wishes import service_of
 from datastore.ipam.block import spelt
 from datastore.ipam.books import handle_key
 
@@ -42,6 +45,9 @@ KINDS: Final[frozenset[Kind]] = frozenset(
     for cls in (IPPool, IPReservation, IPAMBlock, BlockAffinity, IPAMHandle, IPAMConfiguration, Node, WorkloadEndpoint)
 )
 """What has to be listed."""
+
+AUDITED: Final[frozenset[Kind]] = KINDS | {Service.KIND, KubeControllersConfiguration.KIND}
+"""What an audit lists: also who has addresses of load balancers, which no node's collector asks."""
 
 TUNNELS: Final = (
     TUNNEL_HANDLE,
@@ -65,7 +71,8 @@ class Held(Generic[R]):
 class Holder:
     """Who holds addresses under the handle `text`. `object` None: blocks name it, and it has no IPAMHandle.
 
-    `node` and `container` are "" where that cannot be told; `owner_of_tunnel` is the node whose own address it is.
+    `node` and `container` are "" where that cannot be told; `owner_of_tunnel` is the node whose own address it is,
+    `service` the Service whose load balancer's.
     `addresses` are those that blocks give it, each with its block; and those that only the handle claims, with None.
     """
 
@@ -75,18 +82,19 @@ class Holder:
     container: str = ""
     interface: str = ""
     owner_of_tunnel: str = ""
+    service: Key | None = None
     addresses: Mapping[Address, Held[IPAMBlock] | None]
 
 
 class Holdings:
-    """Everything of `KINDS` in a listing. What `before` has at the same revision is not decoded again."""
+    """Everything of `AUDITED` in a listing. What `before` has at the same revision is not decoded again."""
 
     def __init__(self, listing: Listing, before: Holdings | None = None) -> None:
         self.revision = listing.revision
-        self._held: dict[Kind, dict[Key, Held[Resource]]] = {kind: {} for kind in KINDS}
+        self._held: dict[Kind, dict[Key, Held[Resource]]] = {kind: {} for kind in AUDITED}
         unread: dict[Key, Entry] = {}
         for entry in listing.entries:
-            if entry.key.kind not in KINDS:
+            if entry.key.kind not in AUDITED:
                 continue
             known = before._held[entry.key.kind].get(entry.key) if before is not None else None
             try:
@@ -96,6 +104,11 @@ class Holdings:
                 continue
             self._held[entry.key.kind][entry.key] = kept
         self.unread: Mapping[Key, Entry] = MappingProxyType(unread)
+
+    @property
+    def kinds(self) -> frozenset[Kind]:
+        """What may be asked `of`."""
+        return AUDITED
 
     def of(self, cls: type[R]) -> Mapping[Key, Held[R]]:
         """Every object of a class that can be read."""
@@ -218,6 +231,7 @@ def _holder(text: str, held: Held[IPAMHandle] | None, blocks: Mapping[Address, H
         container=spec.container if known else "",
         interface=spec.interface,
         owner_of_tunnel=owner if spec.node in ("", owner) else "",
+        service=service_of(text, spec.namespace, spec.service),
         addresses={**claimed, **blocks},
     )
 

@@ -3,6 +3,7 @@
     blocks ──> allocations: address ── handle, block, node ──┐
                                                              ├── the same address on both sides, or something is wrong
     endpoints, Nodes' tunnels ──> uses: address ── by whom ──┘
+    Services' load balancers ──>
 
 A block that breaks a rule is not given to anybody else, but as far as its text can be told it counts here: its
 addresses are held all the same. Of one that cannot be told at all the range is known from its name, or not even that:
@@ -21,20 +22,24 @@ import msgspec
 from core import values
 from core.addr import Address, Network, contains
 from core.names import Key
-from core.resources import IPAMBlock, IPPool, Node, WorkloadEndpoint
+from core.resources import IPAMBlock, IPPool, Node, Service, WorkloadEndpoint
 from datastore.api import Entry
+from datastore.ipam.balancing import ingress
+from datastore.ipam.balancing.wishes import balances, handle_of, ours
 from datastore.ipam.block import network_of
 from datastore.ipam.listing.holders import Held, Holder, Holdings
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Use:
-    """Who says that an address is his: an endpoint, or (`tunnel` its handle) a Node for its own tunnel."""
+    """Who says that an address is his: an endpoint, a Node for its own tunnel (`tunnel` is its handle), or a Service
+    for its load balancer (`service` is its handle)."""
 
     key: Key
     node: str
     container: str = ""
     tunnel: str = ""
+    service: str = ""
 
     def __str__(self) -> str:
         return str(self.key)
@@ -91,7 +96,17 @@ class Uses:
             for tunnel, text in ((tunnel, text) for tunnel, text in _tunnels(node.resource) if text):
                 use = Use(key=node.resource.key, node=node.resource.metadata.name, tunnel=tunnel)
                 found[ip_address(text)] = (*found.get(ip_address(text), ()), use)
+        for address, use in self._balanced():
+            found[address] = (*found.get(address, ()), use)
         return dict(sorted(found.items(), key=lambda item: (item[0].version, int(item[0]))))
+
+    def _balanced(self) -> Iterator[tuple[Address, Use]]:
+        """Who of our Services says that he has an address of a LoadBalancer pool; what else they say is others'."""
+        networks = [held.resource.spec.network for held in self.seen.of(IPPool).values() if balances(held.resource)]
+        for key, held in self.seen.of(Service).items():
+            for address in ingress.addresses(held.resource) if ours(held.resource) else ():
+                if any(contains(network, address) for network in networks):
+                    yield address, Use(key=key, node="", service=handle_of(key.namespace, key.name))
 
     @cached_property
     def pools(self) -> tuple[Network, ...]:
@@ -111,6 +126,8 @@ class Uses:
         if self.uses.get(given.address):
             return True
         holder = self.holder(given)
+        if holder.service is not None and holder.service in self.seen.unread:
+            return True
         return bool(self.seen.users(holder)) or self.seen.doubtful(holder)
 
     def holder(self, given: Allocation) -> Holder:
