@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -14,17 +15,25 @@ from pathlib import Path
 import pytest
 
 HOUSE = Path(__file__).parents[2]
+MARK = f"MUSLIN_DEMO_OF=test-{os.getpid()}"
+"""In the environment of our demos, and so of all they start: other tests, too, start User-Mode Linux machines."""
+
+
+def ours(pid: str) -> bool:
+    """Whether a process, there or just gone, descends from one of our demos."""
+    with contextlib.suppress(OSError):
+        return MARK.encode() in Path("/proc", pid, "environ").read_bytes().split(b"\0")
+    return False
 
 
 def traces() -> dict[str, object]:
     """All that a demo might leave on this machine."""
-    processes = subprocess.run(["ps", "-eo", "args="], check=True, capture_output=True, text=True).stdout.splitlines()
+    shown = subprocess.run(["ps", "-eo", "pid=,args="], check=True, capture_output=True, text=True).stdout
+    processes = [line.split(maxsplit=1) for line in shown.splitlines()]
     return {
         "namespaces": sorted(path.name for path in Path("/run/netns").glob("mus.demo-*")),
         "labs": sorted(path.name for path in Path("/run/muslin/lab").glob("demo-*")),
-        "processes": [
-            line for line in processes if "/demo-racks" in line or "/demo-ipip" in line or "muslin/uml" in line
-        ],
+        "processes": [args for pid, args in processes if "/demo-racks" in args or "/demo-ipip" in args or ours(pid)],
         "tables": subprocess.run(["nft", "list", "tables"], check=True, capture_output=True, text=True).stdout,
         "routes": subprocess.run(["ip", "route"], check=True, capture_output=True, text=True).stdout,
         "links": subprocess.run(["ip", "-br", "link"], check=True, capture_output=True, text=True).stdout,
@@ -45,6 +54,7 @@ async def run_demo(interrupt_at: str = "") -> tuple[int, list[str]]:
         "-m",
         "lab.demo",
         cwd=HOUSE,
+        env=os.environ | dict([MARK.split("=")]),
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         start_new_session=True,
