@@ -6,10 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 from bgp_world import World
-from rack import Rack
-from tor_bird import BirdTor
-from tor_frr import FrrTor
-from tor_gobgp import GobgpTor
+
+from tests.interop.rack import Rack
+from tests.interop.tor_bird import BirdTor
+from tests.interop.tor_frr import FrrTor
+from tests.interop.tor_gobgp import GobgpTor
 
 MAKES = {make.kind: make for make in (BirdTor, FrrTor, GobgpTor)}
 

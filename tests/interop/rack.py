@@ -25,9 +25,9 @@ from ipaddress import ip_network
 from typing import Any
 
 from bgp_world import AgentProcess, World, block, defaults, node, peer, pool, until
-from tor import NODE4, NODE6, TOR4, TOR6, TOR_AS, Heard, Tor
 
 from core.resources import BGPPeer, Resource
+from tests.interop.tor import NODE4, NODE6, TOR4, TOR6, TOR_AS, Heard, Tor
 
 OWN4, OWN6 = "10.244.1.0/26", "fd44::40/122"
 FAR4, FAR6 = "10.244.5.0/26", "fd44::80/122"

@@ -6,10 +6,11 @@ from dataclasses import replace
 
 import pytest
 from bgp_world import until
-from rack import FAR4, Rack, to_tor
-from tor import FOUR, TOR4
-from tor_bird import BirdTor
-from tor_frr import FrrTor
+
+from tests.interop.rack import FAR4, Rack, to_tor
+from tests.interop.tor import FOUR, TOR4
+from tests.interop.tor_bird import BirdTor
+from tests.interop.tor_frr import FrrTor
 
 pytestmark = pytest.mark.kernel
 

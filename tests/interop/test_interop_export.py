@@ -6,10 +6,10 @@ from typing import Any
 
 import pytest
 from bgp_world import block, defaults, made, node, until
-from rack import OWN4, OWN6, Rack, to_tor, to_tor6
-from tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6
 
 from core.resources import BGPFilter, IPAMBlock, Service
+from tests.interop.rack import OWN4, OWN6, Rack, to_tor, to_tor6
+from tests.interop.tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6
 
 pytestmark = pytest.mark.kernel
 

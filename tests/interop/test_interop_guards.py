@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 from bgp_world import block, until
-from rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
-from test_interop_export import bgp_filter
-from tor import FOUR, NODE4, NODE6, SIX, TOR4, TOR6, Said
 
 from core.resources import Metadata, Secret
+from tests.interop.rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
+from tests.interop.test_interop_export import bgp_filter
+from tests.interop.tor import FOUR, NODE4, NODE6, SIX, TOR4, TOR6, Said
 
 pytestmark = pytest.mark.kernel
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import pytest
 from bgp_world import block, until
-from rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
-from tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6, Said
+
+from tests.interop.rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
+from tests.interop.tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6, Said
 
 pytestmark = pytest.mark.kernel
 

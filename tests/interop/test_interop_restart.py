@@ -8,10 +8,10 @@ from dataclasses import replace
 
 import pytest
 from bgp_world import block, until
-from rack import FAR4, OWN4, Rack, to_tor
-from tor import FOUR, TOR4, Peering
 
 from core.resources.status import SpeakerState
+from tests.interop.rack import FAR4, OWN4, Rack, to_tor
+from tests.interop.tor import FOUR, TOR4, Peering
 
 pytestmark = pytest.mark.kernel
 

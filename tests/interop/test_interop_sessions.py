@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 from bgp_world import node, until
-from rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
-from tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6, Said
+
+from tests.interop.rack import FAR4, FAR6, OWN4, OWN6, Rack, to_tor, to_tor6
+from tests.interop.tor import FOUR, NODE4, NODE6, NODE_AS, SIX, TOR4, TOR6, Said
 
 pytestmark = pytest.mark.kernel
 

@@ -8,9 +8,10 @@ from typing import Any
 
 import pytest
 from bgp_world import node, peer, until
-from rack import ACROSS, ACROSS_B, FAR4, NODE_B, OWN4, TOR_B, Rack, to_tor
-from test_interop_export import bgp_filter
-from tor import FOUR, NODE4, NODE6, NODE_AS, TOR4, Peering, Said, Tor
+
+from tests.interop.rack import ACROSS, ACROSS_B, FAR4, NODE_B, OWN4, TOR_B, Rack, to_tor
+from tests.interop.test_interop_export import bgp_filter
+from tests.interop.tor import FOUR, NODE4, NODE6, NODE_AS, TOR4, Peering, Said, Tor
 
 pytestmark = pytest.mark.kernel
 

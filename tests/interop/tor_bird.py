@@ -7,7 +7,8 @@ import signal
 from collections.abc import Mapping
 
 from bgp_world import Bird, World
-from tor import NODE4, Heard, Peering, Said, Tor, View
+
+from tests.interop.tor import NODE4, Heard, Peering, Said, Tor, View
 
 FAMILY = """
 protocol direct d{version} {{ ipv{version}; interface "lo"; }}

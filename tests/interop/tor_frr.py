@@ -9,7 +9,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from bgp_world import Frr, World
-from tor import NODE4, Heard, Peering, Said, Tor, View
+
+from tests.interop.tor import NODE4, Heard, Peering, Said, Tor, View
 
 WELL_KNOWN = {"graceful-shutdown": "65535:0", "no-export": "65535:65281"}
 

@@ -11,7 +11,8 @@ from ipaddress import ip_address
 from typing import Any
 
 from bgp_world import World, until
-from tor import NODE4, Heard, Peering, Said, Tor, View
+
+from tests.interop.tor import NODE4, Heard, Peering, Said, Tor, View
 
 ORIGINS = ("IGP", "EGP", "Incomplete")
 STATES = ("unknown", "idle", "connect", "active", "opensent", "openconfirm", "established")

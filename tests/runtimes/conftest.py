@@ -10,7 +10,7 @@ import pytest
 from tests.runtimes.site import Site, site
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Site]:
     with site(tmp_path_factory.mktemp("runtimes")) as made:
         yield made
