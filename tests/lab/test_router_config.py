@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import contextlib
 import dataclasses
 import os
 import shutil
@@ -301,6 +302,8 @@ def lab(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cluster]:
     finally:
         asyncio.run(clusters.down(name))
         shutil.rmtree(RUN / name, ignore_errors=True)
+        with contextlib.suppress(OSError):  # another process of the tests uses it
+            RUN.rmdir()
 
 
 def given(kind: RouterKind, text: str, lab: Cluster) -> Router:
