@@ -22,8 +22,8 @@ check: dev ## format, lint, types, meta tests: the fast gate
 	@$(PYTHON) -m mypy
 	@$(PYTHON) -m pytest -q tests/meta
 
-test: dev uml ## the whole suite, on real kernels, routers and stores
-	@$(AS_ROOT) $(PYTHON) -m pytest -q --durations=10
+test: dev uml ## the whole suite, on real kernels, routers and stores, in two processes (tests/shares.py)
+	@$(AS_ROOT) $(PYTHON) -m pytest -q -n 2 --durations=10
 
 demo: dev uml ## a two-rack cluster on real routers, checked step by step
 	@$(AS_ROOT) $(PYTHON) -m lab.demo

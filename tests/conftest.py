@@ -12,10 +12,13 @@ from pathlib import Path
 
 import grpc
 import pytest
+from shares import pytest_collection_modifyitems, pytest_xdist_make_scheduler
 
 from core.resources import BY_KIND
 from datastore.api import Delete
 from datastore.client import GrpcStore
+
+__all__ = ["pytest_collection_modifyitems", "pytest_xdist_make_scheduler"]  # hooks of ours for pytest
 
 HOUSE = Path(__file__).parents[1]
 
