@@ -105,7 +105,8 @@ class Ledger:
 
     A caller that is cancelled while its transaction is under way does not hear whether it was made; nor does one that
     gets `Unavailable`. Either it was not, or the handle holds the addresses: `release` of the handle frees them, and
-    `assign` finds them. Those who share the transaction notice nothing of a cancelled one.
+    `assign` finds them. Those who share the transaction notice nothing of a cancelled one. A release that ended so may
+    be made late, even after an `assign` that found the addresses; one with `along` rules that out, as it writes.
     """
 
     def __init__(self, store: Store) -> None:
