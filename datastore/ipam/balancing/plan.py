@@ -42,6 +42,9 @@ from datastore.ipam.model import Remove, Request, Step
 SETTINGS: Final = Key(KubeControllersConfiguration.KIND, "", "default")
 
 
+NO_POOL: Final = "there is no IPPool whose allowedUses is [LoadBalancer]; make one"
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Give:
     """That a Service is to have what `request` asks for, and to say so."""
@@ -184,6 +187,8 @@ def judge(key: Key, service: Service | None, handle: IPAMHandle | None, context:
         return Take(key, handle.spec.handle_id, service, told)
     if context.unknown and handle is None:
         return Wait(key, f"{SETTINGS} cannot be read, so no Service is given an address; apply it again")
+    if handle is None and not context.pools and not context.unreadable:
+        return Wait(key, NO_POOL)  # nobody has to look into the store for that
     try:
         wanted = wish(service, context.able, held)
     except Invalid as invalid:

@@ -174,8 +174,15 @@ def test_what_is_done_about_a_service() -> None:
     assert moved.request.instead_of == (ip_address("198.51.100.1"),)
 
 
+def test_without_a_pool_for_it_a_service_waits_for_one() -> None:
+    web = service("web")
+    found = judge(web.key, web, None, Context.of([pool("pods", "10.0.0.0/24")], None, frozenset()))
+    assert isinstance(found, Wait)
+    assert found.why == "there is no IPPool whose allowedUses is [LoadBalancer]; make one"
+
+
 def test_settings_that_nobody_can_read_give_nothing_and_take_nothing() -> None:
-    context = Context.of([FOUR], None, frozenset({assigning("").key}))
+    context = Context.of([FOUR], None, frozenset({assigning("AllServices").key}))
     web = service("web")
     found = judge(web.key, web, None, context)
     assert isinstance(found, Wait)

@@ -1,4 +1,5 @@
-"""IPAM against a naive model: eight nodes with books that are behind, and everything that can happen between two steps.
+"""IPAM against a naive model: eight nodes and two servers that give Services addresses, all with books that are behind,
+and everything that can happen between two steps.
 
 The model is a dict of who was told that he has which address. It knows nothing of blocks.
 """
@@ -30,7 +31,7 @@ from core.resources import (
     Metadata,
     Node,
 )
-from core.resources.ipam import AffinityState, IPAMConfigurationSpec, ReservationSpec
+from core.resources.ipam import LOAD_BALANCER, AffinityState, IPAMConfigurationSpec, ReservationSpec
 from core.resources.network import IPPoolSpec
 from datastore.api import ABSENT
 from datastore.ipam.block import stamp
@@ -38,17 +39,23 @@ from datastore.ipam.books import KINDS
 from datastore.ipam.giving.assign import assign
 from datastore.ipam.giving.release import release, release_address, release_affinity, release_block
 from datastore.ipam.listing.split import children
-from datastore.ipam.model import Exhausted, Owner, Request, Step, Write
+from datastore.ipam.model import Exhausted, Owner, Request, Step, Use, Write
 
 OPERATIONS = int(os.environ.get("MUSLIN_IPAM_OPERATIONS", "100000"))
 NODES = tuple(f"n{number}" for number in range(8))
-TOPS = tuple(map(ip_network, ("10.0.0.0/26", "10.0.1.0/27", "fd00::/122", "fd00:1::/123")))
+FOR_PODS = tuple(map(ip_network, ("10.0.0.0/26", "10.0.1.0/27", "fd00::/122", "fd00:1::/123")))
+FOR_SERVICES = tuple(map(ip_network, ("10.0.2.0/27", "fd00:2::/123")))
+TOPS = FOR_PODS + FOR_SERVICES
 net = lru_cache(ip_network)
 FIRST = datetime(2026, 1, 1, tzinfo=UTC)
 
 
 def key(cls: type[IPPool] | type[Node] | type[IPReservation], name: str) -> Key:
     return Key(cls.KIND, "", name)
+
+
+def for_services(inner: Address | Network) -> bool:
+    return any(contains(each, inner) for each in FOR_SERVICES)
 
 
 class Play:
@@ -58,11 +65,11 @@ class Play:
         self.random = Random(seed)
         self.now = FIRST
         self.world = World()
-        self.nodes = [Watcher(name, self.world) for name in NODES]
+        self.nodes = [Watcher(name, self.world) for name in (*NODES, LOAD_BALANCER, LOAD_BALANCER)]
         self.holder: dict[Address, str] = {}
         self.on: dict[str, str] = {}
         self.freed: dict[Address, datetime] = {}
-        self.asking: dict[str, Request] = {}
+        self.asking: dict[int, Request] = {}
         self.numbers = 0
         self.releases = 0
         self.counts: Counter[str] = Counter()
@@ -83,26 +90,33 @@ class Play:
 
     def ask(self, watcher: Watcher) -> None:
         """A new request of a node that is not at one already; its steps come later, one at a time."""
-        if watcher.name in self.asking:
+        if id(watcher) in self.asking:
             return self.go_on(watcher)
-        again = self.random.random() < 0.05 and self.on
-        handle = self.random.choice(list(self.on)) if again else f"net.c{self.numbers}"
+        virtual = watcher.name == LOAD_BALANCER
+        known = [handle for handle, node in self.on.items() if not virtual or node == LOAD_BALANCER]
+        again = self.random.random() < (0.4 if virtual else 0.05) and known
+        handle = self.random.choice(known) if again else f"net.c{self.numbers}"
         self.numbers += 1
         node = self.on.get(handle, watcher.name)
         if node != watcher.name:
             return None
         addresses: tuple[Address, ...] = ()
         if self.random.random() < 0.15:
-            among = self.random.choice(TOPS)
+            among = self.random.choice(FOR_SERVICES if virtual else TOPS)
             addresses = (among[self.random.randrange(among.num_addresses)],)
         families = self.random.choice((None, (Family.V4,), (Family.V6,), (Family.V4, Family.V6)))
-        owner = Owner(node=watcher.name, pod=handle)
-        self.asking[watcher.name] = Request(handle=handle, owner=owner, addresses=addresses, families=families)
+        owner, use, back = Owner(node=watcher.name, pod=handle), Use.WORKLOAD, tuple[Address, ...]()
+        if owner.virtual:
+            owner, use = Owner(node=watcher.name, namespace="shop", service=handle), Use.LOAD_BALANCER
+            back = tuple(each for each, holder in self.holder.items() if holder == handle and each not in addresses)
+        self.asking[id(watcher)] = Request(
+            handle=handle, owner=owner, addresses=addresses, families=families, use=use, instead_of=back
+        )
         return self.go_on(watcher)
 
     def go_on(self, watcher: Watcher) -> None:
         """One transaction further."""
-        request = self.asking.get(watcher.name)
+        request = self.asking.get(id(watcher))
         if request is None:
             return
         try:
@@ -120,13 +134,15 @@ class Play:
         if step.grant is None:
             self._claimed(watcher.name, step)
             return
-        assert known in (ABSENT, self.world.at(node)), "given on a node that was deleted or changed meanwhile"
-        del self.asking[watcher.name]
+        assert request.owner.virtual or known in (ABSENT, self.world.at(node)), (
+            "given on a node that was deleted or changed meanwhile"
+        )
+        del self.asking[id(watcher)]
         self._granted(watcher.name, request, step)
 
     def _refused(self, watcher: Watcher, request: Request, exhausted: Exhausted) -> None:
         self.counts["exhausted"] += 1
-        del self.asking[watcher.name]
+        del self.asking[id(watcher)]
         behind = watcher.position < len(self.world.log)
         watcher.catch_up()
         if not behind and not request.addresses and request.families is not None and len(request.families) == 1:
@@ -135,7 +151,7 @@ class Play:
 
     def crash(self, watcher: Watcher) -> None:
         """The process ends in the middle; another reads everything."""
-        self.asking.pop(watcher.name, None)
+        self.asking.pop(id(watcher), None)
         watcher.books = type(watcher.books)()
         watcher.seen.clear()
         watcher.position = 0
@@ -180,10 +196,12 @@ class Play:
         elif claims:
             claim = self.random.choice(claims)
             assert isinstance(claim, BlockAffinity)
-            gone = key(Node, claim.spec.node) not in self.world.objects
-            if not gone and claim.spec.state is AffinityState.CONFIRMED and self.random.random() < 0.8:
+            virtual = claim.spec.type == "virtual"  # its blocks stay its own while they are in use
+            gone = not virtual and key(Node, claim.spec.node) not in self.world.objects
+            stays = virtual or self.random.random() < 0.8
+            if not gone and claim.spec.state is AffinityState.CONFIRMED and stays:
                 return
-            step = release_affinity(watcher.books, claim.spec.node, net(claim.spec.cidr), self.now)
+            step = release_affinity(watcher.books, claim.spec.owner, net(claim.spec.cidr), self.now)
         else:
             return
         before = dict(self.world.of(IPAMBlock.KIND))
@@ -241,6 +259,8 @@ class Play:
     def turn_node(self, watcher: Watcher) -> None:
         """A node is deleted, sometimes with all that is on it, or is back. Its agent may not know for a while."""
         there = key(Node, watcher.name)
+        if watcher.name == LOAD_BALANCER:
+            return
         if there not in self.world.objects:
             self.world.write(Node(metadata=Metadata(name=watcher.name)))
         elif watcher.name not in self.on.values() or self.random.random() < 0.5:
@@ -255,20 +275,29 @@ class Play:
         assert len(set(versions)) == len(versions)
         assert set(request.families or ()) <= set(versions) or request.addresses
         assert set(request.addresses) <= set(step.grant.addresses)
+        for address in request.instead_of:
+            if self.holder.get(address) == request.handle:
+                assert address not in step.grant.addresses
+                del self.holder[address]
+                self.freed[address] = self.now
+                self.releases += 1
+                self.counts["exchanged"] += 1
         fresh = [each for each in step.grant.addresses if self.holder.get(each) != request.handle]
         for address in fresh:
             assert address not in self.holder, f"{address} is {self.holder[address]}'s"
             settings = self._settings()
             pool = next(each for each in self._pools() if contains(net(each.spec.cidr), address))
             assert not pool.spec.disabled
+            assert for_services(address) is request.owner.virtual
             if address not in request.addresses:
                 assert not self._reserved(address)
             assert not self._rests(address), f"{address} rests"
             block = self._block(address)
-            if settings.strict_affinity:
-                assert block.spec.node == node
-            assert block.spec.borrowers.get(str(address)) == (None if block.spec.node == node else node)
-            self.counts["borrowed"] += block.spec.node != node
+            if settings.strict_affinity or request.owner.virtual:
+                assert block.spec.owner == node
+            assert block.spec.borrowers.get(str(address)) == (None if block.spec.owner == node else node)
+            self.counts["borrowed"] += block.spec.owner != node
+            self.counts["services"] += request.owner.virtual
             self.holder[address] = request.handle
             self.freed.pop(address, None)
         self.counts["granted"] += bool(fresh)
@@ -284,7 +313,8 @@ class Play:
             if isinstance(change, Write):
                 assert isinstance(change.resource, BlockAffinity)
                 version = net(change.resource.spec.cidr).version
-                assert self._count(node, version) <= self._settings().most_blocks, "too many blocks"
+                most = self._settings().most_blocks
+                assert node == LOAD_BALANCER or self._count(node, version) <= most, "too many blocks"
         self.counts["claims"] += 1
 
     def audit(self) -> None:
@@ -299,11 +329,11 @@ class Play:
                 address = ip_address(text)
                 assert contains(network, address)
                 said[address] = handle
-                user = block.spec.borrowers.get(text, block.spec.node)
+                user = block.spec.borrowers.get(text, block.spec.owner)
                 assert user == self.on[handle]
             assert block.spec.borrowers.keys() <= block.spec.allocations.keys()
             assert not block.spec.freed.keys() & block.spec.allocations.keys()
-            assert block.spec.node not in block.spec.borrowers.values()
+            assert block.spec.owner not in block.spec.borrowers.values()
         assert said == self.holder
         held = {
             ip_address(text): handle.spec.handle_id
@@ -325,7 +355,7 @@ class Play:
         self.now += timedelta(hours=1)
         for claim in list(self.world.of(BlockAffinity.KIND).values()):
             assert isinstance(claim, BlockAffinity)
-            assert one.carry_out(release_affinity(one.books, claim.spec.node, net(claim.spec.cidr), self.now))
+            assert one.carry_out(release_affinity(one.books, claim.spec.owner, net(claim.spec.cidr), self.now))
         for block in self._blocks():
             assert one.carry_out(release_block(one.books, net(block.spec.cidr), self.now))
         self.audit()
@@ -337,7 +367,9 @@ class Play:
 
     def _pool(self, network: Network, length: int) -> IPPool:
         name = str(network).translate(str.maketrans(".:/", "---")).strip("-")
-        return IPPool(metadata=Metadata(name=f"p-{name}"), spec=IPPoolSpec(cidr=str(network), block_size=length))
+        uses = ["LoadBalancer"] if for_services(network) else []
+        spec = IPPoolSpec(cidr=str(network), block_size=length, allowed_uses=uses)
+        return IPPool(metadata=Metadata(name=f"p-{name}"), spec=spec)
 
     def _pools(self) -> list[IPPool]:
         return [pool for pool in self.world.of(IPPool.KIND).values() if isinstance(pool, IPPool)]
@@ -368,23 +400,25 @@ class Play:
 
     def _count(self, node: str, version: int) -> int:
         claims = [each.spec for each in self.world.of(BlockAffinity.KIND).values() if isinstance(each, BlockAffinity)]
-        mine = {spec.cidr for spec in claims if spec.node == node}
-        mine |= {block.spec.cidr for block in self._blocks() if block.spec.node == node}
+        mine = {spec.cidr for spec in claims if spec.owner == node}
+        mine |= {block.spec.cidr for block in self._blocks() if block.spec.owner == node}
         return sum(net(cidr).version == version for cidr in mine)
 
     def _could_have(self, node: str, family: Family) -> Address | None:
         """An address that `node` should have got; every one is looked at."""
         settings, blocks = self._settings(), self._blocks()
-        claimable = settings.auto_allocate_blocks and self._count(node, family) < settings.most_blocks
+        virtual = node == LOAD_BALANCER
+        may = settings.auto_allocate_blocks and self._count(node, family) < settings.most_blocks
+        claimable, strict = may or virtual, settings.strict_affinity or virtual
         for pool in self._pools():
             network, length = net(pool.spec.cidr), pool.spec.block_length
-            if pool.spec.disabled or network.version != family:
+            if pool.spec.disabled or network.version != family or bool(pool.spec.allowed_uses) is not virtual:
                 continue
             for address in (network[number] for number in range(network.num_addresses)):
                 if address in self.holder or self._reserved(address) or self._rests(address):
                     continue
                 around = [block for block in blocks if contains(net(block.spec.cidr), address)]
-                if around and (around[0].spec.node == node or not settings.strict_affinity):
+                if around and (around[0].spec.owner == node or not strict):
                     return address
                 if around and not around[0].spec.affinity and claimable:
                     return address
@@ -421,5 +455,5 @@ def test_no_address_is_given_twice_and_none_is_lost(seed: int) -> None:
             raise AssertionError(f"seed {seed}, operation {number}: {error}") from error
     counts = play.counts
     play.settle()
-    for what in ("granted", "borrowed", "claims", "conflicts", "exhausted"):
+    for what in ("granted", "borrowed", "claims", "conflicts", "exhausted", "services", "exchanged"):
         assert counts[what] > OPERATIONS // 500, f"seed {seed}: hardly any {what}: {counts}"
