@@ -45,7 +45,7 @@ from core.snapshot import Snapshot
 from datastore import objects
 from datastore.api import ABSENT, At, Store
 from datastore.follow import follow
-from datastore.ipam.balancing.plan import Due, Give, Planner, Spare, Take, Wait, ended, revision, spares
+from datastore.ipam.balancing.plan import Due, Give, Planner, Spare, Take, Unmoved, Wait, ended, revision, spares
 from datastore.ipam.balancing.wishes import HANDLE
 from datastore.ipam.block import stamp
 from datastore.ipam.ledger import Ledger
@@ -115,7 +115,9 @@ class _Balancer:
     planner: Planner = field(default_factory=Planner)
     tried: dict[Key, _Tried] = field(default_factory=dict)
     empty: dict[Key, tuple[int, float]] = field(default_factory=dict)
-    supply: tuple[object, ...] = ()
+    supply: Unmoved = field(default_factory=lambda: Unmoved(IPAMBlock, IPReservation, IPAMConfiguration))
+    tidied: Unmoved = field(default_factory=lambda: Unmoved(IPAMBlock, BlockAffinity, IPPool, IPAMConfiguration))
+    tidy_at: float = 0.0
 
     async def run(self, latest: Latest[Snapshot]) -> None:
         """Do what is due, for ever."""
@@ -152,9 +154,10 @@ class _Balancer:
             async with asyncio.TaskGroup() as tasks:
                 for each in due[start : start + TOGETHER]:
                     tasks.create_task(self._try(each))
-        idle = await self._tidy(snapshot, now)
-        times = [*map(self._next, plan), *idle]
-        return max(0.01, min([*times, now + AGAIN_S]) - time.monotonic())
+        if not self.tidied(snapshot) or self.tidy_at <= now:
+            self.tidy_at = await self._tidy(snapshot, now)
+        times = [*map(self._next, plan), self.tidy_at]
+        return max(0.01, min(times) - time.monotonic())
 
     def _forget(self, there: set[Key]) -> None:
         for key in self.tried.keys() - there:
@@ -162,10 +165,8 @@ class _Balancer:
 
     def _hurry(self, snapshot: Snapshot) -> None:
         """Who found nothing is tried soon when what there is to give has changed."""
-        supply = tuple(snapshot.of(cls) for cls in (IPAMBlock, IPReservation, IPAMConfiguration))
-        if supply == self.supply:
+        if self.supply(snapshot):
             return
-        self.supply = supply
         for tried in self.tried.values():
             if tried.why:
                 tried.again = min(tried.again, tried.at + SOON_S)
@@ -225,7 +226,7 @@ class _Balancer:
             grant = await self.ledger.release(due.handle, "Service asks for none", along)
         log.info("balancing.taken", service=_name(due.key), addresses=list(map(str, grant.addresses)))
 
-    async def _tidy(self, snapshot: Snapshot, now: float) -> list[float]:
+    async def _tidy(self, snapshot: Snapshot, now: float) -> float:
         """Remove what nobody needs; when to look again."""
         found = list(spares(snapshot, datetime.now(UTC)))
         self.empty = {each.key: self._empty_since(each, now) for each in found}
@@ -237,8 +238,8 @@ class _Balancer:
         ending_pools = ended(snapshot)
         for pool in ending_pools:
             await self._end(pool)
-        times = [since + self.idle_s for _, since in self.empty.values()]
-        return [max(each, now + SOON_S) for each in times] + [now + AGAIN_S / 6] * bool(ending_pools)
+        times = [max(since + self.idle_s, now + SOON_S) for _, since in self.empty.values()]
+        return min([*times, now + (AGAIN_S / 6 if ending_pools else AGAIN_S)])
 
     def _empty_since(self, spare: Spare, now: float) -> tuple[int, float]:
         before = self.empty.get(spare.key)

@@ -127,29 +127,47 @@ def revision(of: Resource) -> int:
     return int(of.metadata.resource_version)
 
 
+class Unmoved:
+    """Whether a snapshot has the same objects of some kinds as the one before: most of what is heard is about pods."""
+
+    def __init__(self, *classes: type[Resource]) -> None:
+        self._classes = classes
+        self._before: tuple[object, ...] = ()
+
+    def __call__(self, snapshot: Snapshot) -> bool:
+        """Also notes it."""
+        tables: tuple[object, ...] = (snapshot.problems, *(snapshot.of(cls) for cls in self._classes))
+        before, self._before = self._before, tables
+        return tables == before
+
+
 class Planner:
     """Remembers what it decided for each Service: the same again, the very same object, while nothing it goes by has
     changed."""
 
     def __init__(self) -> None:
+        self._unmoved = Unmoved(Service, IPAMHandle, IPPool, KubeControllersConfiguration)
+        self._plan: list[Due] = []
         self._context: Context | None = None
         self._from: tuple[object, ...] = ()
         self._known: dict[Key, tuple[Service | None, IPAMHandle | None, Context, Due | None]] = {}
 
     def plan(self, snapshot: Snapshot) -> list[Due]:
         """What is to be done, in no order."""
+        if not self._unmoved(snapshot):
+            self._plan = self._made(snapshot)
+        return self._plan
+
+    def _made(self, snapshot: Snapshot) -> list[Due]:
         context = self._in(snapshot)
         handles = {key: handle for handle in snapshot.of(IPAMHandle).values() if (key := _service_of(handle))}
         named = {handle.spec.handle_id: handle for handle in snapshot.of(IPAMHandle).values()}
         services = snapshot.of(Service)
         known: dict[Key, tuple[Service | None, IPAMHandle | None, Context, Due | None]] = {}
-        for key in services.keys() | handles.keys():
+        about = [key for key, service in services.items() if service.spec.type == "LoadBalancer" or key in handles]
+        for key in (*about, *(handles.keys() - services.keys() - snapshot.problems.keys())):
             service = services.get(key)
             handle = handles.get(key) or named.get(handle_of(key.namespace, key.name))
-            if key in snapshot.problems:
-                continue
-            if handle is None and service is not None and not ours(service):
-                continue
             before = self._known.get(key)
             if before is not None and before[0] is service and before[1] is handle and before[2] is context:
                 known[key] = before
