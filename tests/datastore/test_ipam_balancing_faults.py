@@ -5,14 +5,15 @@ from __future__ import annotations
 import asyncio
 import random
 import signal
+from collections.abc import Set as AbstractSet
 from contextlib import suppress
 from pathlib import Path
 
 from core.errors import Unavailable
-from core.names import Key
+from core.names import Key, Kind
 from core.resources import Service
 from datastore import objects
-from datastore.api import Put
+from datastore.api import Listing, Put
 from datastore.client import GrpcStore
 from datastore.etcd import EtcdStore
 from datastore.sqlite import SqliteStore
@@ -93,6 +94,34 @@ async def _written(store: EtcdStore, name: str) -> bool:
         await put(store, service(name))
         return True
     return False
+
+
+class Counted(SqliteStore):
+    """A store that counts its listings."""
+
+    lists: int = 0
+
+    async def list(self, kinds: AbstractSet[Kind]) -> Listing:
+        self.lists += 1
+        return await super().list(kinds)
+
+
+async def test_fifty_that_wait_ask_together(tmp_path: Path) -> None:
+    store = await Counted.open(tmp_path / "db")
+    assert isinstance(store, Counted)
+    await put(
+        store, balanced("small", "198.18.0.0/30", block_size=30), *(service(f"s{number}") for number in range(54))
+    )
+    async with balancing(store):
+
+        async def full() -> bool:
+            return sum(map(len, (await told(store)).values())) == 4
+
+        await until(full)
+        before = store.lists
+        await asyncio.sleep(2.5)
+        assert store.lists - before < 20
+    await store.close()
 
 
 async def test_one_bad_service_or_handle_disables_itself_and_no_other(tmp_path: Path) -> None:

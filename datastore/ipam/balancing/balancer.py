@@ -262,7 +262,9 @@ def _tried(due: Due, before: _Tried | None, wait: float, failures: int, why: str
     now = time.monotonic()
     turns = before.turns + 1 if before is not None and now - before.at < AGAIN_S else 0
     rest = min(AGAIN_S, 0.1 * 2.0 ** min(turns - TURNS, 10)) if turns > TURNS else 0.0
-    again = now + max(rest, wait) * random.uniform(1, 1.25)  # noqa: S311 - jitter, not a secret
+    wait = max(rest, wait)
+    # Who lost a race steps aside; those who wait for an address ask together: each reading of the store is for all.
+    again = (now // wait + 1) * wait if why else now + wait * random.uniform(1, 1.25)  # noqa: S311
     return _Tried(due, now, again, now + rest, turns, failures, why)
 
 
