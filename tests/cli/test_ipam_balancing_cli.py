@@ -111,7 +111,7 @@ def test_a_service_gets_its_address_and_gives_it_back(muslin: Muslin, tmp_path: 
     assert muslin("ipam check").code == 0
 
 
-def test_an_address_that_is_taken_by_force_is_given_anew(muslin: Muslin, tmp_path: Path) -> None:
+def test_an_address_that_is_taken_by_force_is_given_to_the_service_again(muslin: Muslin, tmp_path: Path) -> None:
     file = tmp_path / "cluster.yaml"
     file.write_text(CLUSTER.replace("  annotations: {projectcalico.org/loadBalancerIPs: '[\"198.51.100.5\"]'}\n", ""))
     assert muslin(f"apply -f {file}").code == 0
@@ -119,5 +119,7 @@ def test_an_address_that_is_taken_by_force_is_given_anew(muslin: Muslin, tmp_pat
     (service,) = json.loads(said.out)["items"]
     (had,) = service["status"]["loadBalancer"]["ingress"]
     assert muslin(f"ipam release --ip {had['ip']} --force").code == 0
-    until(muslin, "get services -A", lambda said: "198.51.100." in said.out and had["ip"] not in said.out)
+    until(muslin, f"ipam show --ip {had['ip']}", lambda said: "SERVICE" in said.out and "shop/web" in said.out)
+    past = json.loads(muslin(f"ipam history {had['ip']} -o json").out)["holders"]
+    assert [(each["service"], each["why"]) for each in past] == [("web", ""), ("web", "ipam release")]
     assert muslin("ipam check").code == 0

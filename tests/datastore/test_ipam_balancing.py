@@ -337,6 +337,32 @@ async def test_what_somebody_takes_out_of_a_status_is_put_back(store: SqliteStor
         await says(store, {"web": had})
 
 
+async def test_what_a_service_says_it_has_is_its_own_if_it_is_nobody_elses(store: SqliteStore) -> None:
+    six = balanced("six", "2001:db8::/112")
+    taken = service("taken", asks={"loadBalancerIPs": '["198.51.100.7"]'})
+    await put(store, POOL, six, taken)
+    async with balancing(store):
+        await says(store, {"taken": ["198.51.100.7"]})
+        await put(
+            store,
+            service("moved", ingress("198.51.100.77"), ip_families=["IPv4"]),
+            service("both", ingress("2001:db8::77", "198.51.100.78")),
+            service("half", ingress("2001:db8::79")),
+            service("late", ingress("198.51.100.7"), ip_families=["IPv4"]),
+        )
+        await says(store, {"moved": ["198.51.100.77"], "both": ["2001:db8::77", "198.51.100.78"]})
+        await until(lambda: has(store, "half", 2))
+        await until(lambda: others(store))
+    held = await agreed(store, [POOL, six])
+    assert "2001:db8::79" in map(str, held["half"])
+    assert list(map(str, held["taken"])) == ["198.51.100.7"]
+    assert len(held["late"]) == 1
+
+
+async def others(store: Store) -> bool:
+    return (await told(store))["late"] != ["198.51.100.7"]
+
+
 async def test_pods_never_get_such_an_address_nor_borrow_from_such_a_block(store: SqliteStore) -> None:
     await put(store, POOL, service("web"))
     async with balancing(store):

@@ -51,7 +51,7 @@ from datastore.ipam.block import stamp
 from datastore.ipam.ledger import Ledger
 from datastore.ipam.listing.ending import ending
 from datastore.ipam.listing.holders import KINDS, Holdings
-from datastore.ipam.model import Exhausted
+from datastore.ipam.model import Exhausted, Grant, Request
 from datastore.ipam.writing import operations
 
 FOLLOWED: Final[tuple[type[Resource], ...]] = (
@@ -208,11 +208,23 @@ class _Balancer:
         self.tried[due.key] = _tried(due, before, wait, failures, why)
 
     async def _give(self, due: Give) -> None:
-        at = revision(due.service)
-        grant, _ = await self.ledger.assign(due.request, lambda found: [objects.put(due.told(found.addresses), at)])
+        grant = await self._adopt(due) or await self._assign(due, due.request)
         addresses = list(map(str, grant.addresses))
         back = list(map(str, due.request.instead_of))
         log.info("balancing.given", service=_name(due.key), addresses=addresses, instead_of=back)
+
+    async def _adopt(self, due: Give) -> Grant | None:
+        if due.adopting is None:
+            return None
+        try:
+            return await self._assign(due, due.adopting)
+        except Exhausted:  # they are others' by now
+            return None
+
+    async def _assign(self, due: Give, request: Request) -> Grant:
+        at = revision(due.service)
+        grant, _ = await self.ledger.assign(request, lambda found: [objects.put(due.told(found.addresses), at)])
+        return grant
 
     async def _take(self, due: Take) -> None:
         if due.service is None:

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator
 from collections.abc import Set as AbstractSet
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from ipaddress import ip_address
 from typing import Final, TypeAlias
@@ -35,7 +35,7 @@ from core.resources import (
 from core.resources.ipam import LOAD_BALANCER, AffinityState
 from core.snapshot import Snapshot
 from datastore.ipam import block as blocks
-from datastore.ipam.balancing.ingress import telling
+from datastore.ipam.balancing.ingress import addresses, telling
 from datastore.ipam.balancing.wishes import Wish, asks, balances, handle_of, ours, request, served, service_of, wish
 from datastore.ipam.model import Remove, Request, Step
 
@@ -47,11 +47,16 @@ NO_POOL: Final = "there is no IPPool whose allowedUses is [LoadBalancer]; make o
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Give:
-    """That a Service is to have what `request` asks for, and to say so."""
+    """That a Service is to have what `request` asks for, and to say so.
+
+    One that says that it has addresses, and holds none, is to have those if they can be had (`adopting`): traffic may
+    be under way to them, as when it comes from another cluster's backup.
+    """
 
     service: Service
     request: Request
     context: Context
+    adopting: Request | None = None
 
     @property
     def key(self) -> Key:
@@ -219,7 +224,19 @@ def _wanted(service: Service, wanted: Wish, held: tuple[Address, ...], context: 
     left = [each for each in held if each not in instead]
     if not instead and not wanted.missing(left) and telling(service, held, context.balanced) is service:
         return None
-    return Give(service, request(service, wanted, instead), context)
+    return Give(
+        service, request(service, wanted, instead), context, None if held else _adopting(service, wanted, context)
+    )
+
+
+def _adopting(service: Service, wanted: Wish, context: Context) -> Request | None:
+    said: dict[int, Address] = {}
+    for address in addresses(service):
+        if context.balanced(address) and wanted.fits(address, context.pools, context.unreadable):
+            said.setdefault(address.version, address)
+    if not said or wanted.addresses:
+        return None
+    return replace(request(service, wanted, ()), addresses=tuple(said.values()), families=None)
 
 
 def spares(snapshot: Snapshot, now: datetime) -> Iterator[Spare]:
