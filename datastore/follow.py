@@ -72,6 +72,7 @@ async def follow(
     node: str = "",
     decode: Decode = manifest.decode,
     revised: bool = False,
+    quiet: bool = False,
     timing: Timing = PATIENCE,
     save_every_s: float = SAVE_EVERY_S,
 ) -> None:
@@ -80,10 +81,11 @@ async def follow(
     `cache` is where the last snapshot is kept across restarts (None: nowhere). A snapshot is `stale` while the store
     is away: the one from disk at the start, and the last one again when the connection is lost. With `node`, what
     vanishes in masses is held until an operator has looked at that Node. `revised`: each object says in its
-    `resource_version` at which revision it was last changed, as one does that a client of Kubernetes reads.
+    `resource_version` at which revision it was last changed, as one does that a client of Kubernetes reads. `quiet`:
+    the log does not say when the store is away, as somebody else of this process says it.
     """
     kept = frozenset(cls.KIND for cls in kinds)
-    follower = _Follower(store, kept, latest, cache, node, Sharing(decode, node), timing, revised=revised)
+    follower = _Follower(store, kept, latest, cache, node, Sharing(decode, node), timing, revised=revised, quiet=quiet)
     try:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(follower.keep_saved(save_every_s), name="datastore-cache")
@@ -106,10 +108,11 @@ class _Follower:
         timing: Timing,
         *,
         revised: bool,
+        quiet: bool,
     ) -> None:
         self._store, self._kinds, self._latest = store, kinds, latest
         self._cache, self._node, self._decode, self._timing = cache, node, decode, timing
-        self._revised = revised
+        self._revised, self._quiet = revised, quiet
         self._snapshot: Snapshot | None = None
         self._accepted: Snapshot | None = None
         self._failures = 0
@@ -191,7 +194,8 @@ class _Follower:
             self._latest.put(found)
         else:
             have = "nothing yet"
-        log.warning("datastore.away", why=str(error), have=have)
+        if not self._quiet:
+            log.warning("datastore.away", why=str(error), have=have)
 
     async def _on_disk(self) -> Snapshot | None:
         if self._cache is None:
@@ -203,7 +207,8 @@ class _Follower:
         self._failures = 0
         if self._away:
             self._away = False
-            log.info("datastore.back")
+            if not self._quiet:
+                log.info("datastore.back")
 
     def _show(self, snapshot: Snapshot) -> None:
         self._snapshot = snapshot

@@ -129,7 +129,7 @@ class _Balancer:
                 if snapshot is not None and not snapshot.stale:
                     wait = await self._round(snapshot)
                 failures = 0
-            except Unavailable:  # the follower says so in the log
+            except Unavailable:  # the server says so in the log
                 failures += 1
                 await asyncio.sleep(AWAY_S)
             except Exception as error:  # whatever it is, Services of tomorrow are to have addresses
@@ -289,7 +289,7 @@ async def balance(store: Store, *, idle_s: float = IDLE_S) -> None:
         try:
             latest: Latest[Snapshot] = Latest()
             async with asyncio.TaskGroup() as tasks:
-                heard = follow(store, FOLLOWED, latest, None, decode=_decode, revised=True)
+                heard = follow(store, FOLLOWED, latest, None, decode=_decode, revised=True, quiet=True)
                 tasks.create_task(heard, name="balancing-follow")
                 await _Balancer(store, Ledger(store), idle_s).run(latest)
         except Exception as error:  # a bug: what was given stays, and it begins anew
