@@ -16,13 +16,14 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Final, TypeAlias
+from typing import Final, TypeAlias
 
 from core import values
 from core.addr import Address, Network, contains, host_prefix
 from core.resources import BGPConfiguration, EndpointSlice, Node, Service
 from core.resources.bgp import BGPConfigurationSpec, CIDREntry
 from core.snapshot import Snapshot
+from datastore.ipam.balancing import ingress
 
 EXCLUDED: Final = "node.kubernetes.io/exclude-from-external-load-balancers"
 """The label of a node that takes no traffic for services from outside, whatever its value."""
@@ -127,11 +128,8 @@ def _cluster_ips(service: Service) -> Iterable[str]:
     return service.spec.cluster_ips or [service.spec.cluster_ip]
 
 
-def _balanced_ips(service: Service) -> Iterator[str]:
-    balancer: Mapping[str, Any] = (service.status or {}).get("loadBalancer") or {}
-    for each in balancer.get("ingress") or ():
-        if each.get("ip"):
-            yield each["ip"]
+def _balanced_ips(service: Service) -> Iterable[str]:
+    return map(str, ingress.addresses(service))
 
 
 def _within(texts: Iterable[str], ranges: Sequence[Network]) -> list[Address]:

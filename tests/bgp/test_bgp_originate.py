@@ -162,6 +162,15 @@ def test_load_balancers_addresses_without_aggregation() -> None:
     assert told(A, B, lists, local, answering("web", "b")) == {}
 
 
+@pytest.mark.parametrize("said", ["x", ["x"], {"ingress": "x"}, {"ingress": ["x", 1, {"ip": 1}, {"ip": "x"}]}, None])
+def test_a_service_whose_status_cannot_be_made_sense_of_tells_nothing_and_disturbs_nobody(said: object) -> None:
+    lists = defaults(serviceLoadBalancerIPs=ranges("198.51.100.0/24"), serviceLoadBalancerAggregation="Disabled")
+    web = service("web", type="LoadBalancer", status=("198.51.100.1",))
+    odd = msgspec.structs.replace(service("odd", type="LoadBalancer"), status={"loadBalancer": said})
+    slices = (answering("web", "a"), answering("odd", "a"))
+    assert told(A, lists, web, odd, *slices) == {"198.51.100.1/32": "service"}
+
+
 def test_a_range_of_one_address_is_told_once_a_service_has_it() -> None:
     lists = defaults(
         serviceExternalIPs=ranges("192.0.2.1"), serviceLoadBalancerIPs=ranges("198.51.100.1/32", "fd98::1/128")
