@@ -60,6 +60,10 @@ _RECEIVE: Final = 1 << 18
 ASKED_ONE_BY_ONE: Final = 4
 """Up to so many addresses the kernel goes through its table for each of them; for more, we go through it once."""
 
+FEW: Final = 4_000
+"""Up to so many entries we go through the table once as well: an entry costs us 2 us, and the kernel's going through
+all buckets of a large host 10 ms, which it does twice for an address."""
+
 _UNFILTERED: Final = frozenset({errno.EINVAL, errno.EOPNOTSUPP})
 
 _TCP_STATES: Final = (
@@ -165,9 +169,10 @@ class Conntrack:
 
     def flows_of(self, addresses: AbstractSet[Address]) -> Iterator[Flow]:
         """Entries whose first packet came from one of `addresses`, and those whose answers do; some may come twice."""
-        if not self.count():
+        there = self.count()
+        if not there:
             return
-        if len(addresses) <= ASKED_ONE_BY_ONE and not any(each.version == 6 for each in addresses):
+        if there > FEW and len(addresses) <= ASKED_ONE_BY_ONE and not any(each.version == 6 for each in addresses):
             for address in addresses:
                 for side in (_TUPLE_ORIG, _TUPLE_REPLY):
                     yield from self._filtered(side, address)

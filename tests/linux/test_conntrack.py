@@ -12,7 +12,7 @@ from ipaddress import ip_address
 
 import pytest
 
-from linux.conntrack import ASKED_ONE_BY_ONE, Conntrack, Flow, Status, Tuple, pack
+from linux.conntrack import ASKED_ONE_BY_ONE, FEW, Conntrack, Flow, Status, Tuple, pack
 from linux.netlink import NETLINK_NETFILTER, NLM_F_CREATE, NLM_F_EXCL, Netlink, attribute, message
 
 pytestmark = pytest.mark.kernel
@@ -112,8 +112,9 @@ def test_a_later_connection_of_the_same_tuple_is_not_deleted_for_an_earlier(conn
     assert conntrack.delete(earlier)
 
 
-@pytest.mark.parametrize("others", [0, ASKED_ONE_BY_ONE])
-def test_by_address_of_either_end(conntrack: Conntrack, others: int) -> None:
+@pytest.mark.parametrize(("others", "crowd"), [(0, 0), (0, FEW), (ASKED_ONE_BY_ONE, FEW)])
+def test_by_address_of_either_end(conntrack: Conntrack, others: int, crowd: int) -> None:
+    make(*(entry(tcp(f"10.8.{n >> 8}.{n & 255}", 4000, "10.255.0.1", 80)) for n in range(crowd)))
     out, inward = tcp("10.0.0.1", 4000, "10.0.0.2", 80), tcp("10.0.0.9", 4000, "10.0.0.1", 80)
     service = tcp("10.0.0.9", 4001, "10.96.0.1", 80)
     itself = tcp("10.0.0.1", 4001, "10.0.0.1", 80)
