@@ -1,8 +1,8 @@
 """Many nodes start at once, and each is asked for pods before it has taken a breath; there are fewer blocks than nodes.
 
-Each node has a real CNI agent in a network namespace of its own, real pods, and its own ledger. Two have felix as well;
-for the others, which would take a machine each, the network is configured not to wait for it. Forty nodes with
-MUSLIN_SOAK=long (`make soak`), some of them in the suite.
+Each node has a real CNI agent in a network namespace of its own, real pods, and its own ledger. With MUSLIN_SOAK=long
+(`make soak`) they are forty, each with felix; in the suite some of them, of which two have felix, and for the others
+the network is configured not to wait for it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ NODES, POOL, BLOCKS = (40, "10.62.0.0/24", 32) if LONG else (8, "10.62.0.0/27", 
 PODS = 4
 """Of each node."""
 
-WHOLE = 2
+WHOLE = NODES if LONG else 2
 """Nodes with felix."""
 
 pytestmark = [pytest.mark.kernel, pytest.mark.timeout(0 if LONG else 120)]
