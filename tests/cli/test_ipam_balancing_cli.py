@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import shlex
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from cli.__main__ import main
-from tests.cli.conftest import Said
+from tests.cli.conftest import Muslin, Said
 
 CLUSTER = """
 apiVersion: projectcalico.org/v3
@@ -46,24 +43,12 @@ spec:
   ports: [{port: 80}]
 """
 
-Muslin = Callable[[str], Said]
-
 
 @pytest.fixture
-def muslin(new_datastore: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Muslin:
-    """Runs `muslin WORDS` against a datastore of this test's own, whose blocks nobody else has to clear away."""
-    monkeypatch.setenv("MUSLIN_DATASTORE", new_datastore)
+def datastore(new_datastore: str, monkeypatch: pytest.MonkeyPatch) -> str:
+    """One of this test's own, whose blocks nobody else has to clear away; `check` does not wait for a second look."""
     monkeypatch.setattr("cli.ipam_check.SECOND_LOOK_S", 0.0)
-
-    def run(words: str) -> Said:
-        capfd.readouterr()
-        monkeypatch.setattr(sys, "argv", ["muslin", *shlex.split(words)])
-        with pytest.raises(SystemExit) as end:
-            main()
-        out, err = capfd.readouterr()
-        return Said(int(end.value.code or 0), out, err)
-
-    return run
+    return new_datastore
 
 
 def until(muslin: Muslin, words: str, wanted: Callable[[Said], bool]) -> Said:
