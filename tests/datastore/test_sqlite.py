@@ -104,7 +104,8 @@ async def test_watchers_hear_the_same_of_memory_and_of_the_file(tmp_path: Path, 
         assert [event.revision for event in events] == [each for each in written if each > after for _ in range(2)]
         assert {event.key for event in events} <= {key("a"), key("b")}
     await store.compact(written[-1])
-    (ended,) = [item async for item in store.watch(written[-3], {POOL})]
+    async with asyncio.timeout(10):
+        (ended,) = [item async for item in store.watch(written[-3], {POOL})]
     assert isinstance(ended, Compacted)
     await store.close()
 
