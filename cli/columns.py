@@ -71,7 +71,8 @@ def _pool_state(pool: IPPool) -> str:
     return "Terminating" if pool.terminating else "disabled" if pool.spec.disabled else "enabled"
 
 
-def _pod(spec: HandleSpec | RecordSpec) -> str:
+def whose(spec: HandleSpec | RecordSpec) -> str:
+    """For which pod or Service an address is, or was."""
     if spec.service:
         return f"Service {spec.namespace}/{spec.service}"
     return f"{spec.namespace}/{spec.pod}" if spec.pod else "-"
@@ -145,7 +146,7 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
         ),
         IPAMHandle.KIND: (
             Column("NODE", lambda handle: handle.spec.node),
-            Column("POD", lambda handle: _pod(handle.spec)),
+            Column("POD", lambda handle: whose(handle.spec)),
             Column("ADDRESSES", lambda handle: ",".join(handle.spec.addresses)),
             Column("SINCE", lambda handle: handle.spec.since),
             Column("CONTAINER", lambda handle: handle.spec.container, wide=True),
@@ -160,7 +161,7 @@ COLUMNS: Final[Mapping[Kind, tuple[Column, ...]]] = MappingProxyType(
         IPAMRecord.KIND: (
             Column("ADDRESS", lambda record: record.spec.address),
             Column("NODE", lambda record: record.spec.node),
-            Column("POD", lambda record: _pod(record.spec)),
+            Column("POD", lambda record: whose(record.spec)),
             Column("SINCE", lambda record: record.spec.since),
             Column("UNTIL", lambda record: record.spec.until),
             Column("WHY", lambda record: record.spec.why),

@@ -10,6 +10,7 @@ from typing import Annotated, Any, Final
 import typer
 
 from cli import options, store, terminal
+from cli.columns import whose
 from cli.ipam_read import Scene, checked_address, read
 from cli.ipam_stock import Part, address_document, blocks, borrowed, configuration, pools
 from cli.render import Table
@@ -124,7 +125,7 @@ def _history(records: Sequence[RecordSpec]) -> Table:
             each.since or "-",
             each.until or "now",
             each.node or "-",
-            _whose(each),
+            whose(each),
             each.container[:12] or "-",
             each.handle_id,
             each.why,
@@ -132,12 +133,6 @@ def _history(records: Sequence[RecordSpec]) -> Table:
         for each in records
     )
     return Table(HISTORY, tuple(rows))
-
-
-def _whose(each: RecordSpec) -> str:
-    if each.service:
-        return f"Service {each.namespace}/{each.service}"
-    return f"{each.namespace}/{each.pod}" if each.pod else "-"
 
 
 def _record(each: RecordSpec) -> dict[str, str]:

@@ -33,34 +33,20 @@ class Around:
 def known(latest: Latest[Snapshot], namespace: str, pod: str) -> Around | None:
     """What is around a pod by the last snapshot of what is followed; None when that cannot tell."""
     snapshot = latest.peek()
-    if snapshot is None or snapshot.stale or snapshot.problems.keys() & {_pod(namespace, pod), _namespace(namespace)}:
+    keys = Key(Pod.KIND, namespace, pod), Key(Namespace.KIND, "", namespace)
+    if snapshot is None or snapshot.stale or snapshot.problems.keys() & {*keys}:
         return None
     its, around = snapshot.get(Pod, pod, namespace), snapshot.get(Namespace, namespace)
-    return Around(its, around, (At(_pod(namespace, pod), _revision(its)), At(_namespace(namespace), _revision(around))))
+    return Around(its, around, (At(keys[0], _revision(its)), At(keys[1], _revision(around))))
 
 
 async def read(store: Store, namespace: str, pod: str) -> Around:
     """What is around a pod now. Raises `Unavailable`, or `Invalid` when it cannot be read."""
-    its, around = await asyncio.gather(
-        objects.read(store, Pod, pod, namespace), objects.read(store, Namespace, namespace)
-    )
-    return Around(
-        its[0] if its else None,
-        around[0] if around else None,
-        (
-            At(_pod(namespace, pod), its[1] if its else ABSENT),
-            At(_namespace(namespace), around[1] if around else ABSENT),
-        ),
-    )
+    found = await asyncio.gather(objects.read(store, Pod, pod, namespace), objects.read(store, Namespace, namespace))
+    (its, at), (around, around_at) = found[0] or (None, ABSENT), found[1] or (None, ABSENT)
+    keys = Key(Pod.KIND, namespace, pod), Key(Namespace.KIND, "", namespace)
+    return Around(its, around, (At(keys[0], at), At(keys[1], around_at)))
 
 
 def _revision(followed: Pod | Namespace | None) -> int:
     return int(followed.metadata.resource_version) if followed else ABSENT
-
-
-def _pod(namespace: str, name: str) -> Key:
-    return Key(Pod.KIND, namespace, name)
-
-
-def _namespace(name: str) -> Key:
-    return Key(Namespace.KIND, "", name)

@@ -37,7 +37,7 @@ from types import MappingProxyType
 from typing import Final
 
 import structlog
-from msgspec.structs import replace as _changed
+from msgspec import structs
 
 from core import manifest
 from core.breaker import hold
@@ -275,7 +275,8 @@ class _Follower:
             return why
         if found is None or not self._revised:
             return found
-        return _changed(found, metadata=_changed(found.metadata, resource_version=str(said.revision)))
+        metadata = structs.replace(found.metadata, resource_version=str(said.revision))
+        return structs.replace(found, metadata=metadata)
 
     async def keep_saved(self, every_s: float) -> None:
         """Write the cache when there is something new, at most every so many seconds."""

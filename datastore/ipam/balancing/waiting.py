@@ -15,7 +15,7 @@ from datastore.ipam.balancing.plan import SETTINGS, Context, Give, Wait, judge
 from datastore.ipam.balancing.wishes import handle_of, ours
 from datastore.ipam.books import KINDS, Books, handle_key
 from datastore.ipam.giving.assign import assign
-from datastore.ipam.listing.holders import Holdings
+from datastore.ipam.listing.holders import AUDITED, Holdings
 from datastore.ipam.model import Exhausted
 
 SHOWN: Final = 20
@@ -64,7 +64,7 @@ def _refused(books: Books, due: Give, now: datetime) -> str:
 
 def _books(seen: Holdings) -> Books:
     books = Books()
-    for kind in KINDS & seen.kinds:
+    for kind in KINDS & AUDITED:
         for key, held in seen.of(BY_KIND[kind]).items():
             books.see(key, held.resource, held.revision)
     for key, entry in seen.unread.items():

@@ -105,11 +105,6 @@ class Holdings:
             self._held[entry.key.kind][entry.key] = kept
         self.unread: Mapping[Key, Entry] = MappingProxyType(unread)
 
-    @property
-    def kinds(self) -> frozenset[Kind]:
-        """What may be asked `of`."""
-        return AUDITED
-
     def of(self, cls: type[R]) -> Mapping[Key, Held[R]]:
         """Every object of a class that can be read."""
         return cast("Mapping[Key, Held[R]]", self._held[cls.KIND])
